@@ -1,0 +1,136 @@
+"""The exception tree and the warnings.
+
+Every error subclasses a builtin as well as `MedSegPyError`, so that both ``except ValueError`` and
+``except MedSegPyError`` work, and its message says what was asked, what exists, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = [
+    "AmbiguousReaderError",
+    "AugmentationError",
+    "CategoryError",
+    "ConfigError",
+    "ConfigWarning",
+    "DataWarning",
+    "DuplicateNameError",
+    "LeakageError",
+    "MedSegPyError",
+    "MedSegPyWarning",
+    "MetadataConflictError",
+    "MetadataError",
+    "PluginError",
+    "PluginWarning",
+    "ReadError",
+    "RecordError",
+    "ShapeError",
+    "UnknownNameError",
+    "closest_match",
+]
+
+
+class MedSegPyError(Exception):
+    """Base class of every error that medsegpy_core raises on purpose."""
+
+
+class _PlainKeyError(MedSegPyError, KeyError):
+    """A ``KeyError`` whose message is shown as written (``KeyError`` would show its ``repr``)."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownNameError(_PlainKeyError):
+    """A dataset, reader, loader, transform, evaluator or metric name that nobody registered."""
+
+
+class DuplicateNameError(MedSegPyError, ValueError):
+    """One name, two owners."""
+
+
+class ConfigError(_PlainKeyError):
+    """A config key that does not exist, or a value that its key cannot take."""
+
+
+class MetadataError(MedSegPyError, ValueError):
+    """Metadata that is missing, or that contradicts itself."""
+
+
+class MetadataConflictError(MetadataError):
+    """A metadata key set to a second, different value without ``replace=True``."""
+
+
+class RecordError(MedSegPyError, ValueError):
+    """A dataset dict that lacks a required key, has a wrong type, or contradicts another."""
+
+
+class CategoryError(MedSegPyError, ValueError):
+    """A category id that is malformed, or that a mask file does not have."""
+
+
+class ShapeError(MedSegPyError, ValueError):
+    """Elements whose sizes do not fit together in one batch, or do not fit ``IMG_SIZE``."""
+
+
+class AmbiguousReaderError(MedSegPyError, ValueError):
+    """Two readers claim one file, and nothing says which is meant."""
+
+
+class AugmentationError(MedSegPyError, ValueError):
+    """Augmented elements in an evaluation dataset, or an augmentation that is not well declared."""
+
+
+class LeakageError(MedSegPyError, ValueError):
+    """The same subject in training and in evaluation data."""
+
+
+class PluginError(MedSegPyError, RuntimeError):
+    """A plugin that broke a rule of the plugin interface."""
+
+
+class ReadError(MedSegPyError, OSError):
+    """A file that is missing, broken, hostile, or not of the shape that it should have.
+
+    Attributes:
+        reason: What is wrong.
+        path: The file, or None where no single file is to blame.
+        key: The dataset inside the file, or None.
+    """
+
+    def __init__(self, reason: str, path: str | Path | None = None, key: str | None = None):
+        self.reason = reason
+        self.path = None if path is None else Path(path)
+        self.key = key
+        where = [str(self.path)] if path is not None else []
+        if key is not None:
+            where.append(f"dataset {key!r}")
+        super().__init__(f"{', '.join(where)}: {reason}" if where else reason)
+
+    def __reduce__(self) -> tuple[type, tuple[str, Path | None, str | None]]:
+        return type(self), (self.reason, self.path, self.key)
+
+
+class MedSegPyWarning(UserWarning):
+    """Base class of the warnings that medsegpy_core issues."""
+
+
+class PluginWarning(MedSegPyWarning):
+    """A plugin failed; the others work."""
+
+
+class DataWarning(MedSegPyWarning):
+    """Data that can be used, though something about them is not as it should be."""
+
+
+class ConfigWarning(MedSegPyWarning):
+    """A config file says something that has no effect."""
+
+
+def closest_match(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of the known names, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {match[0]!r}?" if match else ""

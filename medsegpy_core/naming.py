@@ -1,0 +1,103 @@
+"""The naming convention of 2D slice files: ``%07d_V%02d-Aug%02d_%03d``."""
+
+from __future__ import annotations
+
+import re
+
+from attrs import field, frozen, validators
+
+__all__ = ["SliceName", "parse_scan_name", "parse_slice_name", "scan_name"]
+
+# `[0-9]`, not `\d`: the convention means ASCII digits.
+_SLICE_NAME = re.compile(r"([0-9]+)_V([0-9]+)-Aug([0-9]+)_([0-9]+)")
+_SCAN_NAME = re.compile(r"([0-9]+)_V([0-9]+)(?:-Aug([0-9]+))?")
+
+_natural = validators.and_(validators.instance_of(int), validators.ge(0))
+
+
+@frozen(order=True)
+class SliceName:
+    """What the base name of a slice file says.
+
+    Attributes:
+        subject_id: Seven digits; longer ones are legal.
+        time_point: Two digits.
+        augmentation: Two digits, 0 for none.
+        slice_id: Three digits, the first slice of a scan is 1.
+
+    Example:
+        >>> SliceName(subject_id=123456, time_point=1, augmentation=0, slice_id=7).stem
+        '0123456_V01-Aug00_007'
+    """
+
+    subject_id: int = field(validator=_natural)
+    time_point: int = field(default=0, validator=_natural)
+    augmentation: int = field(default=0, validator=_natural)
+    slice_id: int = field(default=1, validator=validators.and_(_natural, validators.ge(1)))
+
+    @property
+    def scan_id(self) -> str:
+        """``%07d_V%02d``, with ``-AugNN`` where the scan is an augmented copy."""
+        return scan_name(self.subject_id, self.time_point, self.augmentation)
+
+    @property
+    def stem(self) -> str:
+        """The base name without a suffix."""
+        return "%07d_V%02d-Aug%02d_%03d" % (
+            self.subject_id,
+            self.time_point,
+            self.augmentation,
+            self.slice_id,
+        )
+
+
+def scan_name(subject_id: int, time_point: int = 0, augmentation: int = 0) -> str:
+    """Return the scan id of the convention: ``%07d_V%02d``, plus ``-Aug%02d`` for an augmented copy.
+
+    Example:
+        >>> scan_name(42), scan_name(42, 1, augmentation=3)
+        ('0000042_V00', '0000042_V01-Aug03')
+    """
+    name = "%07d_V%02d" % (subject_id, time_point)
+    return name + "-Aug%02d" % augmentation if augmentation else name
+
+
+def parse_slice_name(name: str) -> SliceName:
+    """Read the base name (no folder, no suffix) of a slice file.
+
+    Any zero padding is read; `SliceName.stem` writes the canonical one.
+
+    Raises:
+        ValueError: `name` does not follow the convention, or its slice number is 0.
+
+    Example:
+        >>> parse_slice_name("0123456_V00-Aug04_001").augmentation
+        4
+    """
+    match = _SLICE_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"{name!r} is not the name of a slice: expected SUBJECT_Vnn-Augnn_SLICE in digits, "
+            "as in '0123456_V00-Aug00_001', without a suffix."
+        )
+    subject_id, time_point, augmentation, slice_id = map(int, match.groups())
+    if slice_id == 0:
+        raise ValueError(f"{name!r} names slice 0, but slices are numbered from 1.")
+    return SliceName(subject_id, time_point, augmentation, slice_id)
+
+
+def parse_scan_name(name: str) -> dict[str, int]:
+    """Read what the name of a scan says of it: `subject_id` and `time_point` where it begins
+    ``(\\d+)_V(\\d+)``, and `augmentation` where ``-AugNN`` follows. Says nothing of other names.
+
+    Example:
+        >>> parse_scan_name("0000042_V01-Aug03")
+        {'subject_id': 42, 'time_point': 1, 'augmentation': 3}
+        >>> parse_scan_name("knee left")
+        {}
+    """
+    match = _SCAN_NAME.match(name)
+    if match is None:
+        return {}
+    keys = ("subject_id", "time_point", "augmentation")
+    return {key: int(text) for key, text in zip(keys, match.groups(), strict=True) if text is not None}

@@ -1,0 +1,249 @@
+"""`Record`, the typed and checked form of a standard dataset dict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import evolve, field, frozen
+
+from medsegpy_core.errors import RecordError
+from medsegpy_core.naming import parse_scan_name, parse_slice_name
+
+__all__ = ["Record", "ScanKey", "augmentation_in_name", "check_axes"]
+
+# (dataset, scan_id, augmentation): what a scan is. Originals and augmented copies never mix.
+ScanKey = tuple[str, str, int]
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that cannot be changed, and that pickles (``types.MappingProxyType`` does not)."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("The mappings of a Record cannot be changed; make a new Record with attrs.evolve().")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
+
+
+# One object for the many records that carry nothing: 200,000 empty dicts would cost 13 MB.
+_NOTHING = FrozenDict()
+
+
+@frozen
+class Record:
+    """One slice or one volume of a dataset.
+
+    Attributes:
+        dataset: The name of the dataset, empty where the dict came without one.
+        index: The position in the dataset's list.
+        kind: ``"slice"`` or ``"volume"``.
+        file_name: The file with the image.
+        sem_seg_file: The file with the mask; None: unlabelled.
+        image_key: Path of the image inside its file; several give several channels; None: the default.
+        sem_seg_key: Path of the mask inside its file; None: the default.
+        scan_id: The scan this element belongs to.
+        slice_id: 1 for the first slice of a scan; None for a volume.
+        scan_num_slices: The depth of the scan; None for a volume.
+        subject_id: The person, or None.
+        time_point: The visit, or None.
+        augmentation: The number of the augmentation, 0 for an original.
+        reader: The name of a reader, or None: the file decides.
+        scan: All other ``scan_*`` keys; they come back at inference and override metadata.
+        extra: All further keys of the dict.
+    """
+
+    dataset: str
+    index: int
+    kind: Literal["slice", "volume"]
+    file_name: Path
+    sem_seg_file: Path | None
+    image_key: str | tuple[str, ...] | None
+    sem_seg_key: str | None
+    scan_id: str
+    slice_id: int | None
+    scan_num_slices: int | None
+    subject_id: int | None
+    time_point: int | None
+    augmentation: int
+    reader: str | None
+    scan: Mapping[str, Any] = field(default=_NOTHING, hash=False)
+    extra: Mapping[str, Any] = field(default=_NOTHING, hash=False)
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any], dataset: str = "", index: int = 0) -> Record:
+        """Check a standard dataset dict and give it types.
+
+        A dict with a `slice_id` is a slice, any other a volume. `augmentation` is read from the file
+        name where the dict does not give it.
+
+        Raises:
+            RecordError: A required key is missing, or a value has the wrong type.
+        """
+        if not isinstance(d, Mapping):
+            raise RecordError(f"{_where(dataset, index)}: expected a dict, found {_shown(d)}.")
+        kind: Literal["slice", "volume"] = "slice" if "slice_id" in d else "volume"
+        _check(d, kind, dataset, index)
+        augmentation = d.get("augmentation")
+        if augmentation is None:
+            augmentation = augmentation_in_name(d) or 0
+        image_key = d.get("image_key")
+        # `d.get` throughout: None stands for "not given" in optional keys.
+        return cls(
+            dataset=dataset,
+            index=index,
+            kind=kind,
+            file_name=Path(d["file_name"]),
+            sem_seg_file=None if d.get("sem_seg_file") is None else Path(d["sem_seg_file"]),
+            image_key=image_key if image_key is None or isinstance(image_key, str) else tuple(image_key),
+            sem_seg_key=d.get("sem_seg_key"),
+            scan_id=d["scan_id"],
+            slice_id=_int(d.get("slice_id")),
+            scan_num_slices=_int(d["scan_num_slices"]) if kind == "slice" else _int(d.get("scan_num_slices")),
+            subject_id=_int(d.get("subject_id")),
+            time_point=_int(d.get("time_point")),
+            augmentation=int(augmentation),
+            reader=d.get("reader"),
+            scan=_frozen(d, lambda key: key.startswith("scan_") and key not in _TYPED),
+            extra=_frozen(d, lambda key: not key.startswith("scan_") and key not in _TYPED),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the dataset dict of this record: ``Record.from_dict(record.to_dict())`` gives it again,
+        but for the name of the dataset and the position in it."""
+        d: dict[str, Any] = {"file_name": str(self.file_name), "scan_id": self.scan_id}
+        if self.sem_seg_file is not None:
+            d["sem_seg_file"] = str(self.sem_seg_file)
+        for key in ("image_key", "sem_seg_key", "slice_id", "scan_num_slices", "subject_id", "time_point"):
+            if (value := getattr(self, key)) is not None:
+                d[key] = value
+        d["augmentation"] = self.augmentation
+        if self.reader is not None:
+            d["reader"] = self.reader
+        return d | self.scan | self.extra
+
+    @property
+    def scan_key(self) -> ScanKey:
+        """What identifies the scan: dataset, scan id and augmentation."""
+        return self.dataset, self.scan_id, self.augmentation
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a mask."""
+        return self.sem_seg_file is not None
+
+    def where(self) -> str:
+        """Say which element this is, for messages."""
+        return _where(self.dataset, self.index)
+
+    def with_extra(self, values: Mapping[str, Any]) -> Record:
+        """Return a record with more keys in `extra`."""
+        return evolve(self, extra=FrozenDict({**self.extra, **values})) if values else self
+
+
+def augmentation_in_name(d: Mapping[str, Any]) -> int | None:
+    """Return the augmentation number that the names of a dataset dict say, or None.
+
+    A slice says it in its file name, a volume in its file name or the group that it lies in.
+    """
+    stem = os.path.basename(os.fspath(d["file_name"])).partition(".")[0]
+    if "slice_id" in d:
+        try:
+            return parse_slice_name(stem).augmentation
+        except ValueError:
+            return None
+    key = d.get("image_key")
+    group = key.strip("/").partition("/")[0] if isinstance(key, str) else ""
+    return parse_scan_name(stem).get("augmentation", parse_scan_name(group).get("augmentation"))
+
+
+def check_axes(axes: Any) -> bool:
+    """Say whether `axes` names array axes: letters of H, W, D and C, once each, H and W among them."""
+    return isinstance(axes, str) and set("HW") <= set(axes) <= set("HWDC") and len(set(axes)) == len(axes)
+
+
+def _is_int(minimum: int) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and isinstance(path := os.fspath(value), str) and path != ""
+
+
+def _is_image_key(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_text, value)))
+
+
+_FILE = (_is_path, "a path")
+_AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
+
+# key -> (what it must satisfy, that in words); the order is the order in which they are reported.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "file_name": _FILE,
+    "sem_seg_file": _FILE,
+    "scan_id": (_is_text, "a non-empty str"),
+    "slice_id": (_is_int(1), "an int >= 1 (slices are numbered from 1)"),
+    "scan_num_slices": (_is_int(1), "an int >= 1"),
+    "subject_id": (_is_int(0), "an int >= 0"),
+    "time_point": (_is_int(0), "an int >= 0"),
+    "augmentation": (_is_int(0), "an int >= 0 (0 for none)"),
+    "reader": (_is_text, "the name of a reader"),
+    "image_key": (_is_image_key, "a path inside the file, or a tuple of them"),
+    "sem_seg_key": (_is_text, "a path inside the file"),
+    "label_map": (lambda v: isinstance(v, bool), "True or False"),
+    "image_axes": _AXES,
+    "sem_seg_axes": _AXES,
+}
+_REQUIRED = {"slice": ("file_name", "scan_id", "slice_id", "scan_num_slices"), "volume": ("file_name", "scan_id")}
+# The layout keys stay in `extra`: they describe the file, and a reader looks them up there.
+_TYPED = _CHECKS.keys() - {"label_map", "image_axes", "sem_seg_axes"}
+
+
+def _check(d: Mapping[str, Any], kind: str, dataset: str, index: int) -> None:
+    strange = [key for key in d if not isinstance(key, str)]
+    if strange:
+        raise RecordError(f"{_where(dataset, index)}: the keys of a dataset dict are str, found {_shown(strange[0])}.")
+    for key, (fits, expected) in _CHECKS.items():
+        required = key in _REQUIRED[kind]
+        if key not in d and required:
+            raise RecordError(
+                f"{_where(dataset, index)}: {key!r} is missing, expected {expected}. A {kind} needs "
+                f"{', '.join(_REQUIRED[kind])}; this dict has {', '.join(sorted(d)) or 'no keys'}."
+            )
+        value = d.get(key)
+        if (required or value is not None) and not fits(value):
+            raise RecordError(f"{_where(dataset, index)}: {key!r} is {_shown(value)}, expected {expected}.")
+    if kind == "slice" and d["slice_id"] > d["scan_num_slices"]:
+        raise RecordError(
+            f"{_where(dataset, index)}: 'slice_id' is {d['slice_id']}, but 'scan_num_slices' (the depth of the scan) "
+            f"is {d['scan_num_slices']}."
+        )
+
+
+def _where(dataset: str, index: int) -> str:
+    return f"Dataset {dataset!r}, element {index}" if dataset else f"Dataset dict {index}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+
+
+def _int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _frozen(d: Mapping[str, Any], wanted: Callable[[str], bool]) -> Mapping[str, Any]:
+    kept = {key: value for key, value in d.items() if wanted(key)}
+    return FrozenDict(kept) if kept else _NOTHING

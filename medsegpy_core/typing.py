@@ -1,0 +1,104 @@
+"""Types that more than one module speaks: arrays, lazy arrays, and the reader protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medsegpy_core.records import Record
+
+    Array: TypeAlias = NDArray[Any]
+
+__all__ = [
+    "CategoryId",
+    "DatasetDict",
+    "GetDicts",
+    "LazyArray",
+    "OpenScan",
+    "Reader",
+    "Selection",
+    "Transform",
+]
+
+CategoryId: TypeAlias = int | tuple[int, ...]
+DatasetDict: TypeAlias = dict[str, Any]
+GetDicts: TypeAlias = Callable[[], Sequence[DatasetDict]]
+Selection: TypeAlias = tuple[slice, ...]
+Transform: TypeAlias = Callable[..., "tuple[Array, Array]"]
+
+
+class LazyArray(Protocol):
+    """An array whose shape and type are free and whose data come on demand.
+
+    * ``shape`` and ``dtype`` are known without reading data; ``dtype`` has native byte order.
+    * ``array[selection]`` takes what NumPy's basic slicing takes (ints, slices with positive steps,
+      ``...``) and returns a new, C-contiguous ``numpy.ndarray`` in the stored dtype, native byte order.
+    * An optional method ``read_into(selection, out)`` is the fast path: `selection` is one
+      ``slice(start, stop)`` per axis, within bounds, step 1; `out` is an array (perhaps strided) of that
+      shape, of any dtype that the values can be cast to.
+    * It may be used from several threads at once while its `OpenScan` is open.
+    * Errors while reading are `ReadError` and name the path.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, selection: Any) -> Array: ...
+
+
+@runtime_checkable
+class OpenScan(Protocol):
+    """What a reader opens: the arrays of one record.
+
+    * ``image`` is H x W [x D] [x K], in stored axis order: D for a volume, K for several channels.
+    * ``mask`` is H x W [x D] x C with 0 and 1; or of the image's rank without K: one binary class, or, where
+      the record says ``label_map``, integers of which v > 0 is channel v-1. None: unlabelled.
+    * A reader whose files may store other axis orders returns the stored order; medsegpy_core transposes
+      by ``image_axes`` and ``sem_seg_axes``.
+    * ``metadata`` is what the file itself says, in the metadata's words: ``spacing`` (mm, one per spatial
+      axis), ``affine`` (4 x 4, voxel index to RAS+ mm). Empty where it says nothing.
+    """
+
+    @property
+    def image(self) -> LazyArray: ...
+
+    @property
+    def mask(self) -> LazyArray | None: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Turns a record into lazily sliceable arrays. Register it with ``medsegpy_register_readers``.
+
+    * ``name`` is what dataset dicts say in ``reader``; ``suffixes`` are the file name endings it claims,
+      lower case, with the dot (``(".nii", ".nii.gz")``).
+    * ``probe(path)`` says whether the file looks like one of its own, by its first bytes. It is asked only
+      where suffixes do not decide. It never raises for a file that exists.
+    * ``open(record)`` gives a context manager around an `OpenScan`. Opening reads headers, not data. A file that
+      cannot be read is a `ReadError` with the path and the reason.
+    * A reader pickles (a loader carries it to other processes), and holds no open file of its own.
+    * An optional method ``scan(root) -> Iterable[dict]`` lists the dataset dicts of a directory, not
+      recursively; `scan_directory` calls it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]: ...
+
+    def probe(self, path: Path) -> bool: ...
+
+    def open(self, record: Record) -> AbstractContextManager[OpenScan]: ...
