@@ -22,12 +22,11 @@ def normalize_category_id(category_id: Any) -> CategoryId:
         >>> normalize_category_id([0, 2])
         (0, 2)
     """
-    if isinstance(category_id, Integral) and not isinstance(category_id, bool) and category_id >= 0:
+    if _is_channel(category_id):
         return int(category_id)
     if isinstance(category_id, Iterable) and not isinstance(category_id, str | bytes):
         members = tuple(category_id)
-        fits = all(isinstance(m, Integral) and not isinstance(m, bool) and m >= 0 for m in members)
-        if members and fits and len(set(members)) == len(members):
+        if members and all(map(_is_channel, members)) and len(set(members)) == len(members):
             return tuple(int(m) for m in members)
     raise CategoryError(
         f"{category_id!r} is not a category id: expected a channel number (0, 1, ...), or a "
@@ -71,3 +70,7 @@ def required_channels(category_ids: Sequence[CategoryId]) -> int:
         5
     """
     return max((max(channels_of(category_id)) for category_id in category_ids), default=-1) + 1
+
+
+def _is_channel(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0

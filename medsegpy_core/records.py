@@ -27,7 +27,7 @@ class FrozenDict(dict[str, Any]):
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("The mappings of a Record cannot be changed; make a new Record with attrs.evolve().")
 
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
         return type(self), (dict(self),)
@@ -127,7 +127,7 @@ class Record:
         d["augmentation"] = self.augmentation
         if self.reader is not None:
             d["reader"] = self.reader
-        return d | self.scan | self.extra
+        return {**d, **self.scan, **self.extra}
 
     @property
     def scan_key(self) -> ScanKey:
@@ -170,7 +170,7 @@ def check_axes(axes: Any) -> bool:
 
 
 def _is_int(minimum: int) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum
+    return lambda v: not isinstance(v, bool) and isinstance(v, Integral) and int(v) >= minimum
 
 
 def _is_text(value: Any) -> bool:
@@ -210,7 +210,7 @@ _REQUIRED = {"slice": ("file_name", "scan_id", "slice_id", "scan_num_slices"), "
 _TYPED = _CHECKS.keys() - {"label_map", "image_axes", "sem_seg_axes"}
 
 
-def _check(d: Mapping[str, Any], kind: str, dataset: str, index: int) -> None:
+def _check(d: Mapping[Any, Any], kind: str, dataset: str, index: int) -> None:
     strange = [key for key in d if not isinstance(key, str)]
     if strange:
         raise RecordError(f"{_where(dataset, index)}: the keys of a dataset dict are str, found {_shown(strange[0])}.")

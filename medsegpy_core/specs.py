@@ -80,9 +80,7 @@ class Augmentation:
         dataset: The dataset it is declared for; None: all of this plugin's.
     """
 
-    number: int = field(
-        validator=validators.and_(validators.instance_of(int), validators.ge(1), validators.le(99))
-    )
+    number: int = field(validator=validators.and_(validators.instance_of(int), validators.ge(1), validators.le(99)))
     name: str = _name()
     parameters: Mapping[str, Any] = field(factory=dict, validator=validators.instance_of(Mapping), hash=False)
     dataset: str | None = field(default=None, validator=validators.optional(validators.instance_of(str)))
