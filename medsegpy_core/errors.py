@@ -52,7 +52,7 @@ class DuplicateNameError(MedSegPyError, ValueError):
     """One name, two owners."""
 
 
-class ConfigError(_PlainKeyError):
+class ConfigError(_PlainKeyError, ValueError):
     """A config key that does not exist, or a value that its key cannot take."""
 
 

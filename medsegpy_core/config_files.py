@@ -1,0 +1,170 @@
+"""Config files: YAML, TOML and INI in, YAML out. Values are data; nothing is executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from medsegpy_core.config_keys import is_plain, literal
+from medsegpy_core.errors import ConfigError
+
+__all__ = ["BASE_KEY", "read_config_file", "write_config_file"]
+
+BASE_KEY: Final = "_BASE_"
+# YAML 1.2 floats: PyYAML follows YAML 1.1, which takes 1e-3 for a str.
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a config file and those that its ``_BASE_`` names, the nearest value of a key wins.
+
+    Args:
+        path: The file. The suffix says what it is: ``.yaml``, ``.yml``, ``.toml``, ``.ini``.
+
+    Returns:
+        Keys in upper case, and values as the file has them: an INI has strings only.
+
+    Raises:
+        ConfigError: The file is malformed, of another kind, or its own base, directly or not.
+        OSError: A file cannot be read.
+    """
+    chain: list[Path] = []
+    values: dict[str, Any] = {}
+    at: Path | None = path
+    while at is not None:
+        resolved = at.resolve()
+        if resolved in chain:
+            names = " -> ".join(p.name for p in [*chain, resolved])
+            raise ConfigError(f"{path}: {BASE_KEY} goes round in a circle: {names}.")
+        if chain and not at.is_file():
+            raise FileNotFoundError(f"{chain[-1]}: {BASE_KEY} names {at}, which is not a file.")
+        chain.append(resolved)
+        own = _read_one(at)
+        base = own.pop(BASE_KEY, None)
+        values = own | values
+        at = None if base is None else _base_path(base, at)
+    return values
+
+
+def write_config_file(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a YAML file beside `path`, then rename it: `path` is whole, or as it was.
+
+    Raises:
+        ConfigError: A value cannot be written so that it is read back the same.
+    """
+    import yaml
+
+    written = {key: _writable(key, value) for key, value in values.items()}
+    text = yaml.dump(
+        written, Dumper=_yaml_class(yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=float("inf")
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _base_path(base: Any, file: Path) -> Path:
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{file}: {BASE_KEY} is {base!r}, expected the path of a config file.")
+    return file.parent / Path(base).expanduser()
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml, ".ini": _read_ini, ".cfg": _read_ini}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigError(f"{path}: a config file ends in {', '.join(readers)}, not in {path.suffix!r}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # MedSegPy has INI files that are named .yaml; no YAML config begins so.
+        found = _read_ini(text) if text.startswith("[DEFAULT]") else reader(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error}).") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: the keys of a config are names, not {key!r}.")
+        if key.upper() in values:
+            raise ConfigError(f"{path}: {key.upper()} comes twice.")
+        values[key.upper()] = value
+    return values
+
+
+def _read_yaml(text: str) -> Mapping[Any, Any]:
+    import yaml
+
+    try:
+        # A subclass of SafeLoader: plain data only.
+        found = yaml.load(text, Loader=_yaml_class(yaml.SafeLoader))  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"not valid YAML: {error}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"expected keys and values, as in 'N_EPOCHS: 100', found a {type(found).__name__}.")
+    return found
+
+
+def _read_toml(text: str) -> Mapping[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}") from error
+
+
+def _read_ini(text: str) -> Mapping[str, Any]:
+    import configparser
+
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        raise ConfigError(f"not a valid INI file: {error}".replace("\n", " ")) from error
+    if parser.sections():
+        sections = ", ".join(f"[{name}]" for name in parser.sections())
+        raise ConfigError(f"a config in INI has one section, [DEFAULT]; this one has {sections}.")
+    return dict(parser.defaults())
+
+
+def _yaml_class(base: Any) -> Any:
+    """Return a copy of PyYAML's safe loader or dumper that knows floats like 1e-3."""
+    cls = type(f"Config{base.__name__}", (base,), {})
+    cls.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT.pattern})$"), list("-+0123456789."))
+    return cls
+
+
+def _writable(key: str, value: Any) -> Any:
+    """Return what to give to YAML for `value`: YAML has no tuples, and a str may look like a literal."""
+    if isinstance(value, str):
+        return repr(value) if literal(value) is not value else value
+    if _is_yaml(value):
+        return value
+    text = repr(value)
+    if not is_plain(value) or repr(literal(text)) != text:
+        raise ConfigError(f"{key} = {text} cannot be written to a file. {key} may hold plain Python values only.")
+    return text
+
+
+def _is_yaml(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_yaml, value))
+    if isinstance(value, dict):
+        return all(_is_yaml(k) and not isinstance(k, dict | list) and _is_yaml(v) for k, v in value.items())
+    return value is None or type(value) in (bool, int, float, str)
