@@ -61,9 +61,9 @@ def write_config_file(path: Path, values: Mapping[str, Any]) -> None:
     import yaml
 
     written = {key: _writable(key, value) for key, value in values.items()}
-    text = yaml.dump(
-        written, Dumper=_yaml_class(yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=float("inf")
-    )
+    dumper = _yaml_class(yaml.SafeDumper)
+    dumper.add_representer(str, _represent_text)
+    text = yaml.dump(written, Dumper=dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as f:
@@ -145,9 +145,14 @@ def _read_ini(text: str) -> Mapping[str, Any]:
 
 def _yaml_class(base: Any) -> Any:
     """Return a copy of PyYAML's safe loader or dumper that knows floats like 1e-3."""
-    cls = type(f"Config{base.__name__}", (base,), {})
+    cls: Any = type(f"Config{base.__name__}", (base,), {})
     cls.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT.pattern})$"), list("-+0123456789."))
     return cls
+
+
+def _represent_text(dumper: Any, text: str) -> Any:
+    # PyYAML reads line breaks back as blanks (U+0085, U+2028) unless they are escaped, which double quotes do.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 def _writable(key: str, value: Any) -> Any:
