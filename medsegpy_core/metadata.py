@@ -1,0 +1,334 @@
+"""Metadata: what the classes, the voxels and the files of a dataset mean.
+
+Values come in layers (a plugin's `DatasetSpec`, its metadata hook, ``.set`` in the process); a `MetadataView` is the
+result. For one scan, `MetadataView.for_scan` puts what the file and the dataset dict say on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NoReturn
+
+from attrs import evolve, field, frozen
+
+from medsegpy_core.errors import MetadataConflictError, MetadataError, closest_match
+from medsegpy_core.locks import ForkSafeLock
+from medsegpy_core.metadata_values import (
+    IDENTITY_KEYS,
+    KNOWN_KEYS,
+    LAYOUT_KEYS,
+    REQUIRED_KEYS,
+    check_together,
+    check_value,
+    copied,
+    given,
+    same,
+    shown,
+)
+from medsegpy_core.records import Record
+
+__all__ = ["Layer", "Metadata", "MetadataView", "SetValues"]
+
+
+class _MissingError(MetadataError, AttributeError):
+    """A key that was never set; an ``AttributeError`` too, so that ``hasattr`` works."""
+
+
+@frozen
+class Layer:
+    """Values from one source.
+
+    Attributes:
+        source: Whose they are, for messages.
+        values: Keys and values. None as the value of a known key stands for "not given".
+        overrides: Whether they beat the layers below; else a value that differs from one below is a conflict.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+    overrides: bool = False
+
+
+@frozen(eq=False)
+class MetadataView:
+    """The resolved metadata of a dataset, or of one scan. It does not change, and it pickles.
+
+    Values are read as attributes (``view.spacing``) or with `get`.
+
+    Attributes:
+        name: The name of the dataset.
+    """
+
+    name: str
+    _values: Mapping[str, Any] = field(factory=dict)
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or key == "_values":
+            raise AttributeError(key)
+        if key not in self._values:
+            self._missing(key)
+        return copied(self._values[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MetadataView):
+            return NotImplemented
+        return self.name == other.name and same(self._values, other._values)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of `key`, or `default` where it is not set."""
+        return copied(self._values.get(key, default))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all keys and values."""
+        return {key: copied(value) for key, value in self._values.items()}
+
+    def require(self, *keys: str) -> MetadataView:
+        """Check that keys are set; without arguments, the five that every dataset needs.
+
+        Raises:
+            MetadataError: Some are missing. The message lists all of them.
+        """
+        missing = [key for key in keys or REQUIRED_KEYS if key not in self._values]
+        if missing:
+            self._missing(*missing)
+        return self
+
+    def for_scan(self, scan: Mapping[Any, Any] | Record, file: Mapping[str, Any] | None = None) -> MetadataView:
+        """Return the metadata of one scan: its ``scan_*`` keys over what the file says over these values.
+
+        Args:
+            scan: A dataset dict, the inputs of `inference`, or a record. ``scan_spacing`` is the spacing of this
+                scan; `label_map`, `image_axes` and `sem_seg_axes` count as they are.
+            file: What the file itself says, as in `OpenScan.metadata`.
+
+        Raises:
+            MetadataError: A value does not fit its key, as a spacing of 0.
+        """
+        own: Mapping[Any, Any] = {**scan.scan, **scan.extra} if isinstance(scan, Record) else scan
+        said = {key: value for key, value in own.items() if key in LAYOUT_KEYS}
+        for key, value in own.items():
+            if isinstance(key, str) and key.startswith("scan_") and key not in IDENTITY_KEYS:
+                said[key if key in KNOWN_KEYS else key.removeprefix("scan_")] = value
+        layers = [Layer("the file", file or {}, overrides=True), Layer("the dataset dict", said, overrides=True)]
+        if not any(layer.values for layer in layers):
+            return self
+        return MetadataView(self.name, resolve(self.name, [Layer("the metadata", self._values), *layers]))
+
+    def _missing(self, *keys: str) -> NoReturn:
+        also = [key for key in REQUIRED_KEYS if key not in self._values and key not in keys]
+        if not set(keys) & set(REQUIRED_KEYS):
+            also = []
+        missing = [*keys, *also]
+        has = f"It has: {', '.join(sorted(self._values))}." if self._values else "Nothing is set."
+        settings = ", ".join(f"{key}=..." for key in missing)
+        raise _MissingError(
+            f"Dataset {self.name!r} lacks the metadata {', '.join(map(repr, missing))}."
+            f"{closest_match(keys[0], self._values)} {has} "
+            f"Set it with MetadataCatalog.get({self.name!r}).set({settings}), or in the plugin's DatasetSpec.metadata."
+        )
+
+
+@frozen
+class SetValues:
+    """What ``.set`` has said so far. A change makes a new object, so a refused one leaves nothing behind.
+
+    Attributes:
+        plain: Values that must agree with those of the plugin.
+        replaced: Values set with ``replace=True``, which count instead of the plugin's.
+    """
+
+    plain: Mapping[str, Any] = field(factory=dict)
+    replaced: Mapping[str, Any] = field(factory=dict)
+
+    def set(self, name: str, values: Mapping[str, Any], replace: bool) -> SetValues:
+        """Return these values with more of them.
+
+        Raises:
+            MetadataConflictError: A key has another value already, and `replace` is False.
+            MetadataError: A value does not fit its key, or the other values.
+        """
+        before = {**self.plain, **self.replaced}
+        new = {key: copied(value) for key, value in given(values).items()}
+        if replace:
+            dropped = values.keys()
+            plain = {key: value for key, value in self.plain.items() if key not in dropped}
+            kept = {key: value for key, value in self.replaced.items() if key not in dropped}
+            result = evolve(self, plain=plain, replaced={**kept, **new})
+        else:
+            for key in new.keys() & before.keys():
+                if not same(before[key], new[key]):
+                    _conflict(name, key, before[key], "what was set before", new[key], "what is set now")
+            result = evolve(self, plain={**self.plain, **{key: new[key] for key in new if key not in before}})
+        resolve(name, [Layer("MetadataCatalog", {**result.plain, **result.replaced})])
+        return result
+
+    def layers(self, source: str) -> tuple[Layer, ...]:
+        """Return these values as layers, without empty ones."""
+        layers = Layer(source, self.plain), Layer(source, self.replaced, overrides=True)
+        return tuple(layer for layer in layers if layer.values)
+
+
+class Metadata:
+    """The metadata of one dataset, as `MetadataCatalog.get` gives it: values are set with `set` and read as attributes.
+
+    What is read is the result of all sources: ``.set`` in the process, and below it the plugin's metadata hook and
+    `DatasetSpec.metadata`. It may be used from several threads, and pickles as its `view`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        below: Callable[[str], Sequence[Layer]] = lambda _: (),
+        staging: Callable[[], MutableMapping[str, SetValues] | None] = lambda: None,
+        file_says: Callable[[Mapping[Any, Any] | Record], Mapping[str, Any]] = lambda _: {},
+    ) -> None:
+        """Make empty metadata.
+
+        Args:
+            name: The name of the dataset.
+            below: Returns the layers of the plugins; the same object as long as nothing has changed.
+            staging: Returns where ``.set`` puts values while a plugin is being loaded, else None.
+            file_says: Opens the file of a dataset dict and returns what it says.
+        """
+        self.name = name
+        self._below = below
+        self._staging = staging
+        self._file_says = file_says
+        self._lock = ForkSafeLock()
+        self._own = SetValues()
+        self._resolved: tuple[Sequence[Layer], SetValues, MetadataView] | None = None
+
+    def set(self, /, *, replace: bool = False, **values: Any) -> Metadata:
+        """Set values; all of them, or, where one is refused, none.
+
+        Args:
+            replace: Whether a value may replace another, a plugin's included.
+            **values: Keys and values. None for a known key is the same as leaving it out; with `replace`, it takes
+                back what was set.
+
+        Returns:
+            This object.
+
+        Raises:
+            MetadataConflictError: A key has another value already. A plugin's value is compared on the first read.
+            MetadataError: A value does not fit its key, or the other values.
+            CategoryError: A category id is malformed.
+        """
+        staged = self._staging()
+        if staged is not None:
+            staged[self.name] = staged.get(self.name, SetValues()).set(self.name, values, replace)
+            return self
+        with self._lock:
+            self._own = self._own.set(self.name, values, replace)
+        return self
+
+    def view(self) -> MetadataView:
+        """Return the values as they are now; the view does not follow later changes.
+
+        Raises:
+            MetadataConflictError: A plugin says something else than ``.set`` did.
+            MetadataError: The values of a plugin do not fit.
+        """
+        below, own, known = self._below(self.name), self._own, self._resolved
+        if known is not None and known[0] is below and known[1] is own:
+            return known[2]
+        view = MetadataView(self.name, resolve(self.name, [*below, *own.layers("MetadataCatalog in this process")]))
+        self._resolved = below, own, view
+        return view
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or "_resolved" not in self.__dict__:
+            raise AttributeError(key)  # copying and pickling ask for such names, of objects not yet made, too
+        return getattr(self.view(), key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.view()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of `key`, or `default` where it is not set."""
+        return self.view().get(key, default)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all keys and values."""
+        return self.view().as_dict()
+
+    def require(self, *keys: str) -> MetadataView:
+        """Check that keys are set; see `MetadataView.require`."""
+        return self.view().require(*keys)
+
+    def for_scan(self, scan: Mapping[Any, Any] | Record, file: Mapping[str, Any] | None = None) -> MetadataView:
+        """Return the metadata of one scan; see `MetadataView.for_scan`.
+
+        Args:
+            scan: A dataset dict, the inputs of `inference`, or a record.
+            file: What the file says. None: its header is read, where the dict has a file that is there.
+
+        Raises:
+            ReadError: The file is there, but cannot be read.
+        """
+        return self.view().for_scan(scan, self._file_says(scan) if file is None else file)
+
+    @property
+    def own(self) -> SetValues:
+        """What was set in the process."""
+        return self._own
+
+    def clear(self) -> None:
+        """Forget what was set in the process."""
+        with self._lock:
+            self._own = SetValues()
+
+    def __repr__(self) -> str:
+        return f"Metadata({self.name!r}, {', '.join({**self._own.plain, **self._own.replaced}) or 'nothing set here'})"
+
+    def __reduce__(self) -> tuple[Callable[..., MetadataView], tuple[str, dict[str, Any]]]:
+        return MetadataView, (self.name, self.as_dict())
+
+
+def resolve(name: str, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Put layers on top of each other, the first at the bottom.
+
+    Raises:
+        MetadataConflictError: A layer that does not override has another value than one below it.
+        MetadataError: A value does not fit its key, or the others.
+    """
+    values: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    for layer in layers:
+        _check_names(name, layer.values)
+        for key, value in given(layer.values).items():
+            check_value(name, key, value, layer.source)
+            if key in values and not layer.overrides and not same(values[key], value):
+                _conflict(name, key, values[key], source[key], value, layer.source)
+            values[key], source[key] = value, layer.source
+    check_together(name, values, ", ".join(dict.fromkeys(source.values())))
+    return values
+
+
+def _conflict(name: str, key: str, old: Any, old_source: str, new: Any, new_source: str) -> NoReturn:
+    raise MetadataConflictError(
+        f"Metadata {key!r} of dataset {name!r} is {shown(old)} ({old_source}), but {shown(new)} ({new_source}). "
+        f"If the second is right: MetadataCatalog.get({name!r}).set(replace=True, {key}={shown(new)})."
+    )
+
+
+def _check_names(name: str, values: Mapping[str, Any]) -> None:
+    for key in values:
+        if not isinstance(key, str):
+            raise MetadataError(f"Metadata keys of dataset {name!r} must be str, not {key!r}.")
+        if key in _RESERVED:
+            raise MetadataError(
+                f"Dataset {name!r} cannot have a metadata key {key!r}: `Metadata.{key}` is something else. "
+                "Take another name."
+            )
+
+
+_RESERVED = {"name", *(key for cls in (Metadata, MetadataView) for key in dir(cls) if not key.startswith("_"))}

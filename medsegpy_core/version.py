@@ -1,0 +1,13 @@
+"""The version of this package, and that of its hook interface."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["API_VERSION", "__version__"]
+
+__version__: Final = "0.1.0"
+
+# Counted up when a hook changes so that plugins written for the one before would break. A plugin module may say which
+# it needs with `medsegpy_api = N`.
+API_VERSION: Final = 1
