@@ -1,0 +1,73 @@
+"""Write docs/hooks.md from the hook specs: ``python docs/make_hook_reference.py``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from medsegpy_core.hookspecs import PROJECT, HookSpecs
+
+PAGE = Path(__file__).parent / "hooks.md"
+HEAD = """\
+<!-- Made by docs/make_hook_reference.py from medsegpy_core/hookspecs.py; do not edit. -->
+# Hook reference
+
+A plugin is a module with functions of these names, marked `@hookimpl`, and named by an entry point of the group
+`medsegpy`. It implements those that it needs. [Writing a dataset plugin](dataset-plugin.md) and
+[writing a reader plugin](reader-plugin.md) show whole packages.
+
+*Register hooks* take no argument and return records, each with a `name`; they are called once, when the first question
+needs the plugins. A generator will do as well as a list. What they return is described in the [API](api.md).
+*Questions* are asked about one dataset: of the plugin that owns it first, whose answer is the only one that counts
+unless it has none (returns `None`).
+
+A function may leave out arguments that it does not need. A misspelt one, an unknown hook, an error while the module is
+imported or while a hook runs: the plugin fails, alone, with one warning, and `medsegpy plugins` shows why.
+"""
+
+
+def hooks() -> list[tuple[str, Any]]:
+    """Return name and function of each hook, in the order of the file."""
+    return [(name, hook) for name, hook in vars(HookSpecs).items() if name.startswith(f"{PROJECT}_")]
+
+
+def signature(name: str, hook: Any) -> str:
+    """Return the signature as a plugin writes it, without `self`."""
+    given = inspect.signature(hook)
+    parameters = [parameter for parameter in given.parameters.values() if parameter.name != "self"]
+    return f"{name}{given.replace(parameters=parameters)}".replace("'", "")
+
+
+def prose(docstring: str) -> str:
+    """Return a docstring as Markdown: the example's fence at the margin, arguments as a list."""
+    lines: list[str] = []
+    section = ""
+    for line in inspect.cleandoc(docstring).splitlines():
+        if line in ("Args:", "Returns:", "Raises:", "Example:"):
+            section = line.removesuffix(":")
+            lines += [] if section == "Example" else [f"**{section}**", ""]
+        elif not section or not line:
+            lines.append(line)
+        elif section == "Args" and line[4:5] != " ":
+            name, _, text = line.strip().partition(": ")
+            lines.append(f"* `{name}`: {text}")
+        else:
+            lines.append(line.removeprefix("    "))
+    return "\n".join(lines).strip()
+
+
+def reference() -> str:
+    """Return the page."""
+    parts = [HEAD]
+    for title, historic in (("Register hooks", True), ("Questions", False)):
+        parts.append(f"\n## {title}\n")
+        for name, hook in hooks():
+            if bool(getattr(hook, f"{PROJECT}_spec")["historic"]) is historic:
+                # Not run: it is a signature.
+                parts.append(f"\n### {name}\n\n```text\n{signature(name, hook)}\n```\n\n{prose(hook.__doc__)}\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference(), encoding="utf-8")
