@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -146,21 +146,12 @@ def build_transforms(cfg: Config, extra: Transform | None = None) -> TransformPi
             f"PREPROCESSING names {len(names)} transforms {names}, PREPROCESSING_ARGS has arguments for "
             f"{len(arguments)}: give a dict for each ({{}} for none), or no arguments at all."
         )
-    steps = [(name, _build(name, args)) for name, args in zip(names, arguments, strict=True)]
+    steps = [(name, build_transform(name, args)) for name, args in zip(names, arguments, strict=True)]
     if extra is not None:
         if not callable(extra):
             raise TypeError(f"A transform is called as transform(image, mask), but {extra!r} cannot be called.")
         steps.append((_name_of(extra), extra))
     return TransformPipeline(steps)
-
-
-def _build(name: str, args: Any) -> Transform:
-    if not isinstance(args, Mapping):
-        raise ConfigError(f"PREPROCESSING_ARGS of {name!r} are {args!r}, expected a dict of arguments by name.")
-    try:
-        return build_transform(name, dict(args))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"Transform {name!r} does not take the arguments {dict(args)!r}: {error}") from error
 
 
 class TransformPipeline:
