@@ -1,0 +1,134 @@
+"""Which reader opens a file: the dict says it, else the suffix, else the first bytes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medsegpy_core.errors import AmbiguousReaderError, PluginWarning, ReadError, UnknownNameError
+from medsegpy_core.known_plugins import suggest_for_suffix
+from medsegpy_core.plugin_records import Owned
+from medsegpy_core.plugins import default_manager
+from medsegpy_core.records import Record
+from medsegpy_core.registry import Registry
+from medsegpy_core.typing import Reader
+
+__all__ = ["all_readers", "find_reader", "named_reader", "reader_names", "register_reader"]
+
+_registry: Registry[Reader] = Registry("readers")
+
+
+def register_reader(reader: Reader, replace: bool = False) -> None:
+    """Register a reader in this process.
+
+    Args:
+        reader: An object as `Reader` describes it.
+        replace: Whether it may take the place of another of this name.
+
+    Raises:
+        DuplicateNameError: The name is registered already. A clash with a plugin shows when the reader is asked for.
+        PluginError: It lacks what a reader must have.
+    """
+    _registry.register(reader, replace)
+
+
+def named_reader(name: str) -> Reader:
+    """Return the reader of a name.
+
+    Raises:
+        UnknownNameError: There is no such reader.
+        DuplicateNameError: More than one plugin brings it.
+    """
+    return _registry.get(name).record
+
+
+def all_readers() -> dict[str, Reader]:
+    """Return the readers by name, without names that more than one plugin claims."""
+    return {name: owners[0].record for name, owners in sorted(_registry.claims().items()) if len(owners) == 1}
+
+
+def reader_names() -> list[str]:
+    """Return the names of all readers, sorted."""
+    return _registry.names()
+
+
+def find_reader(record: Record | Mapping[str, Any]) -> Reader:
+    """Return the reader that opens the image of a record or of a dataset dict.
+
+    `reader` in the dict decides; else the longest suffix that a reader claims; where several claim it, or none does,
+    the first bytes of the file.
+
+    Raises:
+        AmbiguousReaderError: Several readers claim the file.
+        UnknownNameError: No reader claims it, or there is none of the name that the dict gives.
+        ReadError: The first bytes had to decide, but there is no such file.
+    """
+    name, file_name = _asked(record)
+    if name is not None:
+        return named_reader(name)
+    path = os.fspath(file_name)
+    readers = [owned for owners in _registry.claims().values() for owned in owners]
+    by_suffix = _longest_suffix(os.path.basename(path).lower(), readers)
+    if len(by_suffix) == 1:
+        return by_suffix[0].record
+    claiming = _probed(Path(path), by_suffix or readers)
+    if len(claiming) == 1:
+        return claiming[0].record
+    if not claiming and not by_suffix:
+        raise _no_reader(path)
+    names = [f"{owned.record.name!r} of {owned.owner}" for owned in claiming or by_suffix]
+    raise AmbiguousReaderError(
+        f"{path}: {' and '.join(names)} both claim this file"
+        f"{'' if claiming else ' by its suffix, and none by its content'}. "
+        f"Say which in the dataset dict, as in reader={(claiming or by_suffix)[0].record.name!r}."
+    )
+
+
+def _asked(record: Record | Mapping[str, Any]) -> tuple[str | None, str | os.PathLike[str]]:
+    if isinstance(record, Record):
+        return record.reader, record.file_name
+    return record.get("reader"), record["file_name"]
+
+
+def _longest_suffix(file_name: str, readers: Iterable[Owned[Reader]]) -> list[Owned[Reader]]:
+    best, found = 0, []
+    for owned in readers:
+        longest = max((len(suffix) for suffix in owned.record.suffixes if file_name.endswith(suffix)), default=0)
+        if longest > best:
+            best, found = longest, [owned]
+        elif longest and longest == best:
+            found.append(owned)
+    return found
+
+
+def _probed(path: Path, readers: Iterable[Owned[Reader]]) -> list[Owned[Reader]]:
+    """Return the readers whose `probe` knows the file."""
+    # First, as a probe that opens a named pipe would wait for ever.
+    if not path.is_file():
+        raise ReadError("there is no such file" if not path.exists() else "this is not a regular file", path)
+    found = []
+    for owned in readers:
+        try:
+            if owned.record.probe(path):
+                found.append(owned)
+        except Exception as error:  # noqa: BLE001 -- a probe that raises, which it should not, does not know the file
+            warnings.warn(
+                f"The reader {owned.record.name!r} of {owned.owner} is passed over: probe({str(path)!r}) failed with "
+                f"{type(error).__name__}: {error}",
+                PluginWarning,
+                stacklevel=4,
+            )
+    return found
+
+
+def _no_reader(path: str) -> UnknownNameError:
+    infos = default_manager().infos()
+    failed = [f"{info.name!r} ({info.distribution} {info.version}): {info.error}" for info in infos if info.error]
+    return UnknownNameError(
+        f"{path}: no reader knows this file, neither by its suffix nor by its content. Readers: "
+        f"{', '.join(reader_names()) or 'none'}.{suggest_for_suffix(path, [info.distribution for info in infos])}"
+        + (f" Plugins that failed: {'; '.join(failed)}." if failed else "")
+    )
