@@ -9,7 +9,8 @@ from typing import Any
 
 from medsegpy_core.errors import RecordError, UnknownNameError, closest_match
 from medsegpy_core.locks import ForkSafeLock
-from medsegpy_core.metadata import Layer, Metadata, SetValues
+from medsegpy_core.metadata import Metadata
+from medsegpy_core.metadata_layers import Layer, SetValues
 from medsegpy_core.plugin_records import Owner, current_stage
 from medsegpy_core.plugins import PluginManager, default_manager
 from medsegpy_core.records import Record

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from attrs import Factory, define, field, frozen
 
 from medsegpy_core.errors import DuplicateNameError, PluginError
-from medsegpy_core.metadata import SetValues
+from medsegpy_core.metadata_layers import SetValues
 from medsegpy_core.specs import (
     Augmentation,
     DatasetSpec,

@@ -15,7 +15,7 @@ from medsegpy_core.plugin_loading import Loaded
 from medsegpy_core.plugin_records import KINDS, Owned, Owner, PluginInfo, Stage
 
 if TYPE_CHECKING:
-    from medsegpy_core.metadata import SetValues
+    from medsegpy_core.metadata_layers import SetValues
     from medsegpy_core.specs import Augmentation
 
 __all__ = ["Claims", "State", "blocked_plugin", "duplicate_name", "is_allowed", "unknown_name"]

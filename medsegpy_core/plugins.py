@@ -18,7 +18,7 @@ from medsegpy_core.plugin_state import Claims, State, blocked_plugin, duplicate_
 if TYPE_CHECKING:
     import click
 
-    from medsegpy_core.metadata import SetValues
+    from medsegpy_core.metadata_layers import SetValues
     from medsegpy_core.records import Record
     from medsegpy_core.specs import (
         Augmentation,
