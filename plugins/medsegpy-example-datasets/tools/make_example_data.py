@@ -74,12 +74,12 @@ def make(source: Path, subject: int) -> dict[str, Any]:
     image, affine, spacing = upright(source / f"sub-{subject:07d}_{modality.lower()}.nii.gz")
     labels, _, _ = upright(source / f"sub-{subject:07d}_seg.nii.gz")
     mask = channels(labels)
-    write_slices(DATA / "slices" / split, image, mask, subject_id=subject, compression="gzip")
-    write_volume(DATA / "volumes" / split / f"{subject:07d}_V00.h5", image, mask, compression="gzip")
+    write_slices(DATA / "slices" / split, image, mask, subject_id=subject, compression=9)
+    write_volume(DATA / "volumes" / split / f"{subject:07d}_V00.h5", image, mask, compression=9)
     if split == "train":
         image_1, labels_1 = augmented(image, labels)
         folder = DATA / "slices" / "train_aug"
-        write_slices(folder, image_1, channels(labels_1), subject_id=subject, augmentation=1, compression="gzip")
+        write_slices(folder, image_1, channels(labels_1), subject_id=subject, augmentation=1, compression=9)
     return {
         "modality": modality,
         "split": split,
