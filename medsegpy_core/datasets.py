@@ -1,0 +1,171 @@
+"""From dataset dicts to records, and from directories to dataset dicts."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+
+from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
+from medsegpy_core.errors import DataWarning, ReadError, RecordError
+from medsegpy_core.plugins import default_manager
+from medsegpy_core.readers import all_readers, named_reader
+from medsegpy_core.records import Record, ScanKey, augmentation_in_name
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import DatasetDict, Reader
+
+__all__ = ["datasets_root", "load_records", "make_records", "scan_directory"]
+
+_LAYOUT_KEYS = ("label_map", "image_axes", "sem_seg_axes")
+
+
+def datasets_root() -> Path:
+    """Return the folder that relative paths in dataset dicts are relative to: ``MEDSEGPY_DATASETS``."""
+    return Path(os.environ.get("MEDSEGPY_DATASETS") or "datasets").absolute()
+
+
+def load_records(name: str) -> list[Record]:
+    """Return the elements of a registered dataset, checked and typed.
+
+    Raises:
+        UnknownNameError: No dataset has this name.
+        RecordError: What it returns are not standard dataset dicts.
+    """
+    dicts = DatasetCatalog.get(name)
+    return make_records(dicts, [name] * len(dicts))
+
+
+def make_records(dicts: Sequence[DatasetDict], datasets: Sequence[str]) -> list[Record]:
+    """Check and type dataset dicts: absolute paths, augmentation numbers, file layouts from the metadata.
+
+    Args:
+        dicts: Standard dataset dicts.
+        datasets: The name of the dataset of each; empty where it has none.
+
+    Raises:
+        RecordError: One of them lacks a key or has a wrong type, or two of them are the same slice.
+    """
+    root = datasets_root()
+    layouts = {name: _layout(name) for name in set(datasets)}
+    counts: dict[str, int] = {}
+    records = []
+    for d, dataset in zip(dicts, datasets, strict=True):
+        index = counts.get(dataset, 0)
+        counts[dataset] = index + 1
+        record = _absolute(Record.from_dict(d, dataset, index), root)
+        if layout := {key: value for key, value in layouts[dataset].items() if key not in record.extra}:
+            record = record.with_extra(layout)
+        if dataset and d.get("augmentation") is None and augmentation_in_name(d) is None:
+            tag = default_manager().tag_augmentation(dataset, record)
+            record = evolve(record, augmentation=tag) if tag else record
+        records.append(record)
+    _check_unique(records)
+    return records
+
+
+def _layout(dataset: str) -> dict[str, Any]:
+    """Return what the metadata say of the files of a dataset."""
+    if not dataset:
+        return {}
+    metadata = MetadataCatalog.get(dataset)
+    values = {key: metadata.get(key) for key in _LAYOUT_KEYS}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _absolute(record: Record, root: Path) -> Record:
+    image, mask = record.file_name, record.sem_seg_file
+    if image.is_absolute() and (mask is None or mask.is_absolute()):
+        return record
+    return evolve(record, file_name=root / image, sem_seg_file=None if mask is None else root / mask)
+
+
+def _check_unique(records: Sequence[Record]) -> None:
+    slices: dict[tuple[ScanKey, int | None], Record] = {}
+    scans: dict[ScanKey, Record] = {}
+    for record in records:
+        other = slices.setdefault((record.scan_key, record.slice_id), record)
+        if other is not record:
+            what = "volume" if record.kind == "volume" else f"slice {record.slice_id}"
+            raise RecordError(
+                f"{record.where()} ({record.file_name}) and element {other.index} ({other.file_name}) are both {what} of "
+                f"scan {record.scan_id!r}, augmentation {record.augmentation}. Give each scan its own scan_id."
+            )
+        first = scans.setdefault(record.scan_key, record)
+        if (first.kind, first.scan_num_slices) != (record.kind, record.scan_num_slices):
+            raise RecordError(
+                f"{record.where()} is a {record.kind} with scan_num_slices={record.scan_num_slices}, but element "
+                f"{first.index} of the same scan {record.scan_id!r} is a {first.kind} with "
+                f"scan_num_slices={first.scan_num_slices}. scan_num_slices is the depth of the scan."
+            )
+
+
+def scan_directory(root: str | os.PathLike[str], reader: str | None = None) -> list[DatasetDict]:
+    """List the scans that lie in a directory, as dataset dicts. Subdirectories are not searched.
+
+    Args:
+        root: The directory. A relative one is taken from the working directory if it is there, else from
+            ``MEDSEGPY_DATASETS``.
+        reader: The name of a reader; None: every reader lists the files with its suffixes.
+
+    Returns:
+        Dicts sorted by file name, with absolute paths. What is left aside is reported in warnings.
+
+    Raises:
+        ReadError: There is no such directory.
+        UnknownNameError: There is no such reader.
+    """
+    folder = _directory(root)
+    readers = [named_reader(reader)] if reader is not None else _claiming(folder)
+    dicts = [d for chosen in readers for d in _scan_with(chosen, folder)]
+    # One reader's list is sorted; several lists have to be merged.
+    return dicts if len(readers) == 1 else sorted(dicts, key=lambda d: os.path.basename(d["file_name"]))
+
+
+def _directory(root: str | os.PathLike[str]) -> Path:
+    path = Path(root).expanduser()
+    candidates = [path.absolute()] if path.is_absolute() else [path.absolute(), datasets_root() / path]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    tried = " nor ".join(map(str, candidates))
+    raise ReadError(f"there is no directory {tried}. Relative paths are taken from the working directory or MEDSEGPY_DATASETS")
+
+
+def _claiming(folder: Path) -> list[Reader]:
+    """Return the readers that claim, by suffix, a file of the folder, and can list one."""
+    names = os.listdir(folder)
+    suffixes = {"." + name.rpartition(".")[2].lower() for name in names}
+    readers = [
+        reader
+        for reader in all_readers().values()
+        # ".nii.gz" is claimed where ".gz" occurs and a name has the whole of it.
+        if any(
+            "." + suffix.rpartition(".")[2] in suffixes
+            and (suffix.count(".") == 1 or any(name.lower().endswith(suffix) for name in names))
+            for suffix in reader.suffixes
+        )
+    ]
+    able = [reader for reader in readers if hasattr(reader, "scan")]
+    if not able and names:
+        known = sorted({suffix for reader in all_readers().values() for suffix in reader.suffixes})
+        warnings.warn(
+            f"{folder}: none of the {len(names)} files ({', '.join(sorted(names)[:5])}, ...) has a suffix that an "
+            f"installed reader lists ({', '.join(known) or 'no reader is installed'}). Name one: "
+            "scan_directory(root, reader='...').",
+            DataWarning,
+            stacklevel=3,
+        )
+    return able
+
+
+def _scan_with(reader: Reader, folder: Path) -> Iterable[DatasetDict]:
+    scan = getattr(reader, "scan", None)
+    if scan is None:
+        raise ReadError(f"the reader {reader.name!r} cannot list a directory (it has no method scan(root))", folder)
+    dicts: Iterable[DatasetDict] = scan(folder)
+    return dicts

@@ -1,0 +1,196 @@
+"""Views of lazy arrays: other axis orders, integer label maps as channels."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsegpy_core.errors import CategoryError, ReadError
+from medsegpy_core.typing import LazyArray, Selection
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from medsegpy_core.typing import Array
+
+__all__ = ["AxesView", "LabelMapView", "basic_selection", "full_selection", "read_into"]
+
+
+def read_into(array: LazyArray, selection: Selection, out: Array) -> None:
+    """Read a box of `array` into `out`, cast to its type.
+
+    Args:
+        array: A lazy array; its own `read_into` is used where it has one.
+        selection: One ``slice(start, stop)`` per axis, within bounds.
+        out: An array of the shape of the box, perhaps strided.
+    """
+    fast = getattr(array, "read_into", None)
+    if fast is not None:
+        fast(selection, out)
+    else:
+        out[...] = array[selection]
+
+
+def full_selection(shape: tuple[int, ...]) -> Selection:
+    """Return the selection of a whole array."""
+    return tuple(slice(0, n) for n in shape)
+
+
+def basic_selection(selection: Any, shape: tuple[int, ...]) -> tuple[Selection, tuple[Any, ...]]:
+    """Split NumPy's basic indexing into a box to read and what is then taken of the box.
+
+    Args:
+        selection: Ints, slices of any positive step, and one ``...``.
+        shape: The shape of the array.
+
+    Returns:
+        One ``slice(start, stop)`` per axis, and the index to apply to that box (steps, dropped axes).
+
+    Raises:
+        IndexError: Too many indices, an int out of range, or an index of another kind.
+    """
+    items = list(selection) if isinstance(selection, tuple) else [selection]
+    ellipses = [i for i, item in enumerate(items) if item is Ellipsis]
+    missing = len(shape) - (len(items) - len(ellipses))
+    if len(ellipses) > 1 or missing < 0:
+        raise IndexError(f"Index {selection!r} does not fit an array of {len(shape)} axes.")
+    at = ellipses[0] if ellipses else len(items)
+    items[at : at + len(ellipses)] = [slice(None)] * missing
+    box, rest = zip(*map(_axis_selection, items, shape), strict=True) if items else ((), ())
+    return tuple(box), tuple(rest)
+
+
+def _axis_selection(item: Any, size: int) -> tuple[slice, Any]:
+    if isinstance(item, slice):
+        start, stop, step = item.indices(size)
+        if step < 0:
+            raise IndexError(f"A lazy array takes slices with positive steps only, not {item!r}.")
+        return slice(start, max(start, stop)), slice(None, None, step)
+    try:
+        index = operator.index(item)
+    except TypeError:
+        raise IndexError(f"A lazy array takes ints, slices and '...', not {item!r}.") from None
+    if not -size <= index < size:
+        raise IndexError(f"Index {index} is out of bounds for an axis of size {size}.")
+    index %= size
+    return slice(index, index + 1), 0
+
+
+class _View:
+    """What both views share: `__getitem__` by way of `read_into`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, selection: Any) -> Array:
+        import numpy as np
+
+        box, rest = basic_selection(selection, self.shape)
+        out = np.empty([s.stop - s.start for s in box], self.dtype)
+        if out.size:
+            self.read_into(box, out)
+        return np.ascontiguousarray(out[rest])
+
+    def read_into(self, selection: Selection, out: Array) -> None:
+        raise AssertionError("every view has its own")
+
+
+class AxesView(_View):
+    """A lazy array with its axes in another order, unit axes left out or put in.
+
+    Args:
+        array: The array as stored.
+        order: For each axis of the view, the axis of `array`, or None for a new axis of size 1. Axes of `array`
+            that are not named have size 1 and are left out.
+    """
+
+    def __init__(self, array: LazyArray, order: tuple[int | None, ...]):
+        self._array = array
+        self._order = order
+        self._named = tuple(axis for axis in order if axis is not None)
+        self._left_out = tuple(axis for axis in range(len(array.shape)) if axis not in order)
+        self._put_in = tuple(i for i, axis in enumerate(order) if axis is None)
+        self.shape = tuple(1 if axis is None else array.shape[axis] for axis in order)
+        self.dtype = array.dtype
+
+    def read_into(self, selection: Selection, out: Array) -> None:
+        """Read a box, see `read_into`."""
+        import numpy as np
+
+        stored = [slice(0, 1)] * len(self._array.shape)
+        for axis, part in zip(self._order, selection, strict=True):
+            if axis is not None:
+                stored[axis] = part
+        # `out` seen with the stored axes: the inverse permutation, then the unit axes put back.
+        view = out.squeeze(self._put_in).transpose(np.argsort(self._named))
+        read_into(self._array, tuple(stored), np.expand_dims(view, self._left_out))
+
+    @property
+    def packed(self) -> LazyArray | None:
+        """The bit field behind a packed mask, in the same axis order; None for other masks."""
+        packed = getattr(self._array, "packed", None)
+        return None if packed is None else AxesView(packed, self._order)
+
+
+class LabelMapView(_View):
+    """An integer mask seen as binary channels: value v is channel v-1, 0 is none.
+
+    Args:
+        array: The integers, of the image's rank.
+        channels: How many channels there are; None: as many as the largest value needs, which is found by
+            reading the whole mask once.
+        path: The file, for messages.
+    """
+
+    def __init__(self, array: LazyArray, channels: int | None, path: Path):
+        import numpy as np
+
+        self.labels = array
+        self.path = path
+        self.known_channels = channels
+        self._found: int | None = None
+        self.dtype = np.dtype(np.uint8)
+        if array.dtype.kind not in "iub":
+            raise ReadError(f"'label_map' needs a mask of integers, found {array.dtype}", path)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        if self.known_channels is not None:
+            return self.known_channels
+        if self._found is None:
+            self._found = int(self.labels[...].max(initial=0))
+        return self._found
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The shape of the integers, and the channels."""
+        return (*self.labels.shape, self.channels)
+
+    def read_into(self, selection: Selection, out: Array) -> None:
+        """Read a box, see `read_into`."""
+        import numpy as np
+
+        values = self.read_labels(selection[:-1])
+        first = selection[-1].start
+        for channel in range(first, selection[-1].stop):
+            np.equal(values, channel + 1, out=out[..., channel - first], casting="unsafe")
+
+    def read_labels(self, selection: Selection) -> Array:
+        """Read the integers of a box.
+
+        Raises:
+            CategoryError: A value needs a channel that there is not.
+            ReadError: A value is negative.
+        """
+        values = self.labels[selection]
+        if self.known_channels is not None and (largest := int(values.max(initial=0))) > self.known_channels:
+            raise CategoryError(
+                f"{self.path}: the label map holds the value {largest}, which is channel {largest - 1}, but the "
+                f"metadata's category_ids know {self.known_channels} channels (values 1 to {self.known_channels}). Add the "
+                "category, or leave 'label_map' out if these are not label values."
+            )
+        if values.dtype.kind == "i" and (smallest := int(values.min(initial=0))) < 0:
+            raise ReadError(f"the label map holds the value {smallest}; labels are 0 (none), 1, 2, ...", self.path)
+        return values

@@ -1,0 +1,26 @@
+"""Loaders: plan -> order -> fetch -> collate -> batch, and scans put together from predictions."""
+
+from medsegpy_core.loading.build import build_loader, filter_dicts, load_scan
+from medsegpy_core.loading.loader import DataLoader
+from medsegpy_core.loading.loaders import (
+    DefaultDataLoader,
+    N5dDataLoader,
+    PatchDataLoader,
+    RandomPatchDataLoader,
+    S25dDataLoader,
+)
+from medsegpy_core.loading.plan import Element, compute_patches
+
+__all__ = [
+    "DataLoader",
+    "DefaultDataLoader",
+    "Element",
+    "N5dDataLoader",
+    "PatchDataLoader",
+    "RandomPatchDataLoader",
+    "S25dDataLoader",
+    "build_loader",
+    "compute_patches",
+    "filter_dicts",
+    "load_scan",
+]

@@ -1,0 +1,186 @@
+"""`build_loader` and what serves those who want no loader."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from medsegpy_core.catalog import DatasetCatalog
+from medsegpy_core.datasets import load_records, make_records
+from medsegpy_core.errors import RecordError, UnknownNameError, closest_match
+from medsegpy_core.loading.checks import check_leakage, config_datasets
+from medsegpy_core.loading.loaders import BUILT_IN
+from medsegpy_core.loading.sources import group_scans
+from medsegpy_core.loading.setup import role_dataset
+from medsegpy_core.opening import label_channels, open_record
+from medsegpy_core.readers import find_reader
+from medsegpy_core.registry import Registry
+from medsegpy_core.specs import LoaderOptions, LoaderRequest, LoaderSpec
+
+if TYPE_CHECKING:
+    from medsegpy_core.config import Config
+    from medsegpy_core.typing import Array, DatasetDict, Transform
+
+__all__ = ["build_loader", "filter_dicts", "load_scan"]
+
+_BATCH_SIZE_KEYS = {
+    "TRAIN_DATASET": "TRAIN_BATCH_SIZE",
+    "VAL_DATASET": "VALID_BATCH_SIZE",
+    "TEST_DATASET": "TEST_BATCH_SIZE",
+}
+
+
+# The built-in loaders and those of plugins, in one namespace.
+_loaders: Registry[LoaderSpec] = Registry(
+    "loaders", builtins=[LoaderSpec(name, loader.from_request) for name, loader in BUILT_IN.items()]
+)
+
+
+def build_loader(
+    cfg: Config,
+    dataset: str | Sequence[str] | Sequence[DatasetDict],
+    *,
+    batch_size: int | None = None,
+    is_test: bool = False,
+    shuffle: bool | None = None,
+    drop_last: bool | None = None,
+    transform: Transform | None = None,
+    keep_unlabelled: bool = False,
+    allow_augmented: bool = False,
+    allow_leakage: bool = False,
+    reuse_buffers: bool = False,
+    mask_dtype: str = "float32",
+    mmap: bool = False,
+    isolate: bool = False,
+) -> Any:
+    """Build the loader that the config's `TAG` names.
+
+    Args:
+        cfg: The config; the loader works on a copy.
+        dataset: The name of a dataset, several names, or dataset dicts.
+        batch_size: Elements a batch; None: the config's, by the role that it gives the dataset.
+        is_test: Whether this is for evaluation: a batch has the raw images as well, nothing is dropped.
+        shuffle: Whether each epoch has its own random order; None: not with `is_test`.
+        drop_last: Whether a last batch that is not full is left out; None: not with `is_test`.
+        transform: ``(image, mask) -> (image, mask)`` per element, after `PREPROCESSING`; one with a parameter `rng` gets
+            a `numpy.random.Generator` made from seed, epoch and element.
+        keep_unlabelled: Whether unlabelled slices are elements too, with masks of -1 (uint8: 255).
+        allow_augmented: Whether augmented elements may be evaluated on.
+        allow_leakage: Whether a subject may be in training and in evaluation data.
+        reuse_buffers: Whether a batch is valid only until the next but one is asked for, which is faster.
+        mask_dtype: ``"float32"`` or ``"uint8"``.
+        mmap: Whether files are mapped: faster in 3D, but a file that another program truncates ends the process.
+        isolate: Whether the HDF5 library runs in a helper process, so that no file can crash this one.
+
+    Returns:
+        A `DataLoader`, or what the plugin's `LoaderSpec.build` returns.
+
+    Raises:
+        UnknownNameError: There is no such dataset or loader.
+        RecordError: A built-in loader cannot read the dicts, or there are none.
+        AugmentationError: Augmented elements where a model is judged.
+        LeakageError: A subject in training and in evaluation data.
+    """
+    cfg = cfg.copy()
+    names, dicts, datasets = _listed(cfg, dataset, is_test)
+    if names and not allow_leakage:
+        check_leakage(names, cfg)
+    request = LoaderRequest(
+        cfg=cfg,
+        dicts=dicts,
+        datasets=datasets,
+        batch_size=_batch_size(cfg, names, is_test) if batch_size is None else batch_size,
+        is_test=is_test,
+        shuffle=not is_test if shuffle is None else shuffle,
+        drop_last=not is_test if drop_last is None else drop_last,
+        transform=transform,
+        options=LoaderOptions(
+            keep_unlabelled=keep_unlabelled,
+            allow_augmented=allow_augmented,
+            allow_leakage=allow_leakage,
+            reuse_buffers=reuse_buffers,
+            mask_dtype=mask_dtype,
+            mmap=mmap,
+            isolate=isolate,
+        ),
+        make_records=make_records,
+    )
+    return _loaders.get(cfg.TAG).record.build(request)
+
+
+def _listed(
+    cfg: Config, dataset: str | Sequence[str] | Sequence[DatasetDict], is_test: bool
+) -> tuple[list[str], list[DatasetDict], list[str]]:
+    """Return the names that were given, all dicts, and the dataset of each dict."""
+    items = [dataset] if isinstance(dataset, str) else list(dataset)
+    names = [item for item in items if isinstance(item, str)]
+    if not names:
+        return [], [item for item in items if not isinstance(item, str)], [role_dataset(cfg, is_test)] * len(items)
+    if len(names) != len(items):
+        raise TypeError("build_loader takes names of datasets or dataset dicts, not both in one list.")
+    if len(set(names)) != len(names):
+        raise RecordError(f"A dataset is named twice: {names}. Its elements would come twice an epoch.")
+    lists = [DatasetCatalog.get(name) for name in names]
+    for name, dicts in zip(names, lists, strict=True):
+        if not dicts:
+            raise RecordError(f"Dataset {name!r} has no elements. Check what its function returns, and its scan_root.")
+    return names, [d for dicts in lists for d in dicts], [n for n, dicts in zip(names, lists, strict=True) for _ in dicts]
+
+
+def _batch_size(cfg: Config, names: Sequence[str], is_test: bool) -> int:
+    roles = config_datasets(cfg)
+    role = next((roles[name] for name in names if name in roles), "TEST_DATASET" if is_test else "TRAIN_DATASET")
+    return int(getattr(cfg, _BATCH_SIZE_KEYS[role]))
+
+
+def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
+    """Read one scan of a dataset.
+
+    Args:
+        name: The name of the dataset.
+        scan_id: The scan; of augmented copies with the same id, the original.
+
+    Returns:
+        The image (H x W x D [x K]) and the mask (H x W x D x C, all channels of the file; None: not all of it is
+        labelled), in the files' own types.
+
+    Raises:
+        UnknownNameError: There is no such dataset, or no such scan in it.
+        RecordError: Slices of the scan are missing.
+        ReadError: A file cannot be read.
+    """
+    import numpy as np
+
+    scans = group_scans(load_records(name))
+    found = sorted((scan for scan in scans if scan.key[1] == scan_id), key=lambda scan: scan.key[2])
+    if not found:
+        known = [scan.key[1] for scan in scans]
+        raise UnknownNameError(
+            f"Dataset {name!r} has no scan {scan_id!r}; it has {len(known)} scans ({', '.join(known[:5])}"
+            f"{', ...' if len(known) > 5 else ''}).{closest_match(scan_id, known)}"
+        )
+    scan = found[0]
+    if scan.missing:
+        raise RecordError(
+            f"Scan {scan_id!r} of dataset {name!r} lacks slices {', '.join(map(str, scan.missing))}; read the others one by "
+            "one with open_scan."
+        )
+    images, masks = [], []
+    for record in scan.records:
+        with open_record(record, find_reader(record), label_channels(record.dataset)) as opened:
+            images.append(opened.image[...])
+            masks.append(opened.mask[...] if opened.mask is not None else None)
+    if scan.is_volume:
+        return images[0], masks[0]
+    mask = None if any(m is None for m in masks) else np.stack([m for m in masks if m is not None], axis=2)
+    return np.stack(images, axis=2), mask
+
+
+def filter_dicts(dicts: Sequence[DatasetDict], key: str, values: Collection[Any]) -> list[DatasetDict]:
+    """Return the dicts whose `key` is one of `values`; a dict without the key has None.
+
+    Example:
+        >>> filter_dicts([{"scan_id": "a"}, {"scan_id": "b"}], "scan_id", ["b"])
+        [{'scan_id': 'b'}]
+    """
+    return [d for d in dicts if d.get(key) in values]

@@ -1,0 +1,121 @@
+"""From the channels of a mask file to the categories that are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+from medsegpy_core.categories import channels_of, required_channels
+from medsegpy_core.errors import CategoryError, ReadError
+from medsegpy_core.lazy import LabelMapView
+from medsegpy_core.typing import CategoryId, LazyArray, Selection
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array
+
+__all__ = ["Collation", "check_binary"]
+
+
+@frozen
+class Collation:
+    """Which channels make which category.
+
+    Attributes:
+        category_ids: The categories in their order; several channels are collated by logical OR, so that the mask
+            stays binary where structures overlap.
+        background: Whether "none of the selected" comes first.
+    """
+
+    category_ids: tuple[CategoryId, ...]
+    background: bool = False
+
+    @property
+    def channels(self) -> int:
+        """How many channels the collated mask has."""
+        return len(self.category_ids) + self.background
+
+    def read(self, mask: LazyArray, selection: Selection, out: Array, path: Path | None) -> None:
+        """Read a box of a mask and collate it.
+
+        Args:
+            mask: H x W [x D] x C of the file.
+            selection: The box, without the channel axis.
+            out: Of the shape of the box and `channels`; set to 0 and 1.
+            path: The file, for messages.
+
+        Raises:
+            CategoryError: A category needs a channel that the file does not have.
+            ReadError: The mask holds values other than 0 and 1.
+        """
+        if isinstance(mask, LabelMapView):
+            self._read_labels(mask, selection, out, path)
+            return
+        self.check(mask.shape[-1], path)
+        planes = mask[(*selection, slice(None))]
+        check_binary(planes, path)
+        self._collate(planes, out)
+
+    def check(self, channels: int, path: Path | None) -> None:
+        """Raise `CategoryError` if a category needs more than the `channels` that the file has."""
+        for category_id in self.category_ids:
+            if max(channels_of(category_id)) >= channels:
+                raise CategoryError(
+                    f"Category id {category_id!r} needs channel {max(channels_of(category_id))}, but the mask in {path} "
+                    f"has {channels} channel{'s' if channels != 1 else ''} (ids 0 to {channels - 1}). Check CATEGORIES "
+                    "and the metadata's category_ids."
+                )
+
+    def _collate(self, planes: Array, out: Array) -> None:
+        first = int(self.background)
+        for i, category_id in enumerate(self.category_ids):
+            members = channels_of(category_id)
+            target = out[..., first + i]
+            target[...] = planes[..., members[0]]
+            for channel in members[1:]:
+                np.maximum(target, planes[..., channel], out=target)
+        if self.background:
+            np.equal(out[..., 1:].max(axis=-1, initial=0), 0, out=out[..., 0], casting="unsafe")
+
+    def _read_labels(self, mask: LabelMapView, selection: Selection, out: Array, path: Path | None) -> None:
+        if mask.known_channels is not None:
+            self.check(mask.known_channels, path)
+        channels = required_channels(self.category_ids)
+        # What lies beyond the categories is none of them: the last row of the table.
+        values = np.minimum(mask.read_labels(selection), channels + 1).astype(np.intp, copy=False)
+        out[...] = self._label_table(channels, out.dtype)[values]
+
+    def _label_table(self, channels: int, dtype: np.dtype[np.generic]) -> Array:
+        """Return the collated channels of each label value, 0 to `channels` + 1."""
+        table = np.zeros((channels + 2, self.channels), dtype)
+        planes = np.zeros((channels + 2, channels), np.uint8)
+        planes[1:-1] = np.eye(channels, dtype=np.uint8)
+        self._collate(planes, table)
+        return table
+
+
+def check_binary(values: Array, path: Path | None) -> None:
+    """Raise `ReadError` if a mask holds anything but 0 and 1."""
+    if values.dtype == np.bool_ or values.size == 0:
+        return
+    if values.dtype.kind == "u":
+        wrong = bool(values.max() > 1)
+    else:
+        wrong = not bool(((values == 0) | (values == 1)).all())
+    if wrong:
+        raise ReadError(_not_binary(values), path)
+
+
+def _not_binary(values: Array) -> str:
+    found = np.unique(values)
+    if set(found.tolist()) <= {0, 255}:
+        return "the mask holds 0 and 255, expected 0 and 1: divide it by 255 when you write it"
+    shown = ", ".join(f"{v:g}" for v in found[:6].tolist()) + (", ..." if found.size > 6 else "")
+    return (
+        f"the mask holds the values {shown}, expected 0 and 1. An integer label map needs label_map=True in the dataset "
+        "dict or the metadata"
+    )
+
+

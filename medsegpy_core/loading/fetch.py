@@ -1,0 +1,128 @@
+"""Batches made ahead of time by threads, delivered in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medsegpy_core.loading.batches import Batch, Buffers, fresh_buffer
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array
+
+__all__ = ["BatchIterator", "KeptBuffers"]
+
+# A batch that was delivered stays valid until the next but one is asked for.
+_DELIVERED_SETS: Final = 2
+
+
+class KeptBuffers:
+    """Buffers that serve one batch after the other: fresh memory costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Array] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an array of this shape, a part of the kept one where that is large enough."""
+        kept = self._arrays.get(name)
+        if kept is None or kept.dtype != dtype or kept.shape[1:] != shape[1:] or len(kept) < shape[0]:
+            kept = self._arrays[name] = np.empty(shape, dtype)
+        return kept[: shape[0]]
+
+
+class BatchIterator(Iterator[Batch]):
+    """One pass over the batches `start` to `stop` of an epoch.
+
+    Errors come where their batch would have come, and end the pass. When the iterator is dropped, batches that no
+    thread has begun are not made.
+
+    Args:
+        make: ``make(i, buffers)`` makes batch `i`; called from the threads. It must not refer to this iterator.
+        start: The first batch.
+        stop: Behind the last batch.
+        workers: How many threads; 0: batches are made when they are asked for.
+        reuse_buffers: Whether a batch is valid only until the next but one is asked for.
+        delivered: Called with the number of batches delivered so far, counted from the first of the epoch.
+        exhausted: Called once when all have been delivered and one more is asked for.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, Buffers], Batch],
+        start: int,
+        stop: int,
+        workers: int,
+        reuse_buffers: bool,
+        delivered: Callable[[int], None],
+        exhausted: Callable[[], None],
+    ):
+        self._make = make
+        self._next = start
+        self._submitted = start
+        self._stop = stop
+        self._delivered = delivered
+        self._exhausted: Callable[[], None] | None = exhausted
+        self._ahead = workers + 1 if workers else 0
+        self._pool = ThreadPoolExecutor(workers, "medsegpy-fetch") if workers else None
+        self._pending: deque[tuple[Future[Batch], Buffers]] = deque()
+        self._out: deque[Buffers] = deque()
+        self._free: list[Buffers] | None = None
+        if reuse_buffers:
+            self._free = [KeptBuffers() for _ in range(self._ahead + _DELIVERED_SETS)]
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._next >= self._stop:
+            self.close()
+            if (exhausted := self._exhausted) is not None:
+                self._exhausted = None
+                exhausted()
+            raise StopIteration
+        try:
+            self._recycle()
+            batch, buffers = self._take()
+        except BaseException:
+            # The pass ends here: what was made ahead belongs to batches that will not be asked for.
+            self._next, self._exhausted = self._stop, None
+            self.close()
+            raise
+        self._out.append(buffers)
+        self._next += 1
+        self._delivered(self._next)
+        return batch
+
+    def close(self) -> None:
+        """Stop: batches that no thread has begun are not made."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self._pending.clear()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _take(self) -> tuple[Batch, Buffers]:
+        if self._pool is None:
+            buffers = self._buffers()
+            return self._make(self._next, buffers), buffers
+        while self._submitted < min(self._stop, self._next + self._ahead):
+            buffers = self._buffers()
+            self._pending.append((self._pool.submit(self._make, self._submitted, buffers), buffers))
+            self._submitted += 1
+        future, buffers = self._pending.popleft()
+        return future.result(), buffers
+
+    def _buffers(self) -> Buffers:
+        return fresh_buffer if self._free is None else self._free.pop()
+
+    def _recycle(self) -> None:
+        while len(self._out) >= _DELIVERED_SETS:
+            buffers = self._out.popleft()
+            if self._free is not None:
+                self._free.append(buffers)

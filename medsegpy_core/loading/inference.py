@@ -1,0 +1,186 @@
+"""Predictions of windows, put together to whole scans."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import evolve, frozen
+
+from medsegpy_core.errors import RecordError, ShapeError
+from medsegpy_core.limits import check_memory
+from medsegpy_core.loading.batches import BatchMaker, Row
+from medsegpy_core.loading.order import element_rng
+from medsegpy_core.loading.padding import Box
+from medsegpy_core.loading.sources import MemorySource, Scan, ScanSource
+
+if TYPE_CHECKING:
+    from medsegpy_core.config import Config
+    from medsegpy_core.loading.setup import Setup
+    from medsegpy_core.typing import Array
+
+__all__ = ["ScanToInfer", "infer_scans", "scans_to_infer"]
+
+_OUTPUTS = ("probs", "labels")
+
+
+@frozen(eq=False)
+class ScanToInfer:
+    """A scan to predict.
+
+    Attributes:
+        source: The scan; of one with gaps, the slices that are there, as if they were all.
+        original: The scan as the dataset has it.
+    """
+
+    source: ScanSource
+    original: Scan
+
+    def inputs(self, x: Array) -> dict[str, Any]:
+        """Return what is known of the scan, for the evaluator."""
+        records = self.original.records
+        said_by_file = {f"scan_{key}": value for key, value in self.source.geometry.metadata.items()}
+        said_by_dict = {key: value for record in reversed(records) for key, value in record.scan.items()}
+        inputs = {
+            **said_by_file,
+            **said_by_dict,
+            "scan_id": records[0].scan_id,
+            "dataset": records[0].dataset,
+            "subject_id": records[0].subject_id,
+            "time_point": records[0].time_point,
+            "labelled": self.original.labelled,
+            "x": x,
+        }
+        if records[0].scan_num_slices is not None:
+            inputs["scan_num_slices"] = records[0].scan_num_slices
+        if self.original.missing:
+            inputs["slice_ids"] = [record.slice_id for record in records]
+        return inputs
+
+
+def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
+    """Return the scans sorted by (dataset, scan_id, augmentation).
+
+    Raises:
+        RecordError: A scan has gaps, and they are not allowed.
+    """
+    found = []
+    for source in sorted(setup.files, key=lambda source: source.scan.key):
+        scan = source.scan
+        if missing := scan.missing:
+            if not allow_gaps:
+                raise RecordError(
+                    f"Scan {scan.key[1]!r} of dataset {scan.key[0]!r} has {len(scan.records)} of "
+                    f"{scan.records[0].scan_num_slices} slices; missing: {', '.join(map(str, missing))}. Add them, or pass "
+                    "allow_gaps=True to predict on the slices that are there."
+                )
+            n = len(scan.records)
+            records = tuple(evolve(r, slice_id=i, scan_num_slices=n) for i, r in enumerate(scan.records, 1))
+            source = ScanSource(Scan(scan.key, records), source.opener, source.collation)
+        found.append(ScanToInfer(source, scan))
+    return found
+
+
+def infer_scans(
+    setup: Setup, scans: Sequence[ScanToInfer], model: Any, batch_size: int, output: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Predict the scans one after the other; see `DataLoader.inference`."""
+    if output not in _OUTPUTS:
+        raise ValueError(f"inference(output={output!r}): expected one of {', '.join(map(repr, _OUTPUTS))}.")
+    predict = getattr(model, "predict", model)
+    return (_infer(setup, number, scan, predict, batch_size, output) for number, scan in enumerate(scans))
+
+
+def _infer(
+    setup: Setup, number: int, scan: ScanToInfer, predict: Any, batch_size: int, output: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    started = time.perf_counter()
+    geometry, channels = scan.source.geometry, setup.maker.channels
+    voxels = int(np.prod(geometry.shape))
+    # Image, mask, the sum of the predictions, how many were added, and the result.
+    needed = voxels * (4 * (geometry.channels or 1) + channels + 4 * channels + 2 + (channels if output == "labels" else 0))
+    check_memory(needed, f"Inference on scan {scan.original.key[1]!r} ({' x '.join(map(str, geometry.shape))})")
+    memory = _load(scan.source, channels, setup.cfg.NUM_WORKERS)
+    probabilities = _predict(setup.maker, memory, number, predict, batch_size)
+    outputs = {
+        "y_true": memory.mask if scan.original.labelled else None,
+        "y_pred": probabilities if output == "probs" else decide(probabilities, setup.cfg),
+        "time_elapsed": time.perf_counter() - started,
+    }
+    return scan.inputs(memory.image), outputs
+
+
+def _load(files: ScanSource, channels: int, workers: int) -> MemorySource:
+    """Read a whole scan, its slices on several threads."""
+    geometry = files.geometry
+    extra = () if geometry.channels is None else (geometry.channels,)
+    image = np.empty(geometry.shape + extra, np.float32)
+    mask = np.empty((*geometry.shape, channels), np.uint8)
+    h, w, depth = geometry.shape
+    parts = 1 if files.scan.is_volume or workers < 2 else min(workers, depth)
+    bounds = [depth * i // parts for i in range(parts + 1)]
+
+    def read(i: int) -> None:
+        part = slice(bounds[i], bounds[i + 1])
+        files.read((slice(0, h), slice(0, w), part), image[:, :, part], mask[:, :, part])
+
+    if parts == 1:
+        read(0)
+    else:
+        with ThreadPoolExecutor(parts, "medsegpy-scan") as pool:
+            list(pool.map(read, range(parts)))
+    return MemorySource(files.scan, geometry, image, mask, files)
+
+
+def _predict(maker: BatchMaker, memory: MemorySource, number: int, predict: Any, batch_size: int) -> Array:
+    """Predict all windows of a scan, and average where they overlap. Returns H x W x D x C, float32."""
+    shape = memory.geometry.shape
+    total = np.zeros((*shape, maker.channels), np.float32)
+    count = np.zeros(shape, np.uint16)
+    boxes = maker.windows.cover(memory)
+    for first in range(0, len(boxes), batch_size):
+        # The random numbers of a window come from the scan and its place in it, as those of an element do.
+        rows = [
+            Row(memory, box, element_rng(maker.seed, number, i))
+            for i, box in enumerate(boxes[first : first + batch_size], first)
+        ]
+        images = maker.fill_images(rows)
+        predicted = _called(predict, images, maker.prediction_shape(rows))
+        for row, values in zip(rows, predicted, strict=True):
+            _add(total, count, maker.predicted_box(row.box), values)
+    if count.max(initial=1) > 1:
+        total /= count[..., None]
+    return total
+
+
+def _called(predict: Any, images: Array, expected: tuple[int, ...]) -> Array:
+    result = np.asarray(predict(images), np.float32)
+    if result.shape != expected:
+        raise ShapeError(
+            f"The model returned {result.shape} for images {images.shape}; expected {expected}: one prediction a voxel, "
+            f"the last axis the {expected[-1]} categories of the masks (the background included if INCLUDE_BACKGROUND)."
+        )
+    return result
+
+
+def _add(total: Array, count: Array, box: Box, values: Array) -> None:
+    """Add the prediction of a box, without what lies in the padding."""
+    inside = tuple(slice(max(0, w.start), min(n, w.stop)) for w, n in zip(box.window, count.shape, strict=True))
+    part = tuple(slice(i.start - w.start, i.stop - w.start) for i, w in zip(inside, box.window, strict=True))
+    total[inside] += values.reshape(*box.size, -1)[part]
+    count[inside] += 1
+
+
+def decide(probabilities: Array, cfg: Config) -> Array:
+    """Turn probabilities into labels, uint8, H x W x D x C.
+
+    Above 0.5 per channel; with a softmax loss (``cfg.LOSS[1]``) the largest channel.
+    """
+    if cfg.LOSS and len(cfg.LOSS) > 1 and cfg.LOSS[1] == "softmax":
+        largest = probabilities.argmax(axis=-1)
+        return (largest[..., None] == np.arange(probabilities.shape[-1])).astype(np.uint8)
+    labels: Array = (probabilities > 0.5).view(np.uint8)
+    return labels

@@ -1,0 +1,301 @@
+"""The loader: batches by number or in order, shards, and resumption."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from attrs import evolve
+
+from medsegpy_core.datasets import make_records
+from medsegpy_core.errors import ConfigError
+from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers
+from medsegpy_core.loading.fetch import BatchIterator
+from medsegpy_core.loading.inference import infer_scans, scans_to_infer
+from medsegpy_core.loading.order import Order
+from medsegpy_core.loading.plan import Element
+from medsegpy_core.loading.setup import Setup, role_dataset
+from medsegpy_core.loading.windows import Windows
+from medsegpy_core.specs import LoaderOptions, LoaderRequest
+
+if TYPE_CHECKING:
+    from medsegpy_core.config import Config
+    from medsegpy_core.typing import Array, DatasetDict
+
+__all__ = ["DataLoader"]
+
+Self = TypeVar("Self", bound="DataLoader")
+
+
+class DataLoader:
+    """What all built-in loaders do; the subclasses say how elements are cut.
+
+    A loader is immutable but for its position: `epoch`, and how many batches of it the newest iterator has delivered.
+
+    Args:
+        cfg: A config; the loader keeps a copy.
+        dataset_dicts: Standard dataset dicts.
+        is_test: Whether this is for validation or testing: nothing is dropped, augmented elements are refused, and a
+            batch has the raw images as well.
+        shuffle: Whether each epoch has its own random order.
+        drop_last: Whether a last batch that is not full is left out; ignored with `is_test`.
+        batch_size: Elements a batch.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        cfg: Config,
+        dataset_dicts: Sequence[DatasetDict],
+        is_test: bool = False,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        batch_size: int = 1,
+    ):
+        dataset = role_dataset(cfg, is_test)
+        self._set_up(
+            LoaderRequest(
+                cfg=cfg.copy(),
+                dicts=dataset_dicts,
+                datasets=[dataset] * len(dataset_dicts),
+                batch_size=batch_size,
+                is_test=is_test,
+                shuffle=shuffle,
+                drop_last=drop_last,
+                make_records=make_records,
+            )
+        )
+
+    @classmethod
+    def from_request(cls: type[Self], request: LoaderRequest) -> Self:
+        """Build the loader that a `LoaderRequest` asks for; what a `LoaderSpec` names."""
+        loader = cls.__new__(cls)
+        loader._set_up(request)
+        return loader
+
+    @classmethod
+    def windows(cls, cfg: Config) -> Windows:
+        """Return how this loader cuts elements, by the config."""
+        raise TypeError(f"{cls.__name__} does not say how it cuts elements; use one of its subclasses.")
+
+    def _set_up(self, request: LoaderRequest) -> None:
+        if request.batch_size < 1:
+            raise ConfigError(f"The batch size is {request.batch_size}, expected an int >= 1.")
+        cfg = request.cfg
+        self._seed_given = cfg.SEED is not None
+        seed = int(cfg.SEED) if cfg.SEED is not None else secrets.randbits(63)
+        self.setup = Setup.of(request, self.windows(cfg), seed)
+        self._order = Order(
+            elements=len(self.setup.maker.plan),
+            batch_size=request.batch_size,
+            shuffle=request.shuffle,
+            drop_last=request.drop_last and not request.is_test,
+            seed=seed,
+        )
+        self._start_at(epoch=0, batches=0)
+
+    # -- what it has
+
+    @property
+    def cfg(self) -> Config:
+        """The loader's own copy of the config."""
+        return self.setup.cfg
+
+    @property
+    def batch_size(self) -> int:
+        """Elements a batch."""
+        return self._order.batch_size
+
+    @property
+    def seed(self) -> int:
+        """The seed: the config's, or the one that was drawn."""
+        return self._order.seed
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that `loader[i]` and the next iterator read."""
+        return self._epoch
+
+    @property
+    def num_elements(self) -> int:
+        """How many elements there are, over all ranks."""
+        return self._order.elements
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        return self._order.batches
+
+    def __repr__(self) -> str:
+        order = self._order
+        return (
+            f"<{type(self).__name__}: {order.elements} elements of {len(self.setup.sources)} scans, {len(self)} batches of "
+            f"{order.batch_size}, rank {order.rank} of {order.world_size}, seed {order.seed}, epoch {self._epoch}>"
+        )
+
+    # -- batches
+
+    def __getitem__(self, i: int) -> Batch:
+        """Return batch `i` of the current epoch; moves nothing.
+
+        Raises:
+            IndexError: There is no such batch.
+        """
+        return self.setup.maker.make(self._numbers(i), self._epoch)
+
+    def elements(self, i: int) -> list[Element]:
+        """Say what the rows of batch `i` of the current epoch are."""
+        return [self.setup.maker.element(int(number), self._epoch) for number in self._numbers(i)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start a pass of the current epoch at its beginning; after `load_state_dict`, once, at its position."""
+        self.setup.require_elements()
+        token = object()
+        with self._lock:
+            start, self._resume_at = self._resume_at, 0
+            self._newest, self._pass_epoch, self._position = token, self._epoch, start
+        epoch = self._epoch
+        return BatchIterator(
+            _batch_function(self.setup.maker, self._order, self._order.epoch(epoch), epoch),
+            start,
+            len(self),
+            self.cfg.NUM_WORKERS,
+            self.setup.options.reuse_buffers,
+            lambda delivered: self._delivered(token, delivered),
+            lambda: self._exhausted(token, epoch),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch."""
+        if epoch < 0:
+            raise ValueError(f"There is no epoch {epoch}; epochs are numbered from 0.")
+        self._start_at(epoch, batches=0)
+
+    def _numbers(self, i: int) -> Array:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"There is no batch {i}: an epoch of this loader has {len(self)} batches.")
+        return self._order.batch(self._order.epoch(self._epoch), i % len(self))
+
+    # -- position
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the newest iterator stands, as plain ints: seed, epoch, and batches delivered.
+
+        A loader of the same data and settings that is given it by `load_state_dict` delivers the remaining batches,
+        bit for bit, with any number of workers.
+        """
+        with self._lock:
+            return {
+                "seed": self._order.seed,
+                "epoch": self._pass_epoch,
+                "batches": self._position,
+                "elements": self._order.elements,
+                "batch_size": self._order.batch_size,
+                "world_size": self._order.world_size,
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where another loader stood.
+
+        Raises:
+            ValueError: The state is of a loader with other data, batch size or world size, or malformed.
+        """
+        own = self.state_dict()
+        missing = [key for key in ("seed", "epoch", "batches") if key not in state]
+        if missing:
+            raise ValueError(f"The state of a loader has {', '.join(own)}; {', '.join(missing)} is missing.")
+        differing = [
+            f"{key} {state[key]} there, {own[key]} here"
+            for key in ("elements", "batch_size", "world_size")
+            if key in state and state[key] != own[key]
+        ]
+        if differing:
+            raise ValueError(f"This is the state of a loader with other data or settings: {'; '.join(differing)}.")
+        self._order = evolve(self._order, seed=int(state["seed"]))
+        self.setup = self.setup.with_seed(self._order.seed)
+        self._start_at(int(state["epoch"]), int(state["batches"]))
+
+    def _start_at(self, epoch: int, batches: int) -> None:
+        self._lock = threading.Lock()
+        self._newest: object | None = None
+        self._epoch = self._pass_epoch = epoch
+        self._position = self._resume_at = batches
+
+    def _delivered(self, token: object, delivered: int) -> None:
+        with self._lock:
+            if self._newest is token:
+                self._position = delivered
+
+    def _exhausted(self, token: object, epoch: int) -> None:
+        with self._lock:
+            if self._epoch == epoch:
+                self._epoch += 1
+            if self._newest is token:
+                self._newest, self._pass_epoch, self._position = None, self._epoch, 0
+
+    def shard(self: Self, rank: int, world_size: int) -> Self:
+        """Return the loader of one of `world_size` processes that share an epoch.
+
+        With `drop_last` every rank has as many batches as any other; without, every element comes once over all ranks,
+        and the numbers of batches differ by at most one.
+
+        Raises:
+            ConfigError: The config has no `SEED`: each process would draw its own, and the shards would overlap.
+            ValueError: There is no such rank.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"There is no rank {rank} among {world_size}; ranks are numbered from 0.")
+        if not self._seed_given:
+            raise ConfigError("A sharded loader needs a SEED in the config, the same on all ranks: cfg.SEED = 0.")
+        other = copy.copy(self)
+        other._order = evolve(self._order, rank=rank, world_size=world_size)
+        other._start_at(self._epoch, batches=0)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither the lock nor the iterators of this process go to another; the position does.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_newest")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _newest=None)
+
+    # -- scans
+
+    def inference(
+        self, model: Any, output: str = "probs", allow_gaps: bool = False
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Predict scan by scan.
+
+        Every scan is covered whole, whatever shuffle, drop_last or the position say; a sharded loader takes the scans
+        ``rank::world_size``. The iterator may be abandoned, or run twice at once.
+
+        Args:
+            model: Has ``predict(batch)``, or is called with a batch; returns N x ... x C.
+            output: ``"probs"`` for what the model says, ``"labels"`` for its decision as uint8.
+            allow_gaps: Whether a scan of which slices are missing is predicted on those that are there, and says which
+                in ``inputs["slice_ids"]``.
+
+        Yields:
+            `inputs`: ``scan_id``, ``x`` (H x W x D [x K], float32, as stored), ``subject_id``, ``labelled``, all ``scan_*``.
+            `outputs`: ``y_true`` (H x W x D x C, uint8; None unless all of the scan is labelled), ``y_pred`` (H x W x D x
+            C, float32, or uint8 for labels), ``time_elapsed`` (s).
+
+        Raises:
+            RecordError: A scan has gaps; the message lists them.
+            ShapeError: The model returns another shape.
+            MemoryError: A scan needs more than ``MEDSEGPY_MEMORY``.
+        """
+        scans = scans_to_infer(self.setup, allow_gaps)[self._order.rank :: self._order.world_size]
+        return infer_scans(self.setup, scans, model, self.batch_size, output)
+
+
+def _batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) -> Callable[[int, Buffers], Batch]:
+    """Return what makes batch `i`. It refers to no loader and no iterator, so that threads keep none alive."""
+
+    def make(i: int, buffers: Buffers) -> Batch:
+        return maker.make(order.batch(numbers, i), epoch, buffers)
+
+    return make

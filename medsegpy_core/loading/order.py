@@ -1,0 +1,69 @@
+"""In which order elements come: a pure function of seed, epoch, rank and world size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array
+
+__all__ = ["Order", "element_rng"]
+
+# Separates the streams of random numbers that one seed feeds.
+_PERMUTATION, _ELEMENT = 1, 2
+
+
+@frozen
+class Order:
+    """The order of the elements of a loader.
+
+    Attributes:
+        elements: How many there are, over all ranks.
+        batch_size: Elements a batch.
+        shuffle: Whether each epoch has its own random order.
+        drop_last: Whether every rank drops what does not fill a batch.
+        seed: The seed; 0 is one like any other.
+        rank: Which of the `world_size` shards this is.
+        world_size: How many shards there are.
+    """
+
+    elements: int
+    batch_size: int
+    shuffle: bool
+    drop_last: bool
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def batches(self) -> int:
+        """How many batches an epoch has on this rank."""
+        if self.drop_last:
+            return self.elements // (self.world_size * self.batch_size)
+        return -(-self._own // self.batch_size)
+
+    @property
+    def _own(self) -> int:
+        return len(range(self.rank, self.elements, self.world_size))
+
+    def epoch(self, epoch: int) -> Array:
+        """Return the numbers of this rank's elements in an epoch, in order (int64)."""
+        if self.shuffle:
+            stream = np.random.SeedSequence([self.seed, _PERMUTATION, epoch])
+            order = np.random.Generator(np.random.PCG64(stream)).permutation(self.elements)
+        else:
+            order = np.arange(self.elements)
+        own = order[self.rank :: self.world_size]
+        return own[: self.batches * self.batch_size] if self.drop_last else own
+
+    def batch(self, order: Array, i: int) -> Array:
+        """Return the elements of batch `i`, given `epoch(...)`."""
+        return order[i * self.batch_size : (i + 1) * self.batch_size]
+
+
+def element_rng(seed: int, epoch: int, element: int) -> np.random.Generator:
+    """Return the random numbers of one element: they depend on nothing else, so that any sample can be made again."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _ELEMENT, epoch, element])))

@@ -1,0 +1,117 @@
+"""Boxes that reach beyond an array, as `numpy.pad` of the whole array would fill them, without padding the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+from medsegpy_core.errors import ConfigError, closest_match
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array
+
+__all__ = ["PAD_MODES", "Box", "centred_padding", "check_pad_mode", "read_padded"]
+
+# Modes of `numpy.pad` that only repeat voxels, so that a mask stays a mask. The others (mean, linear_ramp, ...)
+# invent values, and need the whole scan to do so.
+PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
+
+
+def check_pad_mode(mode: str) -> str:
+    """Return `mode`.
+
+    Raises:
+        ConfigError: It is not one of `PAD_MODES`.
+    """
+    if mode not in PAD_MODES:
+        raise ConfigError(
+            f"IMG_PAD_MODE is {mode!r}, expected one of {', '.join(PAD_MODES)} (the modes of numpy.pad that repeat "
+            f"voxels; the others would invent mask values).{closest_match(str(mode), PAD_MODES)}"
+        )
+    return mode
+
+
+@frozen
+class Box:
+    """A box of voxels: `start` may be negative and `start + size` beyond the array.
+
+    Attributes:
+        start: First voxel per axis.
+        size: Voxels per axis.
+    """
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def window(self) -> tuple[slice, ...]:
+        """One slice per axis, in the array's coordinates."""
+        return tuple(slice(a, a + n) for a, n in zip(self.start, self.size, strict=True))
+
+    def inside(self, shape: Sequence[int]) -> bool:
+        """Say whether the box lies inside an array of this shape."""
+        return all(a >= 0 and a + n <= s for a, n, s in zip(self.start, self.size, shape, strict=True))
+
+
+def centred_padding(size: int, wanted: int) -> int:
+    """Return how many voxels go before an axis of `size` that is padded to `wanted`, centred (0: it is long
+    enough). The odd one goes behind."""
+    return max(0, wanted - size) // 2
+
+
+@lru_cache(maxsize=4096)
+def _index_map(size: int, before: int, after: int, mode: str) -> Array:
+    """Return for each voxel of a padded axis the voxel that it repeats; -1 for a constant 0."""
+    axis = np.arange(size)
+    # numpy.pad's typing does not know a mode that comes in a variable.
+    padded: Array = (
+        np.pad(axis, (before, after), mode, constant_values=-1)  # type: ignore[call-overload]
+        if mode == "constant"
+        else np.pad(axis, (before, after), mode)  # type: ignore[call-overload]
+    )
+    padded.setflags(write=False)
+    return padded
+
+
+def read_padded(
+    read: Callable[[tuple[slice, ...], Array], None],
+    shape: Sequence[int],
+    box: Box,
+    mode: str,
+    out: Array,
+    background: bool = False,
+) -> None:
+    """Read a box that may reach beyond the array.
+
+    Args:
+        read: ``read(selection, out)`` reads a box that lies inside.
+        shape: The spatial shape of the array.
+        box: The box.
+        mode: One of `PAD_MODES`.
+        out: Of the size of the box, and further axes that are not padded.
+        background: Whether `out` is a mask whose first channel is the background, which is 1 where 0 is padded.
+    """
+    if box.inside(shape):
+        read(box.window, out)
+        return
+    indices, source = [], []
+    for start, n, size in zip(box.start, box.size, shape, strict=True):
+        before, after = max(0, -start), max(0, start + n - size)
+        index = _index_map(size, before, after, mode)[start + before : start + before + n]
+        real = index[index >= 0]
+        first, last = (int(real.min()), int(real.max())) if real.size else (0, 0)
+        source.append(slice(first, last + 1))
+        indices.append(np.where(index < 0, -1, index - first))
+    block = np.empty([s.stop - s.start for s in source] + list(out.shape[len(source) :]), out.dtype)
+    read(tuple(source), block)
+    out[...] = block[np.ix_(*(np.maximum(index, 0) for index in indices))]
+    if mode == "constant":
+        for axis, index in enumerate(indices):
+            padded = (slice(None),) * axis + (index < 0,)
+            out[padded] = 0
+            if background:
+                out[(*padded, ..., 0)] = 1

@@ -1,0 +1,164 @@
+"""`open_scan`: the arrays of a dataset dict, lazily, with their axes in the order that everybody expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import field, frozen
+
+from medsegpy_core.categories import normalize_category_ids, required_channels
+from medsegpy_core.errors import ReadError
+from medsegpy_core.lazy import AxesView, LabelMapView
+from medsegpy_core.readers import find_reader
+from medsegpy_core.records import Record
+from medsegpy_core.typing import DatasetDict, LazyArray, OpenScan, Reader
+
+__all__ = ["CanonicalScan", "label_channels", "open_record", "open_scan"]
+
+
+@frozen
+class CanonicalScan:
+    """The arrays of one slice or volume.
+
+    Attributes:
+        image: H x W for a slice, H x W x D for a volume; with a last axis K where there are several channels.
+        mask: H x W [x D] x C, binary; None: unlabelled.
+        metadata: What the file itself says, ``spacing`` for example.
+    """
+
+    image: LazyArray
+    mask: LazyArray | None
+    metadata: Mapping[str, Any] = field(factory=dict)
+
+
+@contextmanager
+def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[CanonicalScan]:
+    """Open the image and the mask that a dataset dict names.
+
+    Args:
+        dataset_dict: A standard dataset dict.
+        dataset: The dataset it is of, whose metadata say how its files are laid out where the dict does not.
+
+    Yields:
+        `image` (H x W [x D] [x K]) and `mask` (H x W [x D] x C, or None), lazily, in the file's own type and
+        native byte order, and `metadata`.
+
+    Raises:
+        RecordError: The dict is not a standard dataset dict.
+        ReadError: A file is missing, broken, or not what the dict says.
+
+    Example:
+        ```python
+        with open_scan(DatasetCatalog.get("abdomen_volumes_train")[0]) as scan:
+            rows = scan.image[10:20]
+        ```
+    """
+    from medsegpy_core.datasets import make_records
+
+    (record,) = make_records([dataset_dict], [dataset])
+    with open_record(record, find_reader(record), label_channels(dataset)) as scan:
+        yield scan
+
+
+def label_channels(dataset: str) -> int | None:
+    """Return how many channels a label map of this dataset has, by its metadata; None: they do not say."""
+    from medsegpy_core.catalog import MetadataCatalog
+
+    category_ids = MetadataCatalog.get(dataset).get("category_ids") if dataset else None
+    return None if category_ids is None else required_channels(normalize_category_ids(category_ids))
+
+
+@contextmanager
+def open_record(record: Record, reader: Reader, channels: int | None = None) -> Iterator[CanonicalScan]:
+    """Open a record with a reader that is known.
+
+    Args:
+        record: The record.
+        reader: Its reader.
+        channels: How many channels a label map has; None: as many as its largest value needs.
+    """
+    with reader.open(record) as scan:
+        yield canonical(scan, record, channels)
+
+
+def canonical(scan: OpenScan, record: Record, channels: int | None) -> CanonicalScan:
+    """Bring what a reader opened into the canonical axis order, and check that image and mask fit together."""
+    spatial = 2 if record.kind == "slice" else 3
+    image = _image(scan.image, record, spatial)
+    if scan.mask is None:
+        return CanonicalScan(image, None, scan.metadata)
+    mask = _mask(scan.mask, record, spatial, channels)
+    if image.shape[:spatial] != mask.shape[:spatial]:
+        raise ReadError(
+            f"the mask is {_by(mask.shape[:spatial])}, but the image in {record.file_name} is "
+            f"{_by(image.shape[:spatial])}{_axes_hint(record)}",
+            record.sem_seg_file,
+        )
+    return CanonicalScan(image, mask, scan.metadata)
+
+
+def _image(array: LazyArray, record: Record, spatial: int) -> LazyArray:
+    rank = len(array.shape)
+    several = isinstance(record.image_key, tuple)
+    axes = record.extra.get("image_axes")
+    if axes is None:
+        if rank != spatial + several:
+            raise ReadError(
+                f"the image of a {record.kind} has {spatial + several} axes, found {_by(array.shape)}. If the file "
+                "stores them otherwise, say how: image_axes='HWDC' in the dict or the metadata (H, W, D spatial, C "
+                "channels)",
+                record.file_name,
+            )
+        return array
+    return _reordered(array, axes + "C" if several and "C" not in axes else axes, record, "image_axes")
+
+
+def _mask(array: LazyArray, record: Record, spatial: int, channels: int | None) -> LazyArray:
+    path = record.sem_seg_file or record.file_name
+    axes = record.extra.get("sem_seg_axes")
+    if axes is not None:
+        array = _reordered(array, axes, record, "sem_seg_axes")
+    rank, label_map = len(array.shape), record.extra.get("label_map", False)
+    if rank not in (spatial, spatial + 1) or (label_map and rank > spatial and array.shape[-1] != 1):
+        expected = (
+            f"a label map has the image's {spatial} axes"
+            if label_map
+            else f"the mask of a {record.kind} has {spatial + 1} axes ({', '.join('HWD'[:spatial])}, C), or {spatial} for "
+            "one binary class"
+        )
+        raise ReadError(
+            f"{expected}, found {_by(array.shape)}. If the file stores them otherwise, say how: sem_seg_axes='CHWD' in "
+            "the dict or the metadata",
+            path,
+        )
+    if label_map:
+        flat = array if rank == spatial else AxesView(array, tuple(range(spatial)))
+        return LabelMapView(flat, channels, path)
+    return array if rank > spatial else AxesView(array, (*range(spatial), None))
+
+
+def _reordered(array: LazyArray, axes: str, record: Record, key: str) -> LazyArray:
+    if len(array.shape) != len(axes):
+        raise ReadError(
+            f"{key}={axes!r} names {len(axes)} axes, but the array is {_by(array.shape)}",
+            record.file_name if key == "image_axes" else record.sem_seg_file,
+        )
+    # A slice has no D axis; files that store one have it as an axis of size 1.
+    if record.kind == "slice" and "D" in axes and array.shape[axes.index("D")] != 1:
+        raise ReadError(f"{key}={axes!r}, but a slice has a D axis of size 1, found {_by(array.shape)}", record.file_name)
+    wanted = "HWC" if record.kind == "slice" else "HWDC"
+    order = tuple(axes.index(letter) for letter in wanted if letter in axes)
+    return array if order == tuple(range(len(axes))) else AxesView(array, order)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _axes_hint(record: Record) -> str:
+    if ("image_axes" in record.extra) != ("sem_seg_axes" in record.extra):
+        given, missing = ("image_axes", "sem_seg_axes") if "image_axes" in record.extra else ("sem_seg_axes", "image_axes")
+        return f". {given} is given, {missing} is not: they are separate"
+    return ""
