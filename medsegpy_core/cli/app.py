@@ -1,0 +1,112 @@
+"""The command group: finds commands when they are asked for, and shows errors as one readable message."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+import warnings
+from typing import Any, Final, TextIO
+
+import click
+
+from medsegpy_core.errors import MedSegPyError, MedSegPyWarning
+from medsegpy_core.plugins import default_manager
+from medsegpy_core.version import __version__
+
+__all__ = ["cli", "main"]
+
+# command -> its module and the line that --help shows, so that --help imports none of them.
+_COMMANDS: Final = {
+    "datasets": ("datasets", "List the datasets, and say what is in one."),
+    "demo": ("demo", "Show the main job on real images: from a dataset's name to a picture."),
+    "plugins": ("plugins", "Say which plugins are installed, what they bring, and which failed."),
+    "view": ("view", "Draw a scan with its segmentation into a PNG."),
+}
+
+
+class _Failure(click.ClickException):
+    """What went wrong, in one message; exit status 1."""
+
+    def format_message(self) -> str:
+        return self.message
+
+
+class App(click.Group):
+    """The core's commands, and those of plugins, which are loaded only if the core has none of the name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, those of plugins included."""
+        return sorted({*_COMMANDS, *default_manager().commands()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None for an unknown name."""
+        if cmd_name in _COMMANDS:
+            module, _ = _COMMANDS[cmd_name]
+            command: click.Command = importlib.import_module(f"medsegpy_core.cli.{module}").command
+            return command
+        owned = default_manager().commands().get(cmd_name)
+        return None if owned is None else owned.record
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, with where those of plugins come from."""
+        rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
+        for name, owned in default_manager().commands().items():
+            if name not in _COMMANDS:
+                rows.append((name, f"{owned.record.get_short_help_str(60)} [{owned.owner.distribution}]"))
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows))
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program: parse, run the command, exit."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            raise _Failure(_described(error)) from error
+
+
+def _described(error: Exception) -> str:
+    """Say what went wrong; for an error that nobody foresaw, where as well."""
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    if isinstance(error, MedSegPyError | OSError):
+        return f"{error}{notes}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}: {error}{notes}\nThe whole traceback: medsegpy --debug ..."
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,  # noqa: ARG001 - the signature of warnings.showwarning
+) -> None:
+    # Ours say all that is needed; where in the library they were issued helps nobody at a terminal.
+    where = "" if issubclass(category, MedSegPyWarning) else f" ({filename}:{lineno})"
+    click.echo(f"Warning: {message}{where}", file=file, err=file is None)
+
+
+@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="medsegpy")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+def cli(debug: bool) -> None:
+    """Datasets of medical images: from pip-installed plugins to batches, scans and tables.
+
+    Every command has its own --help. Exit status: 0, 1 where something is wrong, 2 for wrong usage.
+    """
+
+
+def main() -> None:
+    """Run the program ``medsegpy``."""
+    cli(prog_name="medsegpy")

@@ -1,0 +1,137 @@
+"""``medsegpy datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import click
+
+from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog, dataset_owner, dataset_spec
+from medsegpy_core.cli.output import by, console, print_json, table, track
+from medsegpy_core.errors import MedSegPyError
+
+__all__ = ["command"]
+
+
+@click.group("datasets")
+def command() -> None:
+    """List the datasets, and say what is in one."""
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with one object for each dataset.")
+def list_datasets(as_json: bool) -> None:
+    """List the names of all datasets. Nothing of them is read."""
+    found = [_identity(name) for name in DatasetCatalog.list()]
+    if as_json:
+        print_json(found)
+    elif not found:
+        console().print("There are no datasets. They come from plugins: pip install medsegpy-example-datasets")
+    else:
+        rows = [
+            (
+                d["name"],
+                d["split"] or "",
+                d["error"] or d["description"],
+                f"{d['distribution'] or ''} {d['version'] or ''}",
+            )
+            for d in found
+        ]
+        console().print(table(["dataset", "split", "description", "from"], rows))
+
+
+@command.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object.")
+@click.option("--fast", is_flag=True, help="Read one header a scan: no voxels are counted.")
+def show_dataset(name: str, as_json: bool, fast: bool) -> None:
+    """Say what is in the dataset NAME: subjects, scans, slices, shapes, voxels of each class."""
+    from medsegpy_core.cli.survey import survey
+
+    identity = _identity(name, must_exist=True)
+    watch = partial(track, description=f"Reading {name}")
+    counted = survey(name, fast, lambda scans, total: watch(scans, total=total)).as_dict(name)
+    metadata = MetadataCatalog.get(name).as_dict()
+    if as_json:
+        print_json(identity | counted | {"metadata": {key: _for_json(value) for key, value in metadata.items()}})
+    else:
+        _print_counts(identity, counted, metadata)
+
+
+def _identity(name: str, must_exist: bool = False) -> dict[str, Any]:
+    """Return what there is to say of a dataset without listing it."""
+    try:
+        spec, owner = dataset_spec(name), dataset_owner(name)
+    except MedSegPyError as error:  # two plugins claim the name
+        if must_exist:
+            raise
+        keys = ("split", "description", "plugin", "distribution", "version")
+        return {"name": name, **dict.fromkeys(keys), "error": str(error)}
+    return {
+        "name": name,
+        "split": spec.split,
+        "description": spec.description,
+        "plugin": owner.plugin or None,
+        "distribution": owner.distribution or None,
+        "version": owner.version or None,
+        "error": None,
+    }
+
+
+def _print_counts(identity: Mapping[str, Any], counted: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    screen = console()
+    screen.print(identity["name"], style="bold", end="")
+    packaged = f"{identity['distribution']} {identity['version']}" if identity["distribution"] else "this process"
+    split = f", split {identity['split']}" if identity["split"] else ""
+    screen.print(f"  {identity['description']} ({packaged}{split})", markup=False)
+    screen.print()
+    rows: list[tuple[str, str]] = [
+        ("subjects", f"{counted['subjects']:,}" + _extra(counted["scans_without_subject"], "scans without subject_id")),
+        ("scans", f"{counted['scans']:,}"),
+        ("slices", f"{counted['slices']:,}" + _extra(counted["missing_slices"], "missing")),
+        ("labelled", f"{counted['labelled']:,} of {counted['elements']:,} elements"),
+        ("shape (H x W x D)", _tally((by(s["shape"]), s["scans"]) for s in counted["shapes"])),
+        ("spacing (mm)", _tally((by(s["spacing"] or ("unknown",)), s["scans"]) for s in counted["spacings"])),
+        ("image type", _tally(counted["image_dtypes"].items())),
+        ("mask type", _tally(counted["mask_dtypes"].items()) or "-"),
+    ]
+    screen.print(table(["", ""], rows))
+    screen.print(
+        table([">augmentation", "name", "parameters", ">elements"], map(_augmentation, counted["augmentations"]))
+    )
+    screen.print()
+    if counted["voxels"] is not None:
+        total = sum(counted["voxels"].values())
+        ids = metadata.get("category_ids") or range(len(counted["voxels"]))
+        voxels = [
+            (str(category_id), name, n, f"{100 * n / total:.2f} %" if total else "-")
+            for category_id, (name, n) in zip(ids, counted["voxels"].items(), strict=True)
+        ]
+        screen.print(table([">id", "class", ">voxels", ">of all counted"], voxels))
+
+
+def _augmentation(found: Mapping[str, Any]) -> tuple[object, ...]:
+    parameters = ", ".join(f"{key}={value}" for key, value in found["parameters"].items())
+    return found["number"], found["name"] or "(not declared)", parameters, found["elements"]
+
+
+def _extra(count: int, what: str) -> str:
+    return f" ({count:,} {what})" if count else ""
+
+
+def _tally(counts: Any) -> str:
+    """Write what occurs, the most frequent first, with how often where there are several."""
+    pairs = list(counts)
+    if len(pairs) == 1:
+        return str(pairs[0][0])
+    shown = [f"{what} ({n:,})" for what, n in pairs[:6]]
+    return ", ".join(shown) + (f", and {len(pairs) - 6} more" if len(pairs) > 6 else "")
+
+
+def _for_json(value: Any) -> Any:
+    """Return a value with the keys that JSON takes: ids of superclasses are tuples."""
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): _for_json(item) for key, item in value.items()}
+    return [_for_json(item) for item in value] if isinstance(value, list | tuple) else value

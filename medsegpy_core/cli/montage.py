@@ -1,0 +1,180 @@
+"""Draw slices with coloured overlays, captions and a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import field, frozen
+from PIL import Image, ImageDraw, ImageFont
+
+from medsegpy_core.categories import channels_of
+from medsegpy_core.typing import CategoryId
+
+if TYPE_CHECKING:
+    from medsegpy_core.metadata import MetadataView
+    from medsegpy_core.typing import Array
+
+__all__ = ["PALETTE", "Panel", "class_colors", "draw", "gray_window", "shown_classes", "spread_slices"]
+
+Color = tuple[int, int, int]
+
+# Okabe and Ito's colours, without black: people with any kind of colour blindness can tell them apart.
+PALETTE: Final[tuple[Color, ...]] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+_SOFT_TISSUE_HU: Final = (-160.0, 240.0)
+_FILL: Final = 0.35  # opacity of an overlay; its outline is opaque
+_PANEL: Final = 288  # pixels of a panel's longer side
+_MARGIN, _LINE = 8, 20  # pixels
+_BACKGROUND, _INK, _FAINT = (18, 18, 18), (240, 240, 240), (165, 165, 165)
+
+
+@frozen
+class Panel:
+    """One slice to draw.
+
+    Attributes:
+        image: H x W.
+        mask: H x W x C, binary, or None: the image alone.
+        caption: What is written above it.
+        pixel: Height and width of a pixel (mm).
+        window: The values that are drawn black and white.
+    """
+
+    image: Array = field(eq=False)
+    mask: Array | None = field(eq=False)
+    caption: str
+    pixel: tuple[float, float]
+    window: tuple[float, float]
+
+
+def gray_window(image: Array, metadata: MetadataView) -> tuple[float, float]:
+    """Return which values are drawn black and white: soft tissue for CT, else the 1st and 99th percentile."""
+    if str(metadata.get("modality", "")).upper() == "CT":
+        return _SOFT_TISSUE_HU
+    low, high = np.percentile(image[np.isfinite(image)] if image.size else [0.0], [1, 99])
+    return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
+
+
+def class_colors(metadata: MetadataView, count: int) -> list[Color]:
+    """Return a colour for each of `count` categories: the metadata's, where there are as many, else the palette's."""
+    given = metadata.get("category_colors") or ()
+    colors = [tuple(int(part) for part in color) for color in given]
+    if len(colors) != count:
+        colors = [PALETTE[i % len(PALETTE)] for i in range(count)]
+    return [(color[0], color[1], color[2]) for color in colors]
+
+
+def shown_classes(category_ids: Sequence[CategoryId]) -> list[int]:
+    """Return the positions of the categories to draw: a superclass would hide its parts, where they are there.
+
+    Example:
+        >>> shown_classes([0, 3, 4, (3, 4), (1, 2)])
+        [0, 1, 2, 4]
+    """
+    alone = {category_id for category_id in category_ids if isinstance(category_id, int)}
+    return [i for i, c in enumerate(category_ids) if isinstance(c, int) or not set(channels_of(c)) <= alone]
+
+
+def spread_slices(foreground: Array, count: int) -> list[int]:
+    """Return `count` slices spread evenly over those with foreground, or over all where there is none.
+
+    Args:
+        foreground: One value for each slice: whether anything is segmented in it.
+        count: How many.
+
+    Example:
+        >>> spread_slices(np.array([0, 1, 1, 1, 1, 1, 0]), 3)
+        [1, 3, 5]
+    """
+    candidates = np.flatnonzero(foreground)
+    if not len(candidates):
+        candidates = np.arange(len(foreground))
+    positions = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
+    return [int(candidates[round(position)]) for position in positions]
+
+
+def draw(rows: Sequence[Sequence[Panel]], title: str, legend: Sequence[tuple[str, Color]], note: str = "") -> Any:
+    """Draw panels in rows.
+
+    Args:
+        rows: The panels; a mask's channels are coloured as the legend says, in order.
+        title: Stands above.
+        legend: Name and colour of each channel.
+        note: Stands below.
+
+    Returns:
+        A `PIL.Image.Image`.
+    """
+    colors = [color for _, color in legend]
+    tiles = [[_tile(panel, colors) for panel in row] for row in rows]
+    font = ImageFont.load_default(13)
+    width = max(sum(tile.width + _MARGIN for tile in row) for row in tiles) + _MARGIN
+    legend_lines = _wrap_legend(legend, font, width - 2 * _MARGIN)
+    heights = [max(tile.height for tile in row) + _LINE + _MARGIN for row in tiles]
+    height = 2 * _MARGIN + _LINE + sum(heights) + _LINE * (len(legend_lines) + bool(note))
+    canvas = Image.new("RGB", (width, height), _BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((_MARGIN, _MARGIN), title, _INK, ImageFont.load_default(15))
+    y = _MARGIN + _LINE + 4
+    for row, row_tiles, row_height in zip(rows, tiles, heights, strict=True):
+        x = _MARGIN
+        for panel, tile in zip(row, row_tiles, strict=True):
+            pen.text((x, y), panel.caption, _FAINT, font)
+            canvas.paste(tile, (x, y + _LINE - 2))
+            x += tile.width + _MARGIN
+        y += row_height
+    for line in legend_lines:
+        for x, name, color in line:
+            pen.rectangle((_MARGIN + x, y + 2, _MARGIN + x + 11, y + 13), color)
+            pen.text((_MARGIN + x + 17, y), name, _INK, font)
+        y += _LINE
+    pen.text((_MARGIN, y), note, _FAINT, font)
+    return canvas
+
+
+def _tile(panel: Panel, colors: Sequence[Color]) -> Any:
+    """Draw one slice, stretched so that millimetres are as long down as across."""
+    (h, w), (dh, dw) = panel.image.shape, panel.pixel
+    scale = _PANEL / max(h * dh, w * dw)
+    size = (max(1, round(w * dw * scale)), max(1, round(h * dh * scale)))
+    low, high = panel.window
+    gray = np.nan_to_num((panel.image.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255
+    resized = Image.fromarray(gray.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    pixels = np.repeat(np.asarray(resized, np.float64)[..., None], 3, axis=2)
+    if panel.mask is not None:
+        for channel, color in enumerate(colors):
+            stored = Image.fromarray((panel.mask[..., channel] > 0).astype(np.uint8) * 255)
+            inside = np.asarray(stored.resize(size, Image.Resampling.NEAREST)) > 0
+            outline = inside & ~_eroded(inside)
+            pixels[inside] = (1 - _FILL) * pixels[inside] + _FILL * np.array(color)
+            pixels[outline] = color
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _eroded(inside: Array) -> Array:
+    padded: Array = np.pad(inside, 1, mode="edge")
+    eroded: Array = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return eroded
+
+
+def _wrap_legend(legend: Sequence[tuple[str, Color]], font: Any, width: int) -> list[list[tuple[int, str, Color]]]:
+    """Place the entries in lines: x, name and colour of each."""
+    lines: list[list[tuple[int, str, Color]]] = [[]] if legend else []
+    x = 0
+    for name, color in legend:
+        needed = 17 + round(font.getlength(name)) + 18
+        if lines[-1] and x + needed > width:
+            lines.append([])
+            x = 0
+        lines[-1].append((x, name, color))
+        x += needed
+    return lines

@@ -1,0 +1,79 @@
+"""``medsegpy plugins``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+
+import click
+
+from medsegpy_core.cli.output import console, print_json, table
+from medsegpy_core.errors import PluginWarning
+from medsegpy_core.plugin_records import Owner, PluginInfo
+from medsegpy_core.plugins import default_manager
+
+__all__ = ["command", "show_plugins"]
+
+_STYLE = {"active": "green", "failed": "bold red", "blocked": "yellow"}
+
+
+@click.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with one object for each plugin.")
+@click.option("--check", is_flag=True, help="Exit with status 1 if a plugin failed, or two claim one name.")
+@click.option("--trace", is_flag=True, help="Write to stderr what is imported and called, and how long it takes.")
+def command(as_json: bool, check: bool, trace: bool) -> None:
+    """Say which plugins are installed, what they bring, and which failed.
+
+    A plugin that fails fails alone. MEDSEGPY_LOAD_PLUGINS, a comma list of distributions, limits what is loaded.
+    """
+    if trace:
+        os.environ["MEDSEGPY_TRACE_PLUGINS"] = "1"
+    with warnings.catch_warnings():
+        # The table says it.
+        warnings.simplefilter("ignore", PluginWarning)
+        infos, contested = default_manager().infos(), default_manager().contested()
+    if as_json:
+        print_json([_as_json(info) for info in infos])
+    else:
+        show_plugins(infos)
+    for (kind, name), owners in contested.items():
+        click.echo(f"Contested: {_contest(kind, name, owners)}", err=True)
+    if check and (contested or any(info.status == "failed" for info in infos)):
+        raise click.exceptions.Exit(1)
+
+
+def show_plugins(infos: Sequence[PluginInfo]) -> None:
+    """Print a table of plugins, and below it why some failed."""
+    screen = console()
+    if not infos:
+        screen.print("No plugin is installed. Datasets and readers come from plugins: pip install medsegpy-h5-slices")
+        return
+    rows = [(info.name, info.distribution, info.version, info.status, _provides(info.provides)) for info in infos]
+    shown = table(["plugin", "distribution", "version", "status", "provides"], rows)
+    for row, info in zip(shown.rows, infos, strict=True):
+        row.style = "" if info.status == "active" else _STYLE.get(info.status, "")
+    screen.print(shown)
+    for info in infos:
+        if info.error is not None:
+            screen.print(f"\n{info.name} ({info.distribution} {info.version}) failed:", style="bold red", markup=False)
+            screen.print(f"  {info.error}", markup=False)
+
+
+def _provides(provides: Mapping[str, Sequence[str]]) -> str:
+    return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in provides.items() if names) or "-"
+
+
+def _as_json(info: PluginInfo) -> dict[str, object]:
+    return {
+        "name": info.name,
+        "distribution": info.distribution,
+        "version": info.version,
+        "status": info.status,
+        "error": info.error,
+        "provides": {kind: list(names) for kind, names in info.provides.items()},
+    }
+
+
+def _contest(kind: str, name: str, owners: Sequence[Owner]) -> str:
+    return f"{name!r} of {kind} is claimed by {' and by '.join(map(str, owners))}."
