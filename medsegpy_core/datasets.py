@@ -92,7 +92,8 @@ def _check_unique(records: Sequence[Record]) -> None:
         if other is not record:
             what = "volume" if record.kind == "volume" else f"slice {record.slice_id}"
             raise RecordError(
-                f"{record.where()} ({record.file_name}) and element {other.index} ({other.file_name}) are both {what} of "
+                f"{record.where()} ({record.file_name}) and element {other.index} ({other.file_name}) are both {what} "
+                "of "
                 f"scan {record.scan_id!r}, augmentation {record.augmentation}. Give each scan its own scan_id."
             )
         first = scans.setdefault(record.scan_key, record)
@@ -133,7 +134,9 @@ def _directory(root: str | os.PathLike[str]) -> Path:
         if candidate.is_dir():
             return candidate
     tried = " nor ".join(map(str, candidates))
-    raise ReadError(f"there is no directory {tried}. Relative paths are taken from the working directory or MEDSEGPY_DATASETS")
+    raise ReadError(
+        f"there is no directory {tried}. Relative paths are taken from the working directory or MEDSEGPY_DATASETS"
+    )
 
 
 def _claiming(folder: Path) -> list[Reader]:

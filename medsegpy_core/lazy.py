@@ -188,7 +188,8 @@ class LabelMapView(_View):
         if self.known_channels is not None and (largest := int(values.max(initial=0))) > self.known_channels:
             raise CategoryError(
                 f"{self.path}: the label map holds the value {largest}, which is channel {largest - 1}, but the "
-                f"metadata's category_ids know {self.known_channels} channels (values 1 to {self.known_channels}). Add the "
+                f"metadata's category_ids know {self.known_channels} channels (values 1 to {self.known_channels}). Add "
+                "the "
                 "category, or leave 'label_map' out if these are not label values."
             )
         if values.dtype.kind == "i" and (smallest := int(values.min(initial=0))) < 0:

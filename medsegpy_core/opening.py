@@ -125,8 +125,8 @@ def _mask(array: LazyArray, record: Record, spatial: int, channels: int | None) 
         expected = (
             f"a label map has the image's {spatial} axes"
             if label_map
-            else f"the mask of a {record.kind} has {spatial + 1} axes ({', '.join('HWD'[:spatial])}, C), or {spatial} for "
-            "one binary class"
+            else f"the mask of a {record.kind} has {spatial + 1} axes ({', '.join('HWD'[:spatial])}, C), or "
+            f"{spatial} for one binary class"
         )
         raise ReadError(
             f"{expected}, found {_by(array.shape)}. If the file stores them otherwise, say how: sem_seg_axes='CHWD' in "
@@ -147,7 +147,9 @@ def _reordered(array: LazyArray, axes: str, record: Record, key: str) -> LazyArr
         )
     # A slice has no D axis; files that store one have it as an axis of size 1.
     if record.kind == "slice" and "D" in axes and array.shape[axes.index("D")] != 1:
-        raise ReadError(f"{key}={axes!r}, but a slice has a D axis of size 1, found {_by(array.shape)}", record.file_name)
+        raise ReadError(
+            f"{key}={axes!r}, but a slice has a D axis of size 1, found {_by(array.shape)}", record.file_name
+        )
     wanted = "HWC" if record.kind == "slice" else "HWDC"
     order = tuple(axes.index(letter) for letter in wanted if letter in axes)
     return array if order == tuple(range(len(axes))) else AxesView(array, order)
@@ -159,6 +161,8 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _axes_hint(record: Record) -> str:
     if ("image_axes" in record.extra) != ("sem_seg_axes" in record.extra):
-        given, missing = ("image_axes", "sem_seg_axes") if "image_axes" in record.extra else ("sem_seg_axes", "image_axes")
+        given, missing = (
+            ("image_axes", "sem_seg_axes") if "image_axes" in record.extra else ("sem_seg_axes", "image_axes")
+        )
         return f". {given} is given, {missing} is not: they are separate"
     return ""

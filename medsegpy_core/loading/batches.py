@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class Row:
 Buffers = Callable[[str, tuple[int, ...], Any], "Array"]
 
 
-def fresh_buffer(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+def fresh_buffer(_name: str, shape: tuple[int, ...], dtype: Any) -> Array:
     """Allocate; `Buffers` that keep arrays for the next batch have the same signature."""
     return np.empty(shape, dtype)
 
@@ -104,7 +104,7 @@ class BatchMaker:
         h, w, d = row.box.window
         return Element(row.source.record_at(self._mask_depth(row.box).start), (h, w, d), number)
 
-    def make(self, numbers: Sequence[int], epoch: int, buffers: Buffers = fresh_buffer) -> Batch:
+    def make(self, numbers: Iterable[int], epoch: int, buffers: Buffers = fresh_buffer) -> Batch:
         """Make the batch of some elements in an epoch."""
         return self.fill([self._row(int(number), epoch) for number in numbers], buffers)
 
@@ -160,7 +160,11 @@ class BatchMaker:
     def _mask_depth(self, box: Box) -> slice:
         """Return the part of a box's D whose mask is wanted."""
         start, size = box.start[2], box.size[2]
-        return slice(start + size // 2, start + size // 2 + 1) if self.windows.depth_is_channel else slice(start, start + size)
+        return (
+            slice(start + size // 2, start + size // 2 + 1)
+            if self.windows.depth_is_channel
+            else slice(start, start + size)
+        )
 
     def _images(self, n: int, size: tuple[int, ...], channels: int | None, buffers: Buffers) -> Array:
         return buffers("images", (n, *size) + (() if channels is None else (channels,)), np.float32)
@@ -202,12 +206,14 @@ class BatchMaker:
         for row in rows[1:]:
             if row.box.size != size or row.source.geometry.channels != channels:
                 raise ShapeError(
-                    f"One batch has elements of different sizes: {_described(first)}, and {_described(row)}. Set IMG_SIZE "
+                    f"One batch has elements of different sizes: {_described(first)}, and {_described(row)}. Set "
+                    "IMG_SIZE "
                     "to a size that all fit in (smaller ones are padded), or use a batch size of 1."
                 )
         if self.windows.depth_is_channel and size[2] > 1 and (channels or 1) > 1:
             raise ShapeError(
-                f"{_described(first)}, but a 2.5D loader makes channels of neighbouring slices, and takes images of one "
+                f"{_described(first)}, but a 2.5D loader makes channels of neighbouring slices, and takes images of "
+                "one "
                 "channel. Name one with image_key, or use PatchDataLoader."
             )
         return size, channels
@@ -236,4 +242,6 @@ def _stack(arrays: Sequence[Array], what: str) -> Array:
 def _described(row: Row) -> str:
     channels = row.source.geometry.channels
     size = " x ".join(map(str, row.box.size[:2] if row.box.size[2] == 1 else row.box.size))
-    return f"{row.source.scan.records[0].file_name} is {size}" + ("" if channels is None else f" with {channels} channels")
+    return f"{row.source.scan.records[0].file_name} is {size}" + (
+        "" if channels is None else f" with {channels} channels"
+    )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from medsegpy_core.catalog import DatasetCatalog
 from medsegpy_core.datasets import load_records, make_records
 from medsegpy_core.errors import RecordError, UnknownNameError, closest_match
 from medsegpy_core.loading.checks import check_leakage, config_datasets
 from medsegpy_core.loading.loaders import BUILT_IN
-from medsegpy_core.loading.sources import group_scans
 from medsegpy_core.loading.setup import role_dataset
+from medsegpy_core.loading.sources import group_scans
 from medsegpy_core.opening import label_channels, open_record
 from medsegpy_core.readers import find_reader
 from medsegpy_core.registry import Registry
@@ -62,8 +62,8 @@ def build_loader(
         is_test: Whether this is for evaluation: a batch has the raw images as well, nothing is dropped.
         shuffle: Whether each epoch has its own random order; None: not with `is_test`.
         drop_last: Whether a last batch that is not full is left out; None: not with `is_test`.
-        transform: ``(image, mask) -> (image, mask)`` per element, after `PREPROCESSING`; one with a parameter `rng` gets
-            a `numpy.random.Generator` made from seed, epoch and element.
+        transform: ``(image, mask) -> (image, mask)`` per element, after `PREPROCESSING`; one with a parameter `rng`
+            gets a `numpy.random.Generator` made from seed, epoch and element.
         keep_unlabelled: Whether unlabelled slices are elements too, with masks of -1 (uint8: 255).
         allow_augmented: Whether augmented elements may be evaluated on.
         allow_leakage: Whether a subject may be in training and in evaluation data.
@@ -115,16 +115,21 @@ def _listed(
     items = [dataset] if isinstance(dataset, str) else list(dataset)
     names = [item for item in items if isinstance(item, str)]
     if not names:
-        return [], [item for item in items if not isinstance(item, str)], [role_dataset(cfg, is_test)] * len(items)
+        dicts = [item for item in items if not isinstance(item, str)]
+        return [], cast("list[DatasetDict]", dicts), [role_dataset(cfg, is_test)] * len(items)
     if len(names) != len(items):
         raise TypeError("build_loader takes names of datasets or dataset dicts, not both in one list.")
     if len(set(names)) != len(names):
         raise RecordError(f"A dataset is named twice: {names}. Its elements would come twice an epoch.")
-    lists = [DatasetCatalog.get(name) for name in names]
-    for name, dicts in zip(names, lists, strict=True):
-        if not dicts:
+    lists = [list(DatasetCatalog.get(name)) for name in names]
+    for name, listed in zip(names, lists, strict=True):
+        if not listed:
             raise RecordError(f"Dataset {name!r} has no elements. Check what its function returns, and its scan_root.")
-    return names, [d for dicts in lists for d in dicts], [n for n, dicts in zip(names, lists, strict=True) for _ in dicts]
+    return (
+        names,
+        [d for dicts in lists for d in dicts],
+        [n for n, dicts in zip(names, lists, strict=True) for _ in dicts],
+    )
 
 
 def _batch_size(cfg: Config, names: Sequence[str], is_test: bool) -> int:
@@ -162,7 +167,8 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
     scan = found[0]
     if scan.missing:
         raise RecordError(
-            f"Scan {scan_id!r} of dataset {name!r} lacks slices {', '.join(map(str, scan.missing))}; read the others one by "
+            f"Scan {scan_id!r} of dataset {name!r} lacks slices {', '.join(map(str, scan.missing))}; read the others "
+            "one by "
             "one with open_scan."
         )
     images, masks = [], []

@@ -35,7 +35,8 @@ def check_augmentation(records: Sequence[Record], cfg: Config, is_test: bool) ->
         return
     first = found[0]
     raise AugmentationError(
-        f"{first.where()} ({first.file_name}) is augmented (number {first.augmentation}), and so are {len(found) - 1} more; "
+        f"{first.where()} ({first.file_name}) is augmented (number {first.augmentation}), and so are {len(found) - 1} "
+        "more; "
         f"but {reasons[first.dataset]}, where augmented copies would count a scan more than once. Leave them out "
         "(filter_dicts(dicts, 'augmentation', [0])), or pass allow_augmented=True to build_loader."
     )
@@ -67,13 +68,14 @@ def check_leakage(names: Sequence[str], cfg: Config) -> None:
     training = _subjects(cfg.TRAIN_DATASET)
     for key in ("VAL_DATASET", "TEST_DATASET"):
         name = getattr(cfg, key)
-        if not name or cfg.TRAIN_DATASET not in names and name not in names or training is None:
+        if not name or (cfg.TRAIN_DATASET not in names and name not in names) or training is None:
             continue
         shared = sorted((training & (_subjects(name) or set())), key=str)
         if shared:
             what = ", ".join(str(subject) for _, subject in shared[:5]) + (", ..." if len(shared) > 5 else "")
             raise LeakageError(
-                f"{len(shared)} subject{'s are' if len(shared) > 1 else ' is'} in both {cfg.TRAIN_DATASET!r} (TRAIN_DATASET) "
+                f"{len(shared)} subject{'s are' if len(shared) > 1 else ' is'} in both {cfg.TRAIN_DATASET!r} "
+                "(TRAIN_DATASET) "
                 f"and {name!r} ({key}): {what} (collection {shared[0][0]!r}). A model is not judged on whom it was "
                 "trained on: split by subject; give the datasets different `collection` metadata if these are "
                 "different people; or pass allow_leakage=True to build_loader."
@@ -86,7 +88,8 @@ def _subjects(name: str) -> set[tuple[str, int | str]] | None:
         records = load_records(name)
     except Exception as error:  # noqa: BLE001 - whatever the function of a dataset raises
         warnings.warn(
-            f"Dataset {name!r}, which the config names, cannot be listed here, so that it is not checked for subjects that "
+            f"Dataset {name!r}, which the config names, cannot be listed here, so that it is not checked for subjects "
+            "that "
             f"are in training and evaluation data: {error}",
             DataWarning,
             stacklevel=2,

@@ -63,7 +63,8 @@ class Collation:
         for category_id in self.category_ids:
             if max(channels_of(category_id)) >= channels:
                 raise CategoryError(
-                    f"Category id {category_id!r} needs channel {max(channels_of(category_id))}, but the mask in {path} "
+                    f"Category id {category_id!r} needs channel {max(channels_of(category_id))}, but the mask in "
+                    f"{path} "
                     f"has {channels} channel{'s' if channels != 1 else ''} (ids 0 to {channels - 1}). Check CATEGORIES "
                     "and the metadata's category_ids."
                 )
@@ -100,10 +101,8 @@ def check_binary(values: Array, path: Path | None) -> None:
     """Raise `ReadError` if a mask holds anything but 0 and 1."""
     if values.dtype == np.bool_ or values.size == 0:
         return
-    if values.dtype.kind == "u":
-        wrong = bool(values.max() > 1)
-    else:
-        wrong = not bool(((values == 0) | (values == 1)).all())
+    unsigned = values.dtype.kind == "u"
+    wrong = bool(values.max() > 1) if unsigned else not bool(((values == 0) | (values == 1)).all())
     if wrong:
         raise ReadError(_not_binary(values), path)
 
@@ -114,8 +113,7 @@ def _not_binary(values: Array) -> str:
         return "the mask holds 0 and 255, expected 0 and 1: divide it by 255 when you write it"
     shown = ", ".join(f"{v:g}" for v in found[:6].tolist()) + (", ..." if found.size > 6 else "")
     return (
-        f"the mask holds the values {shown}, expected 0 and 1. An integer label map needs label_map=True in the dataset "
+        f"the mask holds the values {shown}, expected 0 and 1. An integer label map needs label_map=True in the "
+        "dataset "
         "dict or the metadata"
     )
-
-

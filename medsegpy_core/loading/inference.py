@@ -74,7 +74,8 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
             if not allow_gaps:
                 raise RecordError(
                     f"Scan {scan.key[1]!r} of dataset {scan.key[0]!r} has {len(scan.records)} of "
-                    f"{scan.records[0].scan_num_slices} slices; missing: {', '.join(map(str, missing))}. Add them, or pass "
+                    f"{scan.records[0].scan_num_slices} slices; missing: {', '.join(map(str, missing))}. Add them, or "
+                    "pass "
                     "allow_gaps=True to predict on the slices that are there."
                 )
             n = len(scan.records)
@@ -101,7 +102,9 @@ def _infer(
     geometry, channels = scan.source.geometry, setup.maker.channels
     voxels = int(np.prod(geometry.shape))
     # Image, mask, the sum of the predictions, how many were added, and the result.
-    needed = voxels * (4 * (geometry.channels or 1) + channels + 4 * channels + 2 + (channels if output == "labels" else 0))
+    needed = voxels * (
+        4 * (geometry.channels or 1) + channels + 4 * channels + 2 + (channels if output == "labels" else 0)
+    )
     check_memory(needed, f"Inference on scan {scan.original.key[1]!r} ({' x '.join(map(str, geometry.shape))})")
     memory = _load(scan.source, channels, setup.cfg.NUM_WORKERS)
     probabilities = _predict(setup.maker, memory, number, predict, batch_size)
@@ -160,7 +163,8 @@ def _called(predict: Any, images: Array, expected: tuple[int, ...]) -> Array:
     result = np.asarray(predict(images), np.float32)
     if result.shape != expected:
         raise ShapeError(
-            f"The model returned {result.shape} for images {images.shape}; expected {expected}: one prediction a voxel, "
+            f"The model returned {result.shape} for images {images.shape}; expected {expected}: one prediction a "
+            "voxel, "
             f"the last axis the {expected[-1]} categories of the masks (the background included if INCLUDE_BACKGROUND)."
         )
     return result
@@ -181,6 +185,7 @@ def decide(probabilities: Array, cfg: Config) -> Array:
     """
     if cfg.LOSS and len(cfg.LOSS) > 1 and cfg.LOSS[1] == "softmax":
         largest = probabilities.argmax(axis=-1)
-        return (largest[..., None] == np.arange(probabilities.shape[-1])).astype(np.uint8)
-    labels: Array = (probabilities > 0.5).view(np.uint8)
-    return labels
+        chosen: Array = largest[..., None] == np.arange(probabilities.shape[-1])
+        return chosen.view(np.uint8)
+    above: Array = probabilities > 0.5
+    return above.view(np.uint8)

@@ -6,7 +6,7 @@ import copy
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve
 
@@ -19,15 +19,13 @@ from medsegpy_core.loading.order import Order
 from medsegpy_core.loading.plan import Element
 from medsegpy_core.loading.setup import Setup, role_dataset
 from medsegpy_core.loading.windows import Windows
-from medsegpy_core.specs import LoaderOptions, LoaderRequest
+from medsegpy_core.specs import LoaderRequest
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
     from medsegpy_core.typing import Array, DatasetDict
 
 __all__ = ["DataLoader"]
-
-Self = TypeVar("Self", bound="DataLoader")
 
 
 class DataLoader:
@@ -44,8 +42,6 @@ class DataLoader:
         drop_last: Whether a last batch that is not full is left out; ignored with `is_test`.
         batch_size: Elements a batch.
     """
-
-    name: ClassVar[str]
 
     def __init__(
         self,
@@ -71,10 +67,10 @@ class DataLoader:
         )
 
     @classmethod
-    def from_request(cls: type[Self], request: LoaderRequest) -> Self:
+    def from_request(cls, request: LoaderRequest) -> Self:
         """Build the loader that a `LoaderRequest` asks for; what a `LoaderSpec` names."""
         loader = cls.__new__(cls)
-        loader._set_up(request)
+        loader._set_up(request)  # noqa: SLF001 -- an object of this class
         return loader
 
     @classmethod
@@ -96,7 +92,11 @@ class DataLoader:
             drop_last=request.drop_last and not request.is_test,
             seed=seed,
         )
-        self._start_at(epoch=0, batches=0)
+        self._lock = threading.Lock()
+        self._newest: object | None = None
+        # `epoch` is what is read next, `pass_epoch` and `position` where the newest iterator is.
+        self._epoch = self._pass_epoch = 0
+        self._position = self._resume_at = 0
 
     # -- what it has
 
@@ -132,7 +132,8 @@ class DataLoader:
     def __repr__(self) -> str:
         order = self._order
         return (
-            f"<{type(self).__name__}: {order.elements} elements of {len(self.setup.sources)} scans, {len(self)} batches of "
+            f"<{type(self).__name__}: {order.elements} elements of {len(self.setup.sources)} scans, {len(self)} "
+            "batches of "
             f"{order.batch_size}, rank {order.rank} of {order.world_size}, seed {order.seed}, epoch {self._epoch}>"
         )
 
@@ -175,6 +176,7 @@ class DataLoader:
         self._start_at(epoch, batches=0)
 
     def _numbers(self, i: int) -> Array:
+        """Return the elements of batch `i` of the current epoch."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"There is no batch {i}: an epoch of this loader has {len(self)} batches.")
         return self._order.batch(self._order.epoch(self._epoch), i % len(self))
@@ -219,10 +221,10 @@ class DataLoader:
         self._start_at(int(state["epoch"]), int(state["batches"]))
 
     def _start_at(self, epoch: int, batches: int) -> None:
-        self._lock = threading.Lock()
-        self._newest: object | None = None
-        self._epoch = self._pass_epoch = epoch
-        self._position = self._resume_at = batches
+        with self._lock:
+            self._newest = None
+            self._epoch = self._pass_epoch = epoch
+            self._position = self._resume_at = batches
 
     def _delivered(self, token: object, delivered: int) -> None:
         with self._lock:
@@ -236,7 +238,7 @@ class DataLoader:
             if self._newest is token:
                 self._newest, self._pass_epoch, self._position = None, self._epoch, 0
 
-    def shard(self: Self, rank: int, world_size: int) -> Self:
+    def shard(self, rank: int, world_size: int) -> Self:
         """Return the loader of one of `world_size` processes that share an epoch.
 
         With `drop_last` every rank has as many batches as any other; without, every element comes once over all ranks,
@@ -250,9 +252,12 @@ class DataLoader:
             raise ValueError(f"There is no rank {rank} among {world_size}; ranks are numbered from 0.")
         if not self._seed_given:
             raise ConfigError("A sharded loader needs a SEED in the config, the same on all ranks: cfg.SEED = 0.")
+        return self._with_order(evolve(self._order, rank=rank, world_size=world_size))
+
+    def _with_order(self, order: Order) -> Self:
         other = copy.copy(self)
-        other._order = evolve(self._order, rank=rank, world_size=world_size)
-        other._start_at(self._epoch, batches=0)
+        other.__dict__.update(_order=order, _lock=threading.Lock())
+        other.set_epoch(self._epoch)
         return other
 
     def __getstate__(self) -> dict[str, Any]:
@@ -279,9 +284,9 @@ class DataLoader:
                 in ``inputs["slice_ids"]``.
 
         Yields:
-            `inputs`: ``scan_id``, ``x`` (H x W x D [x K], float32, as stored), ``subject_id``, ``labelled``, all ``scan_*``.
-            `outputs`: ``y_true`` (H x W x D x C, uint8; None unless all of the scan is labelled), ``y_pred`` (H x W x D x
-            C, float32, or uint8 for labels), ``time_elapsed`` (s).
+            `inputs`: ``scan_id``, ``x`` (H x W x D [x K], float32, as stored), ``subject_id``, ``labelled``, all
+            ``scan_*``. `outputs`: ``y_true`` (H x W x D x C, uint8; None unless all of the scan is labelled),
+            ``y_pred`` (H x W x D x C, float32, or uint8 for labels), ``time_elapsed`` (s).
 
         Raises:
             RecordError: A scan has gaps; the message lists them.

@@ -56,8 +56,10 @@ class N5dDataLoader(DataLoader):
 
 
 class PatchDataLoader(DataLoader):
-    """A grid of patches: images N x P1 x P2 x P3 x 1, masks N x P1 x P2 x P3 x C; N x P1 x P2 x 1 and N x P1 x P2 x C for
-    patches of depth 1."""
+    """A grid of patches: images N x P1 x P2 x P3 x 1, masks N x P1 x P2 x P3 x C.
+
+    Patches of depth 1 give N x P1 x P2 x 1 and N x P1 x P2 x C.
+    """
 
     @classmethod
     def windows(cls, cfg: Config) -> Windows:
@@ -68,8 +70,10 @@ class PatchDataLoader(DataLoader):
 
 
 class RandomPatchDataLoader(DataLoader):
-    """``PATCHES_PER_SCAN`` random patches a scan and epoch, ``FOREGROUND_RATIO`` of them centred on a voxel of a category;
-    images and masks as of `PatchDataLoader`."""
+    """``PATCHES_PER_SCAN`` random patches a scan and epoch, images and masks as of `PatchDataLoader`.
+
+    ``FOREGROUND_RATIO`` of them are centred on a voxel of a category.
+    """
 
     @classmethod
     def windows(cls, cfg: Config) -> Windows:
@@ -97,7 +101,8 @@ def _odd_depth(cls: type[DataLoader], cfg: Config) -> int:
     size = cfg.IMG_SIZE
     if len(size) != 3 or size[-1] % 2 == 0:
         raise ConfigError(
-            f"{cls.__name__} needs IMG_SIZE = (H, W, K) with K slices a window, odd, so that there is a middle one; it is "
+            f"{cls.__name__} needs IMG_SIZE = (H, W, K) with K slices a window, odd, so that there is a middle one; it "
+            "is "
             f"{size!r}."
         )
     return int(size[-1])

@@ -33,7 +33,9 @@ class Element:
     number: int
 
 
-def spatial_setting(name: str, value: Any, default: tuple[int, ...] | None = None, minimum: int = 0) -> tuple[int, ...]:
+def spatial_setting(
+    name: str, value: Any, default: tuple[int, int, int] | None = None, minimum: int = 0
+) -> tuple[int, int, int]:
     """Return a config value that has one int per axis (H, W, D) as three ints.
 
     A fourth entry (the channel axis of MedSegPy's configs) is dropped; of two, the third is `default`'s or 1.
@@ -48,8 +50,11 @@ def spatial_setting(name: str, value: Any, default: tuple[int, ...] | None = Non
         entries += default[2:] if default is not None else (1,)
     entries = entries[:3] if len(entries) == 4 else entries
     if len(entries) != 3 or not all(isinstance(v, int) and v >= minimum for v in entries):
-        raise ConfigError(f"{name} is {value!r}, expected three ints >= {minimum}, one per axis (H, W, D), as in (64, 64, 32).")
-    return entries
+        raise ConfigError(
+            f"{name} is {value!r}, expected three ints >= {minimum}, one per axis (H, W, D), as in (64, 64, 32)."
+        )
+    h, w, d = entries
+    return h, w, d
 
 
 def axis_starts(size: int, patch: int, pad: int, stride: int) -> list[int]:
@@ -113,15 +118,17 @@ def compute_patches(
         ValueError: The numbers of axes differ.
 
     Example:
-        >>> compute_patches((4, 6), (4, 4), pad_size=(0, 1))
-        [((slice(0, 4, None), slice(0, 3, None)), ((0, 0), (1, 0))), ((slice(0, 4, None), slice(3, 6, None)), ((0, 0), (0, 1)))]
+        >>> compute_patches((8,), (4,), pad_size=1)
+        [((slice(0, 3, None),), ((1, 0),)), ((slice(3, 7, None),), None)]
     """
     axes = len(img_size)
     patch = [size if p is None else p for p, size in zip(patch_size, img_size, strict=True)]
     pads = [pad_size or 0] * axes if pad_size is None or isinstance(pad_size, int) else [p or 0 for p in pad_size]
     steps = [strides] * axes if isinstance(strides, int) else list(strides or patch)
     if not len(pads) == len(steps) == axes:
-        raise ValueError(f"img_size {img_size}, pad_size {pad_size} and strides {strides} differ in their number of axes.")
+        raise ValueError(
+            f"img_size {img_size}, pad_size {pad_size} and strides {strides} differ in their number of axes."
+        )
     patches = []
     for start in grid_starts(img_size, patch, pads, steps):
         box = Box(start, tuple(patch))

@@ -34,7 +34,8 @@ __all__ = ["Setup", "role_dataset"]
 
 def role_dataset(cfg: Config, is_test: bool) -> str:
     """Return the dataset whose metadata hold for dicts that come without a name: by its role in the config."""
-    return (cfg.TEST_DATASET or cfg.VAL_DATASET or cfg.TRAIN_DATASET) if is_test else cfg.TRAIN_DATASET
+    roles = (cfg.TEST_DATASET, cfg.VAL_DATASET, cfg.TRAIN_DATASET) if is_test else (cfg.TRAIN_DATASET,)
+    return next((str(name) for name in roles if name), "")
 
 
 @frozen(eq=False)
@@ -106,11 +107,14 @@ class Setup:
         if not any(record.labelled for source in self.sources for record in source.scan.records):
             raise RecordError(
                 f"{_named(names)} no labels: none of its elements has a 'sem_seg_file'. Batches need labels; "
-                "build_loader(..., keep_unlabelled=True) delivers images with masks of -1, and inference(model) needs none."
+                "build_loader(..., keep_unlabelled=True) delivers images with masks of -1, and inference(model) needs "
+                "none."
             )
         raise RecordError(
-            f"{_named(names)} no element that fits: no window of IMG_SIZE {self.cfg.IMG_SIZE} lies in a scan with labels "
-            f"throughout (the first scan is {self.sources[0].geometry.shape}). Make IMG_SIZE smaller, set IMG_PAD_SIZE, or "
+            f"{_named(names)} no element that fits: no window of IMG_SIZE {self.cfg.IMG_SIZE} lies in a scan with "
+            "labels "
+            f"throughout (the first scan is {self.sources[0].geometry.shape}). Make IMG_SIZE smaller, set "
+            "IMG_PAD_SIZE, or "
             "use keep_unlabelled=True."
         )
 
@@ -139,7 +143,8 @@ def _category_ids(
                 if opened.mask is not None:
                     return tuple(range(opened.mask.shape[-1]))
     raise CategoryError(
-        "There are no categories to load: the config's CATEGORIES is empty, the dicts belong to no dataset with metadata, "
+        "There are no categories to load: the config's CATEGORIES is empty, the dicts belong to no dataset with "
+        "metadata, "
         "and none of them has a mask. Set CATEGORIES, as in cfg.CATEGORIES = [0, 1]."
     )
 
@@ -167,8 +172,10 @@ def _warn_of_gaps(files: Sequence[ScanSource]) -> None:
     if gaps:
         scan, missing = gaps[0]
         warnings.warn(
-            f"{len(gaps)} scan{'s have' if len(gaps) > 1 else ' has'} gaps (scan {scan.key[1]!r} of {scan.key[0]!r} lacks "
-            f"slices {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}); in windows the nearest "
+            f"{len(gaps)} scan{'s have' if len(gaps) > 1 else ' has'} gaps (scan {scan.key[1]!r} of {scan.key[0]!r} "
+            "lacks "
+            f"slices {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}); in windows the "
+            "nearest "
             "slice that is there stands in.",
             DataWarning,
             stacklevel=2,

@@ -124,16 +124,18 @@ class Source(Protocol):
     """Where the boxes of one scan come from: files, or memory."""
 
     @property
-    def scan(self) -> Scan: ...
+    def scan(self) -> Scan:
+        """The scan."""
 
     @property
-    def geometry(self) -> Geometry: ...
+    def geometry(self) -> Geometry:
+        """Its shape."""
 
-    def record_at(self, depth: int) -> Record: ...
+    def record_at(self, depth: int) -> Record:
+        """Return the record that stands for a slice."""
 
-    def read(
-        self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None
-    ) -> None: ...
+    def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
+        """Read a box of the image, and of the mask; see `ScanSource.read`."""
 
 
 @define(eq=False)
@@ -208,7 +210,9 @@ class ScanSource:
 
     def _read_slice(self, record: Record, box: Selection, image: Array | None, mask: Array | None) -> None:
         with self.opener.open(record) as opened:
-            expected = self.geometry.shape[:2] + ((self.geometry.channels,) if self.geometry.channels is not None else ())
+            expected = self.geometry.shape[:2] + (
+                (self.geometry.channels,) if self.geometry.channels is not None else ()
+            )
             if opened.image.shape != expected:
                 first = self.scan.records[0]
                 raise ShapeError(

@@ -36,13 +36,17 @@ class Windows(Protocol):
     """See the module."""
 
     @property
-    def depth_is_channel(self) -> bool: ...
+    def depth_is_channel(self) -> bool:
+        """Whether D is the channel axis."""
 
-    def elements(self, sources: Sequence[Source], keep_unlabelled: bool) -> list[Planned]: ...
+    def elements(self, sources: Sequence[Source], keep_unlabelled: bool) -> list[Planned]:
+        """List the elements."""
 
-    def box(self, source: Source, planned: Shape3, rng: np.random.Generator, locations: Locations) -> Box: ...
+    def box(self, source: Source, planned: Shape3, rng: np.random.Generator, locations: Locations) -> Box:
+        """Place an element."""
 
-    def cover(self, source: Source) -> list[Box]: ...
+    def cover(self, source: Source) -> list[Box]:
+        """Cover a scan."""
 
 
 @frozen
