@@ -1,0 +1,269 @@
+"""The metrics of one structure: what each is, and all of them from one pass over two masks.
+
+P is the prediction, T the truth, as sets of voxels; their surfaces and the distances between these are those of
+`surfaces`. Definitions with their sources are in docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+from attrs import field, frozen
+from numpy.typing import NDArray
+
+from medsegpy_core import MetricSpec, UnknownNameError
+from medsegpy_core.errors import closest_match
+from medsegpy_evaluation.surfaces import Box, SurfaceDistances, joint_box, surface_distances
+
+if TYPE_CHECKING:
+    Bool: TypeAlias = NDArray[np.bool_]
+
+__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "metric_specs", "score_masks"]
+
+
+class MaskPair:
+    """The masks of one structure in one scan, and everything that metrics share, computed once when first needed.
+
+    Args:
+        pred: Boolean, spatial axes only.
+        truth: Boolean, of the same shape.
+        spacing: mm, one per axis; None: unknown, which is an error only where it is needed.
+        tolerance: That of `NSD`, in mm.
+    """
+
+    def __init__(
+        self, pred: Bool, truth: Bool, spacing: Sequence[float] | None = None, tolerance: float = 1.0
+    ) -> None:
+        if pred.shape != truth.shape:
+            raise ValueError(f"The prediction has the shape {pred.shape}, the truth {truth.shape}: they must agree.")
+        self.pred = pred
+        self.truth = truth
+        self.tolerance = tolerance
+        self._spacing = spacing
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """The size of a voxel in mm, one per axis.
+
+        Raises:
+            ValueError: It is unknown.
+        """
+        if self._spacing is None:
+            raise ValueError("The spacing is unknown, but distances and volumes are in mm.")
+        return tuple(float(size) for size in self._spacing)
+
+    @cached_property
+    def box(self) -> Box | None:
+        """The smallest box that holds both structures; None if both are empty."""
+        return joint_box(self.pred, self.truth)
+
+    @cached_property
+    def counts(self) -> tuple[int, int, int]:
+        """How many voxels are in P, in T, and in both."""
+        if self.box is None:
+            return 0, 0, 0
+        pred, truth = self.pred[self.box], self.truth[self.box]
+        return int(np.count_nonzero(pred)), int(np.count_nonzero(truth)), int(np.count_nonzero(pred & truth))
+
+    @cached_property
+    def distances(self) -> SurfaceDistances:
+        """The distances between the two surfaces; both structures must be there."""
+        box = self.box or ()
+        return surface_distances(self.pred[box], self.truth[box], self.spacing)
+
+    @property
+    def voxel_volume(self) -> float:
+        """mm3 per voxel (mm2 in 2D)."""
+        return math.prod(self.spacing)
+
+    @property
+    def diagonal(self) -> float:
+        """The diagonal of the whole scan in mm, ``sqrt(sum((n_i s_i)^2))``: no distance inside it is larger."""
+        return math.hypot(*(n * size for n, size in zip(self.pred.shape, self.spacing, strict=True)))
+
+
+def dsc(pair: MaskPair) -> float:
+    """Dice similarity coefficient, 2 |P and T| / (|P| + |T|)."""
+    pred, truth, both = pair.counts
+    return 2 * both / (pred + truth)
+
+
+def voe(pair: MaskPair) -> float:
+    """Volumetric overlap error, 1 - |P and T| / |P or T|."""
+    pred, truth, both = pair.counts
+    return 1 - both / (pred + truth - both)
+
+
+def cv(pair: MaskPair) -> float:
+    """Coefficient of variation of the two volumes, | |P| - |T| | / (|P| + |T|)."""
+    pred, truth, _ = pair.counts
+    return abs(pred - truth) / (pred + truth)
+
+
+def precision(pair: MaskPair) -> float:
+    """|P and T| / |P|."""
+    pred, _, both = pair.counts
+    return both / pred
+
+
+def recall(pair: MaskPair) -> float:
+    """|P and T| / |T|."""
+    _, truth, both = pair.counts
+    return both / truth
+
+
+def rvd(pair: MaskPair) -> float:
+    """Relative volume difference, (|P| - |T|) / |T|: positive where too much was found."""
+    pred, truth, _ = pair.counts
+    return (pred - truth) / truth
+
+
+def predicted_volume(pair: MaskPair) -> float:
+    """|P| in mm3."""
+    return pair.counts[0] * pair.voxel_volume
+
+
+def true_volume(pair: MaskPair) -> float:
+    """|T| in mm3."""
+    return pair.counts[1] * pair.voxel_volume
+
+
+@frozen
+class Metric:
+    """A metric as the evaluator uses it. It pickles if its function does.
+
+    Attributes:
+        name: What `TEST_METRICS` says.
+        of: Its value for a `MaskPair` in which both structures are there.
+        unit: ``"mm"``, ``"mm3"``, or empty for a fraction.
+        higher_is_better: Which way is good. None: neither, the metric describes.
+        spacing: Whether it needs the spacing.
+        owner: Who brought it, with the version.
+    """
+
+    name: str
+    of: Callable[[MaskPair], float]
+    unit: str = ""
+    higher_is_better: bool | None = True
+    spacing: bool = field(default=False, kw_only=True)
+    owner: str = field(default="medsegpy-evaluation", kw_only=True)
+
+
+def _assd(pair: MaskPair) -> float:
+    return pair.distances.assd()
+
+
+def _hd95(pair: MaskPair) -> float:
+    return pair.distances.hd95()
+
+
+def _hd(pair: MaskPair) -> float:
+    return pair.distances.hd()
+
+
+def _nsd(pair: MaskPair) -> float:
+    return pair.distances.nsd(pair.tolerance)
+
+
+METRICS: Final[dict[str, Metric]] = {
+    metric.name: metric
+    for metric in (
+        Metric("DSC", dsc),
+        Metric("VOE", voe, "", False),
+        Metric("CV", cv, "", False),
+        Metric("ASSD", _assd, "mm", False, spacing=True),
+        Metric("HD95", _hd95, "mm", False, spacing=True),
+        Metric("HD", _hd, "mm", False, spacing=True),
+        Metric("NSD", _nsd, spacing=True),
+        Metric("Precision", precision),
+        Metric("Recall", recall),
+        # Signed: 0 is best, and neither way is good.
+        Metric("RVD", rvd, "", None),
+        Metric("PredictedVolume", predicted_volume, "mm3", None, spacing=True),
+        Metric("TrueVolume", true_volume, "mm3", None, spacing=True),
+    )
+}
+
+
+@frozen
+class _OnMasks:
+    """A metric of this package in the form that `MetricSpec` asks for: a function of two masks and the spacing."""
+
+    name: str
+
+    def __call__(self, pred: Bool, truth: Bool, spacing: Sequence[float]) -> float:
+        return METRICS[self.name].of(MaskPair(pred, truth, spacing))
+
+
+@frozen
+class _OnPair:
+    """The function of a `MetricSpec` in the form that `Metric` asks for."""
+
+    function: Callable[..., float]
+
+    def __call__(self, pair: MaskPair) -> float:
+        return float(self.function(pair.pred, pair.truth, pair.spacing))
+
+
+def metric_specs() -> list[MetricSpec]:
+    """Return the metrics of this package as any plugin's; `NSD` is that at a tolerance of 1 mm."""
+    return [
+        MetricSpec(metric.name, _OnMasks(metric.name), metric.unit, metric.higher_is_better is not False)
+        for metric in METRICS.values()
+    ]
+
+
+def from_spec(spec: MetricSpec, owner: str = "") -> Metric:
+    """Return the metric of another plugin in the form that the evaluator uses."""
+    return Metric(spec.name, _OnPair(spec.function), spec.unit, spec.higher_is_better, spacing=True, owner=owner)
+
+
+def score_masks(
+    pred: Bool,
+    truth: Bool,
+    spacing: Sequence[float] | None = None,
+    metrics: Sequence[str] = ("DSC", "VOE", "CV", "ASSD", "HD95", "NSD"),
+    tolerance: float = 1.0,
+) -> dict[str, float | None]:
+    """Score one structure, without datasets, configs or files.
+
+    Args:
+        pred: Boolean mask, spatial axes only.
+        truth: Boolean mask of the same shape.
+        spacing: mm, one per axis; needed for distances and volumes.
+        metrics: Names of this package's metrics.
+        tolerance: That of `NSD`, in mm.
+
+    Returns:
+        A value per metric, by the default policy where a structure is missing; None: undefined.
+
+    Raises:
+        ValueError: The shapes differ, or the spacing is needed and not given.
+        UnknownNameError: There is no such metric.
+
+    Example:
+        >>> truth = np.zeros((8, 8), bool)
+        >>> truth[2:6, 2:6] = True
+        >>> score_masks(np.roll(truth, 1, axis=0), truth, (1.0, 1.0), ["DSC", "HD"])
+        {'DSC': 0.75, 'HD': 1.0}
+    """
+    from medsegpy_evaluation.policy import MissingPolicy
+
+    pair = MaskPair(np.asarray(pred, bool), np.asarray(truth, bool), spacing, tolerance)
+    return {metric.name: MissingPolicy().score(metric, pair) for metric in map(builtin, metrics)}
+
+
+def builtin(name: str) -> Metric:
+    """Return a metric of this package.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+    """
+    if name not in METRICS:
+        known = ", ".join(METRICS)
+        raise UnknownNameError(f"There is no metric {name!r}. There are: {known}.{closest_match(name, METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,60 @@
+"""Predictions as files: one HDF5 file a scan, that ``medsegpy evaluate`` reads again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from medsegpy_evaluation.scoring import ScoreSettings
+
+    Array: TypeAlias = NDArray[Any]
+
+__all__ = ["CHANNELS_ATTRIBUTE", "channel_names", "save_prediction"]
+
+# The attribute of the dataset that names its channels, in order.
+CHANNELS_ATTRIBUTE = "categories"
+BACKGROUND = "background"
+
+
+def channel_names(categories: Sequence[str], background: bool) -> list[str]:
+    """Return the names of the channels of a mask."""
+    return [BACKGROUND, *categories] if background else list(categories)
+
+
+def save_prediction(
+    path: Path,
+    pred: Array,
+    form: Literal["labels", "probs"],
+    settings: ScoreSettings,
+    spacing: Sequence[float] | None,
+) -> None:
+    """Write a prediction atomically, over an older one.
+
+    Args:
+        path: The file.
+        pred: H x W [x D] x C.
+        form: ``"probs"``: float32 as they are. ``"labels"``: binary, uint8, H x W [x D] x C: categories may overlap.
+        settings: Names the channels, and says what counts.
+        spacing: mm, kept as an attribute where it is known.
+    """
+    from medsegpy_core.hdf5 import atomic_h5
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == "probs":
+        data = np.asarray(pred, np.float32)
+    elif settings.binarization.activation == "softmax":
+        data = (np.argmax(pred, axis=-1)[..., None] == np.arange(pred.shape[-1])).astype(np.uint8)
+    else:
+        # The background has no threshold of its own; it is written for completeness, never scored.
+        thresholds = (0.5,) * settings.background + settings.binarization.thresholds
+        data = (pred > np.array(thresholds, np.float32)).astype(np.uint8)
+    with atomic_h5(path, overwrite=True) as file:
+        dataset = file.create_dataset(form, data=data, chunks=True, compression="gzip", compression_opts=1)
+        dataset.attrs[CHANNELS_ATTRIBUTE] = channel_names(settings.categories, settings.background)
+        if spacing is not None:
+            dataset.attrs["spacing"] = list(spacing)
