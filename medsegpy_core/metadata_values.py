@@ -61,8 +61,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return the `repr` of a value, shortened."""
-    text = repr(value)
+    """Return the `repr` of a value, on one line and shortened."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -1,0 +1,93 @@
+"""Fixtures for all tests of the core."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from medsegpy_core import catalog, readers, transform_registry
+from medsegpy_core.discovery import find_entry_points
+from medsegpy_core.plugins import PluginManager, use_manager
+
+
+class FakeSite:
+    """A folder like site-packages, with distributions that exist for one test. A module beside a dist-info folder with
+    an `entry_points.txt` is all that an installed plugin is."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.folder.mkdir(exist_ok=True)
+        self.modules = set()
+
+    def add(self, plugin, code="", *, distribution=None, version="1.0", module=None, entry_points=None):
+        """Install a plugin. `code` is its module; None: there is no module."""
+        distribution = distribution or f"medsegpy-{plugin}"
+        module = module or f"fake_{distribution}_{plugin}".replace("-", "_").replace(".", "_")
+        if code is not None:
+            (self.folder / f"{module}.py").write_text(textwrap.dedent(code))
+        self.modules.add(module)
+        info = self.folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n\nAbout.\n")
+        if entry_points is None:
+            entry_points = f"[medsegpy]\n{plugin} = {module}\n"
+        (info / "entry_points.txt").write_text(entry_points)
+        return module
+
+    def entry_points(self):
+        return find_entry_points([str(self.folder)])
+
+    def manager(self):
+        return PluginManager(self.entry_points())
+
+    def run(self, code, *flags, **environ):
+        """Run code in a new interpreter in which these distributions are installed, among the real ones."""
+        path = os.pathsep.join([str(self.folder), str(Path(__file__).parent.parent)])
+        env = {**os.environ, "PYTHONPATH": path, **environ}
+        command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """An empty `FakeSite` on the path of this process."""
+    fake = FakeSite(tmp_path / "site")
+    monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
+    monkeypatch.syspath_prepend(str(fake.folder))
+    before = set(sys.modules)
+    yield fake
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in fake.modules:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def plugins(site):
+    """Let the plugins of `site`, and no others, be the installed ones; the result loads them afresh when called."""
+    stack = []
+
+    def load():
+        while stack:
+            stack.pop().__exit__(None, None, None)
+        stack.append(use_manager(site.manager()))
+        return stack[-1].__enter__()
+
+    load()
+    yield load
+    while stack:
+        stack.pop().__exit__(None, None, None)
+
+
+@pytest.fixture(autouse=True)
+def _clean_catalogs():
+    """What a test registers in the process is gone after it."""
+    registries = [catalog.DatasetCatalog.registry, readers._registry, transform_registry._registry]
+    before = [registry._own for registry in registries]
+    metadata = dict(catalog.MetadataCatalog._metadata)
+    yield
+    for registry, own in zip(registries, before, strict=True):
+        registry._own = own
+    catalog.MetadataCatalog._metadata = metadata
