@@ -1,0 +1,22 @@
+"""The HDF5 engine: files are read as untrusted input, by byte ranges where possible, and written atomically."""
+
+from medsegpy_core.hdf5.array import H5Array, open_array
+from medsegpy_core.hdf5.bitfield import pack_bitfield, unpack_bitfield
+from medsegpy_core.hdf5.looking import holds_dataset, is_hdf5, root_and_groups
+from medsegpy_core.hdf5.scan import H5Scan, open_h5_scan
+from medsegpy_core.hdf5.write import atomic_h5, write_slices, write_volume
+
+__all__ = [
+    "H5Array",
+    "H5Scan",
+    "atomic_h5",
+    "holds_dataset",
+    "is_hdf5",
+    "open_array",
+    "open_h5_scan",
+    "pack_bitfield",
+    "root_and_groups",
+    "unpack_bitfield",
+    "write_slices",
+    "write_volume",
+]

@@ -1,0 +1,166 @@
+"""`open_array`: a dataset in an HDF5 file as a lazy array."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5 import library
+from medsegpy_core.hdf5.layout import Layout, locate
+from medsegpy_core.hdf5.policy import max_read
+from medsegpy_core.lazy import basic_selection
+
+if TYPE_CHECKING:
+    from medsegpy_core.hdf5.attributes import Said
+    from medsegpy_core.typing import Array, Selection
+
+__all__ = ["H5Array", "LazyReads", "open_array"]
+
+
+class LazyReads:
+    """What all lazy arrays of this package share: indexing by way of `read_into`."""
+
+    __slots__ = ()
+
+    path: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of each axis."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the elements, in native byte order."""
+        raise NotImplementedError
+
+    def read_into(self, selection: Selection, out: Array) -> None:
+        """Read a box into `out`, cast to its type.
+
+        Args:
+            selection: One ``slice(start, stop)`` per axis, within bounds.
+            out: An array of the shape of the box, perhaps strided.
+
+        Raises:
+            ReadError: The file cannot be read, or has changed.
+        """
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, selection: Any) -> Array:
+        box, rest = basic_selection(selection, self.shape)
+        out = _empty([s.stop - s.start for s in box], self.dtype, self.path)
+        if out.size:
+            self.read_into(box, out)
+        return np.ascontiguousarray(out[rest])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("A lazy array has no memory to share; reading it makes a copy.")
+        return self[...] if dtype is None else self[...].astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {' x '.join(map(str, self.shape))} {self.dtype}>"
+
+
+class H5Array(LazyReads):
+    """A dataset in an HDF5 file.
+
+    It holds no file open, may be used from several threads, and pickles as path and key. A file that changes in place,
+    or is replaced, is located anew; one that changes shape or type is an error.
+
+    Attributes:
+        path: The file.
+        key: The path inside the file.
+    """
+
+    __slots__ = ("_layout", "path")
+
+    def __init__(self, path: str, layout: Layout):
+        self.path = path
+        self._layout = layout
+
+    @property
+    def key(self) -> str:
+        """The path inside the file."""
+        return self._layout.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of each axis, as stored."""
+        return self._layout.form.vetted.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the elements, in native byte order."""
+        return self._layout.form.dtype
+
+    @property
+    def said(self) -> Said:
+        """What the attributes of the dataset and of the file say."""
+        return self._layout.form.said
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_array, (self.path, self.key)
+
+    def read_into(self, selection: Selection, out: Array) -> None:
+        """Read a box into `out`, see `LazyReads.read_into`."""
+        layout = self._layout
+        self._check(selection, out)
+        out[...] = library.read_box(self.path, layout, selection)
+
+    def _check(self, selection: Selection, out: Array) -> None:
+        sizes = tuple(s.stop - s.start for s in selection)
+        shape = self.shape
+        if len(sizes) != len(shape) or out.shape != sizes:
+            raise ValueError(f"The selection {selection} of {shape} and an output of {out.shape} do not fit together.")
+        if any(s.start < 0 or s.stop > n for s, n in zip(selection, shape, strict=True)):
+            raise IndexError(f"The selection {selection} goes beyond the shape {shape}.")
+        _check_budget(math.prod(sizes) * self.dtype.itemsize, self.path)
+
+
+def _check_budget(wanted: int, path: str) -> None:
+    if wanted > (limit := max_read()):
+        raise ReadError(
+            f"{wanted:,} bytes were to be read at once, and the limit is {limit:,}. Read a part of it, or raise the "
+            "limit with the environment variable MEDSEGPY_MAX_READ (as in 16GiB)",
+            path,
+        )
+
+
+def _empty(sizes: Sequence[int], dtype: np.dtype[Any], path: str) -> Array:
+    _check_budget(math.prod(sizes) * dtype.itemsize, path)
+    try:
+        return np.empty(sizes, dtype)
+    except (MemoryError, ValueError) as error:
+        raise ReadError(f"there is not enough memory for {' x '.join(map(str, sizes))} of {dtype}", path) from error
+
+
+def open_array(path: str | Path, key: str | Sequence[str]) -> H5Array:
+    """Open a dataset in an HDF5 file; data are read when it is indexed.
+
+    Args:
+        path: The file.
+        key: The path inside the file; several: the first that is there.
+
+    Raises:
+        ReadError: The file or the dataset is missing, broken, or of a kind that is not read (see docs).
+
+    Example:
+        ```python
+        array = open_array("0000001_V00.h5", "volume")
+        window = array[100:228, 100:228, 40:104]
+        ```
+    """
+    name = os.fspath(path)
+    return H5Array(name, locate(name, (key,) if isinstance(key, str) else tuple(key)))

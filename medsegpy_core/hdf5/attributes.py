@@ -1,0 +1,116 @@
+"""What the attributes of an HDF5 file say: spacing, affine, and whether a mask is packed."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from attrs import frozen
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.policy import library_errors
+from medsegpy_core.hdf5.vetting import Vetted
+
+__all__ = ["BITFIELD", "FORMAT", "Said", "what_it_says"]
+
+BITFIELD: Final = "medsegpy_bitfield"
+FORMAT: Final = "medsegpy_format"
+_NEWEST_FORMAT: Final = 1
+
+
+@frozen
+class Said:
+    """What attributes say of a dataset.
+
+    Attributes:
+        bitfield: How many channels are packed into its bytes; None: it is not packed.
+        spacing: Millimetres, one per spatial axis; None: not said.
+        affine: Four rows of four, voxel index to RAS+ mm; None: not said.
+    """
+
+    bitfield: int | None = None
+    spacing: tuple[float, ...] | None = None
+    affine: tuple[tuple[float, ...], ...] | None = None
+
+    def metadata(self) -> dict[str, Any]:
+        """Return it in the metadata's words."""
+        said: dict[str, Any] = {}
+        if self.spacing is not None:
+            said["spacing"] = self.spacing
+        if self.affine is not None:
+            said["affine"] = np.array(self.affine)
+        return said
+
+
+_NOTHING: Final = Said()
+
+
+def what_it_says(file: Any, dataset: Any, vetted: Vetted, path: str, key: str) -> Said:
+    """Read the attributes of a dataset, and of the file where the dataset says nothing.
+
+    A spacing or an affine that cannot be one is passed over: other programs use these names too.
+
+    Raises:
+        ReadError: It says that it is packed, but cannot be, or is packed in a way of the future.
+    """
+    import h5py
+
+    with library_errors(path, key):
+        root = h5py.h5g.open(file, b"/")
+        spacing = affine = None
+        for place in (dataset, root):
+            spacing = _spacing(_numbers(place, "spacing")) if spacing is None else spacing
+            affine = _affine(_numbers(place, "affine")) if affine is None else affine
+        bitfield = _bitfield(dataset, vetted, path, key)
+    if spacing is None and affine is None and bitfield is None:
+        return _NOTHING
+    return Said(bitfield, spacing, affine)
+
+
+def _numbers(place: Any, name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Return an attribute of at most sixteen real numbers as floats; None: there is none like that."""
+    import h5py
+
+    if not h5py.h5a.exists(place, name.encode()):
+        return None
+    attribute = h5py.h5a.open(place, name.encode())
+    kind = attribute.get_type().get_class()
+    space = attribute.get_space()
+    if kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) or space.get_simple_extent_type() == h5py.h5s.NULL:
+        return None
+    if space.get_simple_extent_npoints() > 16:
+        return None
+    values = np.zeros(space.get_simple_extent_dims(), np.float64)
+    attribute.read(values)
+    return values
+
+
+def _spacing(values: np.ndarray[Any, np.dtype[np.float64]] | None) -> tuple[float, ...] | None:
+    if values is None or values.ndim != 1 or values.size not in (2, 3):
+        return None
+    return tuple(values.tolist()) if np.isfinite(values).all() and (values > 0).all() else None
+
+
+def _affine(values: np.ndarray[Any, np.dtype[np.float64]] | None) -> tuple[tuple[float, ...], ...] | None:
+    if values is None or values.shape != (4, 4) or not np.isfinite(values).all():
+        return None
+    return tuple(map(tuple, values.tolist())) if values[3].tolist() == [0, 0, 0, 1] else None
+
+
+def _bitfield(dataset: Any, vetted: Vetted, path: str, key: str) -> int | None:
+    channels = _numbers(dataset, BITFIELD)
+    if channels is None:
+        return None
+    count = float(channels.flat[0]) if channels.size == 1 else 0.0
+    format_ = _numbers(dataset, FORMAT)
+    number = 1.0 if format_ is None or format_.size != 1 else float(format_.flat[0])
+    if number != _NEWEST_FORMAT:
+        raise ReadError(f"packed in format {number:g}, which a newer medsegpy_core reads", path, key)
+    if count < 1 or count != int(count) or vetted.dtype != np.uint8 or vetted.shape[-1] != -(-int(count) // 8):
+        raise ReadError(
+            f"{BITFIELD} says {count:g} channels in bits, but it holds {vetted.dtype} of shape {vetted.shape}; the "
+            "last axis of a bit field holds one uint8 for every eight channels",
+            path,
+            key,
+        )
+    return int(count)

@@ -1,0 +1,142 @@
+"""Where the bytes of a dataset lie: located once through the library, then remembered.
+
+A `Layout` is small, because 400,000 of them are remembered for a dataset of slices: what files have in common is in a
+`Form`, of which there is one object for many files.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from array import array
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from attrs import field, frozen
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.attributes import Said, what_it_says
+from medsegpy_core.hdf5.policy import Stamp, open_dataset, open_file, regular_file, stamp_of
+from medsegpy_core.hdf5.vetting import Vetted, vet
+
+__all__ = ["Form", "Layout", "locate"]
+
+_ATTEMPTS: Final = 3
+_GENERATION_BYTES: Final = 64 << 20
+_SMALL_LAYOUT_BYTES: Final = 320
+_MAX_FORMS: Final = 4096
+
+Route = Literal["contiguous", "chunked", "library"]
+
+
+@frozen(eq=False, weakref_slot=False)
+class Form:
+    """What many datasets have in common.
+
+    Attributes:
+        vetted: Shape, type, chunks and filters.
+        dtype: The type that readers see: native byte order.
+        said: What the attributes say.
+        route: How data are read: byte ranges of contiguous or of chunked data, or through the library.
+    """
+
+    vetted: Vetted
+    said: Said
+    route: Route
+    dtype: np.dtype[Any] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "dtype", self.vetted.dtype.newbyteorder("="))
+
+
+@frozen(eq=False, weakref_slot=False)
+class Layout:
+    """One dataset in one file, as the file was when it was looked at.
+
+    Attributes:
+        form: What it has in common with others.
+        key: Its path inside the file.
+        stamp: What identified the content of the file then.
+        offset: Where contiguous data begin; -1: nothing was written, all is fill value.
+        table: Offset, stored size and filter mask of each chunk, in C order; size 0: not written.
+    """
+
+    form: Form
+    key: str
+    stamp: Stamp
+    offset: int = -1
+    table: array[int] | None = None
+
+
+class _Remembered:
+    """A bounded memory of layouts in two generations: what is not used for a whole generation is forgotten.
+
+    Reading takes no lock. A fork waits for a writer, so that the child never inherits a held lock.
+    """
+
+    def __init__(self) -> None:
+        self._young: dict[tuple[str, Sequence[str]], Layout] = {}
+        self._old: dict[tuple[str, Sequence[str]], Layout] = {}
+        self._weight = 0
+        self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            lock = self._lock
+            os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+
+    def get(self, at: tuple[str, Sequence[str]]) -> Layout | None:
+        layout = self._young.get(at)
+        if layout is None and (layout := self._old.get(at)) is not None:
+            self.put(at, layout)
+        return layout
+
+    def put(self, at: tuple[str, Sequence[str]], layout: Layout) -> None:
+        weight = _SMALL_LAYOUT_BYTES + (len(layout.table) * layout.table.itemsize if layout.table is not None else 0)
+        with self._lock:
+            if weight > _GENERATION_BYTES:
+                return
+            if self._weight + weight > _GENERATION_BYTES:
+                self._old, self._young, self._weight = self._young, {}, 0
+            self._old.pop(at, None)
+            self._young[at] = layout
+            self._weight += weight
+
+
+_remembered = _Remembered()
+_forms: dict[tuple[Vetted, Said, Route], Form] = {}
+
+
+def locate(path: str, keys: Sequence[str]) -> Layout:
+    """Find where the data of a dataset lie, from memory where the file is still the same.
+
+    Args:
+        path: The file.
+        keys: The path inside the file, in a tuple; several: the first that is there.
+
+    Raises:
+        ReadError: The file or the dataset is missing, broken, or not what is read.
+    """
+    known = _remembered.get((path, keys))
+    if known is not None and stamp_of(regular_file(path)) == known.stamp:
+        return known
+    for _ in range(_ATTEMPTS):
+        before = stamp_of(regular_file(path))
+        layout = _look(path, keys, before)
+        if stamp_of(regular_file(path)) == before:
+            _remembered.put((path, keys), layout)
+            return layout
+    raise ReadError("the file changes all the time; wait until it is complete", path, keys[0])
+
+
+def _look(path: str, keys: Sequence[str], stamp: Stamp) -> Layout:
+    with open_file(path) as file:
+        dataset, key = open_dataset(file, path, keys)
+        vetted = vet(dataset, path, key)
+        said = what_it_says(file, dataset, vetted, path, key)
+        return Layout(_form(vetted, said, "library"), key, stamp)
+
+
+def _form(vetted: Vetted, said: Said, route: Route) -> Form:
+    if len(_forms) > _MAX_FORMS:
+        _forms.clear()
+    return _forms.setdefault((vetted, said, route), Form(vetted, said, route))

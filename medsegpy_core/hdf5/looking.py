@@ -1,0 +1,69 @@
+"""What an HDF5 file holds: for readers that are asked whether a file is theirs, or what lies in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.policy import list_links, open_file, regular_file
+
+__all__ = ["holds_dataset", "is_hdf5", "root_and_groups"]
+
+_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+
+
+def is_hdf5(path: str | Path) -> bool:
+    """Say whether a file has the signature of HDF5, at its beginning or behind a user block. Never raises."""
+    try:
+        size = regular_file(os.fspath(path)).st_size
+        with open(path, "rb") as file:  # noqa: PTH123
+            at = 0
+            while at + len(_SIGNATURE) <= size:
+                file.seek(at)
+                if file.read(len(_SIGNATURE)) == _SIGNATURE:
+                    return True
+                at = max(512, 2 * at)
+    except (ReadError, OSError):
+        pass
+    return False
+
+
+def holds_dataset(path: str | Path, names: Iterable[str], in_groups: bool = False) -> bool:
+    """Say whether an HDF5 file has a dataset of one of these names. Never raises for a file that exists.
+
+    Args:
+        path: The file.
+        names: Names of datasets at the root.
+        in_groups: Whether to look into the groups at the root as well.
+    """
+    if not is_hdf5(path):
+        return False
+    try:
+        root, groups = root_and_groups(os.fspath(path), in_groups)
+    except ReadError:
+        return False
+    return any(name in root or any(name in group for group in groups.values()) for name in names)
+
+
+def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the datasets at the root of a file, and of those in each group at the root, sorted.
+
+    Only what hard links lead to counts.
+
+    Raises:
+        ReadError: The file cannot be read.
+    """
+    import h5py
+
+    with open_file(path) as file:
+        links = list_links(file)
+        root = [name for name, kind in links if kind == h5py.h5o.TYPE_DATASET]
+        groups: dict[str, list[str]] = {}
+        for name, kind in links if into_groups else []:
+            if kind == h5py.h5o.TYPE_GROUP:
+                inner = list_links(h5py.h5g.open(file, name.encode()))
+                groups[name] = [key for key, what in inner if what == h5py.h5o.TYPE_DATASET]
+    return root, groups

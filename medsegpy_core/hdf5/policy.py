@@ -1,0 +1,248 @@
+"""The one place that opens HDF5 files.
+
+HDF5 is read as untrusted input: a file can point at other files, claim terabytes, or name a filter that makes the
+library load code. `open_file` and `open_dataset` are the only ways in, and refuse what an image never is with a
+`ReadError` before a byte of data is read. What a dataset may look like is in `vetting`.
+
+The library runs under one lock. It has a global lock of its own; ours also keeps its list of plugin folders empty
+while it works for us, and makes a fork wait for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from medsegpy_core.errors import ReadError, closest_match
+
+__all__ = ["Stamp", "library_errors", "max_read", "open_dataset", "open_file", "regular_file", "stamp_of"]
+
+# Size, modification time in ns and inode, packed: what identifies the content of a file. See `stamp_of`.
+Stamp = bytes
+
+_DEFAULT_MAX_READ: Final = 8 << 30
+_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BINARY_UNITS: Final = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
+_LISTED_KEYS: Final = 20
+_LISTED_DEPTH: Final = 3
+
+_library_lock = threading.RLock()
+
+
+@functools.cache
+def _h5py() -> Any:
+    """Import h5py, and make forks wait until our calls of the library are over.
+
+    The order matters: handlers that are registered later run earlier, so that our lock is taken before h5py's own,
+    as it is everywhere else.
+    """
+    import h5py
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_library_lock.acquire, after_in_parent=_library_lock.release, after_in_child=_library_lock.release
+        )
+    return h5py
+
+
+def max_read() -> int:
+    """Return how many bytes one read may ask for: ``MEDSEGPY_MAX_READ``, in bytes or as in ``8GiB``.
+
+    Raises:
+        ValueError: The variable holds something else.
+    """
+    text = os.environ.get("MEDSEGPY_MAX_READ", "")
+    return _bytes_of(text) if text.strip() else _DEFAULT_MAX_READ
+
+
+@functools.lru_cache(maxsize=8)
+def _bytes_of(text: str) -> int:
+    compact = text.strip().upper().removesuffix("B")
+    number = compact.rstrip("KMGTI")
+    unit = compact[len(number) :]
+    try:
+        size = int(float(number) * (_UNITS | _BINARY_UNITS)[unit])
+    except (KeyError, ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"MEDSEGPY_MAX_READ is {text!r}: expected a number of bytes, as in 8589934592 or '8GiB'.")
+    return size
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return what identifies the content of a file: another size, time or inode means other content."""
+    return b"%d %d %d" % (status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def regular_file(path: str) -> os.stat_result:
+    """Return the status of a regular file that is not empty.
+
+    Raises:
+        ReadError: There is no such file, it may not be looked at, or it is a directory, a pipe or a device.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        raise ReadError(_missing_file(path), path) from None
+    except (OSError, ValueError) as error:
+        raise ReadError(f"the file cannot be opened: {_reason(error)}", path) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ReadError(f"not a regular file, but {_kind_of_file(status.st_mode)}", path)
+    if status.st_size == 0:
+        raise ReadError("the file is empty", path)
+    return status
+
+
+def _missing_file(path: str) -> str:
+    folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return f"there is no such file: the folder {folder} does not exist"
+    return "there is no such file, though its folder exists"
+
+
+def _kind_of_file(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@contextmanager
+def library_errors(path: str, key: str | None = None) -> Iterator[None]:
+    """Turn what the HDF5 library raises into a `ReadError`."""
+    try:
+        yield
+    except ReadError:
+        raise
+    except MemoryError as error:
+        raise ReadError("there is not enough memory to read it", path, key) from error
+    except (OSError, RuntimeError, ValueError, KeyError, OverflowError) as error:
+        raise ReadError(f"the HDF5 library cannot read it: {_reason(error)}", path, key) from error
+
+
+@contextmanager
+def open_file(path: str) -> Iterator[Any]:
+    """Open an HDF5 file for reading, as an ``h5py.h5f.FileID``, under the lock of the library.
+
+    The driver is pinned (newer libraries pick one by the look of the path), chunks are not cached, and the file is not
+    locked (which fails or blocks on network file systems).
+
+    Raises:
+        ReadError: The file is missing, not a regular file, or no HDF5 file; or the body raised what the library raises.
+    """
+    regular_file(path)
+    h5py = _h5py()
+    with _library_lock, _no_plugin_folders(h5py):
+        access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+        access.set_fapl_sec2()
+        access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+        access.set_file_locking(False, True)
+        metadata_slots, chunk_slots, _, preemption = access.get_cache()
+        access.set_cache(metadata_slots, chunk_slots, 0, preemption)
+        with library_errors(path):
+            try:
+                file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
+            except OSError as error:
+                raise ReadError(f"not a readable HDF5 file: {_reason(error)}", path) from error
+            try:
+                yield file
+            finally:
+                file.close()
+
+
+@contextmanager
+def _no_plugin_folders(h5py: Any) -> Iterator[None]:
+    """Empty the library's list of folders with filter plugins, and put it back afterwards.
+
+    ``HDF5_PLUGIN_PATH`` fills that list; any library found there would be loaded when a file names its filter.
+    """
+    folders = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
+    for _ in folders:
+        h5py.h5pl.remove(0)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            h5py.h5pl.append(folder)
+
+
+def open_dataset(file: Any, path: str, keys: Sequence[str]) -> tuple[Any, str]:
+    """Follow hard links to the first of `keys` that is there.
+
+    Args:
+        file: What `open_file` gives.
+        path: Its path, for messages.
+        keys: Paths inside the file; the alternatives are tried in order.
+
+    Returns:
+        An ``h5py.h5d.DatasetID``, and its key.
+
+    Raises:
+        ReadError: There is none, it is not a dataset, or a link on the way leads elsewhere.
+    """
+    for key in keys:
+        dataset = _follow(file, path, key)
+        if dataset is not None:
+            return dataset, key
+    there = list_arrays(file)
+    shown = ", ".join(map(repr, there[:_LISTED_KEYS])) + (", ..." if len(there) > _LISTED_KEYS else "")
+    wanted = " nor ".join(map(repr, keys))
+    raise ReadError(
+        f"there is no dataset {wanted}. The file holds {shown or 'no datasets'}.{closest_match(keys[0], there)} "
+        "Say which one is meant with 'image_key' or 'sem_seg_key' in the dataset dict",
+        path,
+        keys[0],
+    )
+
+
+def _follow(file: Any, path: str, key: str) -> Any:
+    """Return the dataset at `key`, or None where a step of the way does not exist."""
+    h5py = _h5py()
+    node = h5py.h5g.open(file, b"/")
+    steps = [step.encode() for step in key.split("/") if step not in ("", ".")]
+    for i, step in enumerate(steps):
+        if not isinstance(node, h5py.h5g.GroupID) or b"\0" in step or not node.links.exists(step):
+            return None
+        link = node.links.get_info(step).type
+        if link != h5py.h5l.TYPE_HARD:
+            kind = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link to another file"}
+            at = "/".join(s.decode() for s in steps[: i + 1])
+            raise ReadError(f"{at!r} is {kind.get(link, 'a link')}; only what is in the file itself is read", path, key)
+        node = h5py.h5o.open(node, step)
+    if isinstance(node, h5py.h5g.GroupID):
+        inside = ", ".join(repr(name) for name in list_arrays(node)[:_LISTED_KEYS])
+        raise ReadError(f"a group, not a dataset. It holds {inside or 'no datasets'}", path, key)
+    if not isinstance(node, h5py.h5d.DatasetID):
+        raise ReadError("not a dataset, but a named type", path, key)
+    return node
+
+
+def list_arrays(group: Any, depth: int = _LISTED_DEPTH) -> list[str]:
+    """Return the keys of the datasets that hard links lead to, at most `depth` steps down; groups first come last."""
+    h5py = _h5py()
+    found: list[str] = []
+    for name, kind in list_links(group):
+        if kind == h5py.h5o.TYPE_DATASET:
+            found.append(name)
+        elif kind == h5py.h5o.TYPE_GROUP and depth > 1 and len(found) <= _LISTED_KEYS:
+            inner = h5py.h5g.open(group, name.encode())
+            found += [f"{name}/{key}" for key in list_arrays(inner, depth - 1)]
+    return found
+
+
+def list_links(group: Any) -> list[tuple[str, int]]:
+    """Return name and object type (``h5py.h5o.TYPE_DATASET``, ...) of what hard links of a group lead to, by name."""
+    h5py = _h5py()
+    if not isinstance(group, h5py.h5g.GroupID):
+        group = h5py.h5g.open(group, b"/")
+    names: list[bytes] = []
+    group.links.iterate(names.append)
+    hard = [name for name in sorted(names) if group.links.get_info(name).type == h5py.h5l.TYPE_HARD]
+    return [(name.decode(errors="replace"), h5py.h5o.get_info(group, name).type) for name in hard]

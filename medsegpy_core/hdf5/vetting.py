@@ -1,0 +1,177 @@
+"""What a dataset may look like: its type, shape, storage and filters, looked at before any of its data are."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from typing import Any, Final
+
+import numpy as np
+from attrs import frozen
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.policy import library_errors
+
+__all__ = ["DEFLATE", "FLETCHER32", "LZF", "NBIT", "PLUGIN_FILTERS", "SCALEOFFSET", "SHUFFLE", "SZIP", "Vetted", "vet"]
+
+DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
+_BUILT_IN: Final = (DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF)
+
+# Filters of the hdf5plugin package, by the id that the HDF Group gave them.
+PLUGIN_FILTERS: Final = {
+    307: "bzip2",
+    32018: "fcidecomp",
+    32033: "htj2k",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bshuf",
+    32013: "zfp",
+    32015: "zstd",
+    32017: "sz",
+    32024: "sz3",
+    32026: "blosc2",
+    32028: "sperr",
+}
+
+_MAX_RANK: Final = 6  # N x H x W x D x C, and one to spare
+_MAX_CHUNK_BYTES: Final = 1 << 30
+_TYPE_NAMES: Final = {
+    2: "a time",
+    3: "text",
+    5: "opaque bytes",
+    6: "a compound of several values (complex numbers among them)",
+    7: "a reference",
+    9: "text or lists of variable length",
+    10: "an array in each element",
+    11: "a complex number",
+}
+
+
+@frozen
+class Vetted:
+    """What is known of a dataset that may be read.
+
+    Attributes:
+        shape: As stored.
+        dtype: The NumPy type that h5py gives, in stored byte order.
+        exact: Whether the stored bytes are that type's bytes, so that they can be used without the library.
+        chunks: The shape of a chunk; None: not chunked.
+        compact: Whether the data lie in the object's header.
+        filters: (id, client values) in the order in which they were applied.
+        fill: One element, the value where nothing was written.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    exact: bool
+    chunks: tuple[int, ...] | None
+    compact: bool
+    filters: tuple[tuple[int, tuple[int, ...]], ...]
+    fill: bytes
+
+
+def vet(dataset: Any, path: str, key: str) -> Vetted:
+    """Look at an ``h5py.h5d.DatasetID`` without reading its data.
+
+    Raises:
+        ReadError: It is no array of numbers, or lies in another file, or needs a filter that is not known.
+    """
+    import h5py
+
+    plan = dataset.get_create_plist()
+    storage = plan.get_layout()
+    if storage == h5py.h5d.VIRTUAL:
+        raise ReadError(
+            "a virtual dataset, whose data lie elsewhere; only what is in the file itself is read", path, key
+        )
+    if plan.get_external_count():
+        raise ReadError("its data lie in another file; only what is in the file itself is read", path, key)
+    dtype, exact = _vet_type(dataset.get_type(), path, key)
+    shape = _vet_shape(dataset, path, key)
+    chunks = tuple(plan.get_chunk()) if storage == h5py.h5d.CHUNKED else None
+    if chunks and math.prod(chunks) * dtype.itemsize > _MAX_CHUNK_BYTES:
+        size = math.prod(chunks) * dtype.itemsize
+        raise ReadError(
+            f"its chunks are {size:,} bytes each, and more than {_MAX_CHUNK_BYTES:,} are not read", path, key
+        )
+    filters = _vet_filters(plan, path, key)
+    fill = np.zeros(1, dtype)
+    with library_errors(path, key):
+        plan.get_fill_value(fill)
+    return Vetted(shape, dtype, exact, chunks, storage == h5py.h5d.COMPACT, filters, fill.tobytes())
+
+
+def _vet_type(stored: Any, path: str, key: str) -> tuple[np.dtype[Any], bool]:
+    import h5py
+
+    kind = stored.get_class()
+    if kind == h5py.h5t.ENUM and stored.dtype.kind != "b":
+        # An enumeration is a list of names for integers; the integers are what counts here.
+        stored = stored.get_super()
+        kind = stored.get_class()
+    if kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.BITFIELD):
+        what = _TYPE_NAMES.get(kind, "of another kind")
+        raise ReadError(f"each element is {what}; an image or a mask is an array of numbers", path, key)
+    try:
+        dtype = np.dtype(stored.dtype)
+    except TypeError as error:
+        raise ReadError(f"its number type has no counterpart in NumPy ({error})", path, key) from error
+    if dtype.kind not in "biuf" or dtype.subdtype is not None:
+        raise ReadError(f"its elements are {dtype}; an image or a mask is an array of numbers", path, key)
+    dtype = np.dtype(dtype.str)  # without the metadata that h5py attaches
+    return dtype, bool(stored.equal(h5py.h5t.py_create(dtype)))
+
+
+def _vet_shape(dataset: Any, path: str, key: str) -> tuple[int, ...]:
+    import h5py
+
+    space = dataset.get_space()
+    if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
+        raise ReadError("a single value or nothing at all; an image or a mask is an array", path, key)
+    shape = tuple(int(n) for n in space.get_simple_extent_dims())
+    if 0 in shape:
+        raise ReadError(f"its shape is {shape}: it holds no elements", path, key)
+    if len(shape) > _MAX_RANK:
+        raise ReadError(f"it has {len(shape)} axes, and no image has more than {_MAX_RANK}", path, key)
+    if math.prod(shape) >= 1 << 56:
+        raise ReadError(f"its shape {shape} is beyond all bounds", path, key)
+    return shape
+
+
+def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    # Compared with the list before any call that looks for a filter: the library searches folders for unknown ones.
+    filters = []
+    for i in range(plan.get_nfilters()):
+        number, _, values, _ = plan.get_filter(i)
+        if number in PLUGIN_FILTERS:
+            if PLUGIN_FILTERS[number] not in plugin_filters():
+                raise ReadError(
+                    f"it is compressed with {PLUGIN_FILTERS[number]}, which the package hdf5plugin brings: "
+                    "pip install hdf5plugin",
+                    path,
+                    key,
+                )
+        elif number not in _BUILT_IN:
+            raise ReadError(
+                f"it needs the HDF5 filter {number}, which is not on the list of known ones (gzip, shuffle, "
+                "fletcher32, lzf, szip, nbit, scaleoffset, and those of hdf5plugin); write it anew with one of those",
+                path,
+                key,
+            )
+        filters.append((int(number), tuple(int(v) for v in values)))
+    return tuple(filters)
+
+
+@functools.cache
+def plugin_filters() -> dict[str, str]:
+    """Return the filters that hdf5plugin has registered with the library, name to path; none without it.
+
+    Only called while `policy.open_file` keeps the library's plugin folders empty: hdf5plugin asks the library whether
+    a filter is there already, and the library would search those folders.
+    """
+    if importlib.util.find_spec("hdf5plugin") is None:
+        return {}
+    import hdf5plugin
+
+    return {str(name): str(library) for name, library in hdf5plugin.get_config().registered_filters.items()}

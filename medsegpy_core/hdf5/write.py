@@ -1,0 +1,202 @@
+"""Writing images and masks in the two file formats: a file for each slice, or one for a volume."""
+
+from __future__ import annotations
+
+import operator
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medsegpy_core.errors import ReadError, ShapeError
+from medsegpy_core.hdf5.array import open_array
+from medsegpy_core.hdf5.staging import Staging, atomic_h5
+from medsegpy_core.naming import SliceName, parse_scan_name
+
+if TYPE_CHECKING:
+    import h5py
+
+    from medsegpy_core.typing import Array, DatasetDict
+
+__all__ = ["atomic_h5", "write_slices", "write_volume"]
+
+_CHECKED_BYTES: Final = 32 << 20
+
+
+def write_slices(
+    root: str | Path,
+    image: Array,
+    mask: Array | None = None,
+    *,
+    subject_id: int,
+    time_point: int = 0,
+    augmentation: int = 0,
+    compression: str | int | None = None,
+    overwrite: bool = False,
+) -> list[DatasetDict]:
+    """Write a scan as 2D slices: an ``.im`` file for each, and a ``.seg`` file where there is a mask.
+
+    All files appear together, after all of them were written and read back; on failure none does.
+
+    Args:
+        root: The folder; it is made where it does not exist.
+        image: H x W x D, numbers of any type but complex.
+        mask: H x W x D x C with 0 and 1; stored as uint8.
+        subject_id: The person.
+        time_point: The visit.
+        augmentation: The number of the augmentation, 0 for an original.
+        compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9).
+        overwrite: Whether files that are there are replaced.
+
+    Returns:
+        The dataset dicts of the slices.
+
+    Raises:
+        FileExistsError: A file is there, and `overwrite` is False. Nothing was written then.
+        ShapeError: The arrays have other axes, or do not fit together.
+        TypeError: The elements are no real numbers.
+        ValueError: The mask is not binary, or the compression is unknown.
+
+    Example:
+        ```python
+        dicts = write_slices("train", image, mask, subject_id=42)
+        ```
+    """
+    image, mask = _checked(image, mask)
+    options = _options(compression)
+    depth = image.shape[2]
+    subject, visit, tag = map(operator.index, (subject_id, time_point, augmentation))
+    names = [SliceName(subject, visit, tag, k) for k in range(1, depth + 1)]
+    folder = os.path.abspath(root)  # noqa: PTH100
+    stems = [f"{folder}{os.sep}{name.stem}" for name in names]
+    with Staging(overwrite) as staging:
+        suffixes = (".im",) if mask is None else (".im", ".seg")
+        staging.refuse_existing(stem + suffix for stem in stems for suffix in suffixes)
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        for k, stem in enumerate(stems):
+            _write(staging, stem + ".im", {"data": image[:, :, k : k + 1]}, options)
+            if mask is not None:
+                _write(staging, stem + ".seg", {"data": mask[:, :, k : k + 1]}, options)
+    return [_slice_dict(stem, name, depth, mask is not None) for stem, name in zip(stems, names, strict=True)]
+
+
+def write_volume(
+    path: str | Path,
+    image: Array,
+    mask: Array | None = None,
+    *,
+    compression: str | int | None = None,
+    overwrite: bool = False,
+) -> DatasetDict:
+    """Write a scan as one file with the datasets ``volume`` and, where there is a mask, ``seg``.
+
+    Args:
+        path: The file; its folder is made where it does not exist.
+        image: H x W x D, numbers of any type but complex.
+        mask: H x W x D x C with 0 and 1; stored as uint8.
+        compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9); chunks are whole slices.
+        overwrite: Whether a file that is there is replaced.
+
+    Returns:
+        The dataset dict of the volume. `scan_id` is the name of the file without its suffix.
+
+    Raises:
+        FileExistsError: The file is there, and `overwrite` is False.
+        ShapeError: The arrays have other axes, or do not fit together.
+        TypeError: The elements are no real numbers.
+        ValueError: The mask is not binary, or the compression is unknown.
+
+    Example:
+        ```python
+        record = write_volume("train/0000042_V00.h5", image, mask, compression="gzip")
+        ```
+    """
+    image, mask = _checked(image, mask)
+    options = _options(compression)
+    file_name = os.path.abspath(path)  # noqa: PTH100
+    with Staging(overwrite) as staging:
+        staging.refuse_existing([file_name])
+        os.makedirs(os.path.dirname(file_name), exist_ok=True)  # noqa: PTH103, PTH120
+        _write(staging, file_name, {"volume": image} | ({} if mask is None else {"seg": mask}), options)
+    stem = os.path.splitext(os.path.basename(file_name))[0]  # noqa: PTH122
+    labels = {} if mask is None else {"sem_seg_file": file_name}
+    return {"file_name": file_name, **labels, "scan_id": stem, **parse_scan_name(stem)}
+
+
+def _slice_dict(stem: str, name: SliceName, depth: int, labelled: bool) -> DatasetDict:
+    return {
+        "file_name": stem + ".im",
+        **({"sem_seg_file": stem + ".seg"} if labelled else {}),
+        "scan_id": name.scan_id,
+        "slice_id": name.slice_id,
+        "scan_num_slices": depth,
+        "subject_id": name.subject_id,
+        "time_point": name.time_point,
+        "augmentation": name.augmentation,
+    }
+
+
+def _checked(image: Array, mask: Array | None) -> tuple[Array, Array | None]:
+    image = np.asarray(image)
+    _check_numbers(image, "image")
+    if image.ndim != 3 or 0 in image.shape:
+        raise ShapeError(f"The image must be H x W x D, none of them 0, but its shape is {image.shape}.")
+    if mask is None:
+        return image, None
+    mask = np.asarray(mask)
+    _check_numbers(mask, "mask")
+    if mask.ndim != 4 or mask.shape[:3] != image.shape or mask.shape[3] == 0:
+        hint = " One class needs its own axis: mask[..., None]." if mask.shape == image.shape else ""
+        raise ShapeError(
+            f"The mask must be H x W x D x C on the image's {image.shape}, but its shape is {mask.shape}.{hint}"
+        )
+    binary = mask.astype(np.uint8)
+    if mask.dtype.kind != "b" and (binary.max() > 1 or not np.array_equal(binary, mask)):
+        values = np.unique(mask)
+        hint = " Divide it by 255." if values.tolist() == [0, 255] else ""
+        raise ValueError(f"The mask must hold 0 and 1 only, but it holds {_some(values)}.{hint}")
+    return image, binary
+
+
+def _check_numbers(array: Array, what: str) -> None:
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"The {what} must hold real numbers or booleans, but its dtype is {array.dtype}.")
+
+
+def _some(values: Array) -> str:
+    return ", ".join(map(str, values[:5].tolist())) + (", ..." if len(values) > 5 else "")
+
+
+def _options(compression: str | int | None) -> dict[str, Any]:
+    if compression is None:
+        return {}
+    if compression in ("gzip", "lzf") and isinstance(compression, str):
+        return {"compression": compression}
+    if isinstance(compression, int) and not isinstance(compression, bool) and 0 <= compression <= 9:
+        return {"compression": "gzip", "compression_opts": compression}
+    raise ValueError(f"compression is {compression!r}: expected None, 'gzip', 'lzf', or a level of gzip from 0 to 9.")
+
+
+def _write(staging: Staging, path: str, arrays: dict[str, Array], options: dict[str, Any]) -> None:
+    with staging.create(path) as file:
+        for key, array in arrays.items():
+            _put(file, key, array, options)
+    for key, array in arrays.items():
+        _read_back(staging.temporary(path), path, key, array)
+
+
+def _put(file: h5py.File, key: str, array: Array, options: dict[str, Any]) -> None:
+    # A chunk is a whole slice: reading one never inflates its neighbours.
+    chunks = (*array.shape[:2], 1, *array.shape[3:]) if options else None
+    file.create_dataset(key, data=array, chunks=chunks, **options)
+
+
+def _read_back(temporary: str, path: str, key: str, array: Array) -> None:
+    stored = open_array(temporary, key)
+    rows = max(1, _CHECKED_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        wanted = np.ascontiguousarray(array[start : start + rows])
+        found = stored[start : start + rows]
+        if found.tobytes() != wanted.astype(stored.dtype, copy=False).tobytes():
+            raise ReadError("what was read back is not what was written; is the disk failing?", path, key)

@@ -1,0 +1,5 @@
+"""Reads 2D slices in HDF5: an ``.im`` file with the image, and a ``.seg`` file with the mask, of each slice."""
+
+from medsegpy_h5_slices.reader import SlicesReader, medsegpy_register_readers
+
+__all__ = ["SlicesReader", "medsegpy_register_readers"]
