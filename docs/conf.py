@@ -1,5 +1,8 @@
 """Settings of the documentation site: `make docs`."""
 
+import inspect
+import re
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -23,3 +26,19 @@ napoleon_google_docstring = True
 napoleon_use_ivar = True
 # Docstrings write names in single backticks.
 default_role = "code"
+
+
+def _blocks(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Turn the fenced code of a docstring into what Sphinx reads."""
+    fence = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+    def block(match: re.Match[str]) -> str:
+        code = textwrap.indent(textwrap.dedent(match["code"]), match["indent"] + "    ")
+        return f"{match['indent']}.. code-block:: python\n\n{code}"
+
+    lines[:] = fence.sub(block, inspect.cleandoc("\n".join(lines)) + "\n").splitlines()
+
+
+def setup(app):
+    """Convert before napoleon does."""
+    app.connect("autodoc-process-docstring", _blocks, priority=400)

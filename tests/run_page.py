@@ -99,6 +99,11 @@ def run_python(block: Block, namespace: dict[str, object], page: Path) -> None:
         raise AssertionError(f"{page}, line {block.line}: no {block.argument}")
 
 
+def _lines(text: str) -> str:
+    """Return the text without its indentation: a page may show a part of a class."""
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
 def run_block(block: Block, namespace: dict[str, object], page: Path) -> bool:
     """Do with a block what it and its comment say, and return whether it ran."""
     if block.language not in RUN + QUIET:
@@ -107,7 +112,7 @@ def run_block(block: Block, namespace: dict[str, object], page: Path) -> bool:
         Path(block.argument).parent.mkdir(parents=True, exist_ok=True)
         Path(block.argument).write_text(block.code, encoding="utf-8")
     elif block.directive == "from":
-        if block.code.strip() not in (page.parent / block.argument).read_text(encoding="utf-8"):
+        if _lines(block.code) not in _lines((page.parent / block.argument).read_text(encoding="utf-8")):
             raise AssertionError(f"{page}, line {block.line}: this is not in {block.argument}")
     elif block.directive == "not run" and not block.argument:
         raise AssertionError(f"{page}, line {block.line}: say why it is not run")

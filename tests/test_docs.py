@@ -3,8 +3,10 @@
 import doctest
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import medsegpy_core
+from medsegpy_core.discovery import EntryPoint
 from medsegpy_core.hookspecs import HookSpecs
+from medsegpy_core.plugins import PluginManager
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -95,3 +99,39 @@ def test_every_hook_is_in_the_reference_with_its_signature():
     page = (ROOT / "docs" / "hooks.md").read_text()
     assert "medsegpy_tag_augmentation(dataset: str, record: Record) -> int | None" in page
     assert all(page.count(f"\n### {name}\n") == 1 for name in names)
+
+
+def test_every_public_name_is_in_the_api_reference():
+    page = (ROOT / "docs" / "api.md").read_text()
+    shown = re.findall(r"medsegpy_core\.(\w+)|`(\w+)`", page)
+    assert not set(medsegpy_core.__all__) - {name for pair in shown for name in pair}
+
+
+def test_every_key_of_the_config_is_on_its_page():
+    from medsegpy_core.config_keys import OWN_KEYS
+
+    page = (ROOT / "docs" / "config.md").read_text()
+    assert not [key for key in OWN_KEYS if f"`{key}`" not in page]
+
+
+def test_every_page_is_in_the_table_of_contents():
+    contents = (ROOT / "docs" / "index.md").read_text().split("{toctree}", 1)[1].split()
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"} <= set(contents)
+
+
+def hook_example(hook):
+    (block,) = run_page.blocks(inspect.cleandoc(hook.__doc__))
+    return block.code
+
+
+@pytest.mark.parametrize(("name", "hook"), make_hook_reference.hooks(), ids=dict(make_hook_reference.hooks()))
+def test_the_example_of_each_hook_is_a_plugin_that_works(name, hook, tmp_path, monkeypatch):
+    module = f"example_of_{name}"
+    (tmp_path / f"{module}.py").write_text(hook_example(hook))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
+    manager = PluginManager([EntryPoint(name="example", value=module, distribution="medsegpy-example", version="1.0")])
+    (info,) = manager.infos()
+    assert (info.status, info.error, info.hooks) == ("active", None, (name,))
+    if name.startswith("medsegpy_register_"):
+        assert info.provides[name.removeprefix("medsegpy_register_")]
