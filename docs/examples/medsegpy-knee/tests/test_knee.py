@@ -39,7 +39,11 @@ def test_the_installed_plugin_works(tmp_path):
         write_slices(root / "knee" / split, image, mask, subject_id=subject)
         if split == "train":
             write_slices(root / "knee" / split, image**2, mask, subject_id=subject, augmentation=1)
-    environment = os.environ | {"PYTHONPATH": str(target), "MEDSEGPY_DATASETS": str(root)}
+    environment = os.environ | {
+        "PYTHONPATH": str(target),
+        "MEDSEGPY_DATASETS": str(root),
+        "MEDSEGPY_LOAD_PLUGINS": "medsegpy-knee,medsegpy-h5-slices",
+    }
     command = [sys.executable, "-W", "error", "-c", CODE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "sound\n", done.stderr

@@ -1,5 +1,6 @@
 """The reader of the tutorial, installed as a package, on files written here byte by byte."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def python(tmp_path_factory):
 
     def run(code, *arguments):
         command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(target)}
+        environment = os.environ | {"PYTHONPATH": str(target), "MEDSEGPY_LOAD_PLUGINS": "medsegpy-mha"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
@@ -121,5 +122,7 @@ except ReadError as error:
 
 
 def test_the_plugin_is_listed(python):
-    code = "import sys; from medsegpy_core.cli import main; main(['plugins', '--json'])"
-    assert '"mha"' in " ".join(python(code))
+    code = "import runpy, sys; sys.argv[1:] = ['plugins', '--json']; runpy.run_module('medsegpy_core', None, '__main__')"
+    listed = {plugin["name"]: plugin for plugin in json.loads(" ".join(python(code)))}
+    assert listed["mha"]["status"] == "active"
+    assert listed["mha"]["provides"]["readers"] == ["mha"]
