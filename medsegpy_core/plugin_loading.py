@@ -13,13 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import pluggy
 from attrs import frozen
 
-from medsegpy_core import discovery
 from medsegpy_core.discovery import EntryPoint
 from medsegpy_core.errors import MedSegPyError, PluginError, closest_match
 from medsegpy_core.hookspecs import PROJECT, HookSpecs
@@ -77,7 +75,7 @@ class PluginLoader:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 -- SystemExit, and test frameworks' own, end a plugin, not the program
-            info = PluginInfo(*_identity(owner), status="failed", error=_explain(error))
+            info = PluginInfo(*_identity(owner), status="failed", error=_explain(error, entry_point))
             return Loaded(owner, info, Stage(owner), {})
         hooks = tuple(sorted(name for name, _ in _implementations(self._pluggy, plugin)))
         info = PluginInfo(*_identity(owner), status="active", provides=stage.names(), hooks=hooks)
@@ -105,7 +103,6 @@ class PluginLoader:
     def _register(self, entry_point: EntryPoint, plugin: Any, stage: Stage) -> dict[str, Callable[..., Any]]:
         _check_api(plugin)
         _check_hooks(self._pluggy, plugin)
-        self._pluggy.unregister(name=_key(entry_point))  # what a fork in the midst of loading may have left behind
         if (other := self._pluggy.get_name(plugin)) is not None:
             raise PluginError(f"its module {entry_point.value!r} is loaded already, as the plugin {other}")
         self._stage = stage
@@ -199,7 +196,7 @@ def _by_name(implementation: Any) -> Callable[..., Any]:
     return ask
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: BaseException, entry_point: EntryPoint) -> str:
     """Say in one paragraph what went wrong, and in which line of the plugin."""
     try:
         text = str(error)
@@ -219,10 +216,15 @@ def _explain(error: BaseException) -> str:
         text += f" (the module {error.name!r} is not installed here)"
     elif isinstance(error, ImportError) and error.name == "medsegpy_core":
         text += f" (this is medsegpy-core {__version__}; the plugin may be built for another)"
-    return text + _line_of(error)
+    return text + _line_of(error, entry_point)
 
 
-def _line_of(error: BaseException) -> str:
-    ours = ("<frozen", *(str(Path(module.__file__ or "").parent) for module in (importlib, pluggy, discovery)))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    return f" [{frames[-1].filename}, line {frames[-1].lineno}]" if frames else ""
+def _line_of(error: BaseException, entry_point: EntryPoint) -> str:
+    """Return the innermost line of the plugin's own package."""
+    package = entry_point.value.partition(":")[0].strip().partition(".")[0]
+    lines = [
+        f" [{frame.f_code.co_filename}, line {number}]"
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+    ]
+    return lines[-1] if lines else ""

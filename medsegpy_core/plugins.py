@@ -48,7 +48,7 @@ class PluginManager:
         """
         self._entry_points = None if entry_points is None else tuple(entry_points)
         self._loader = PluginLoader()
-        self._lock = ForkSafeLock()
+        self._lock = ForkSafeLock(wait=True)
         self._state = State()
         self._complete = False
 
