@@ -122,7 +122,7 @@ except ReadError as error:
 
 
 def test_the_plugin_is_listed(python):
-    code = "import runpy, sys; sys.argv[1:] = ['plugins', '--json']; runpy.run_module('medsegpy_core', None, '__main__')"
+    code = "import runpy, sys; sys.argv[1:] = 'plugins', '--json'; runpy.run_module('medsegpy_core', None, '__main__')"
     listed = {plugin["name"]: plugin for plugin in json.loads(" ".join(python(code)))}
     assert listed["mha"]["status"] == "active"
     assert listed["mha"]["provides"]["readers"] == ["mha"]
