@@ -25,16 +25,22 @@ def medsegpy_register_datasets() -> list[DatasetSpec]:
         )
     ]
     for split in SPLITS:
-        for form, what, load in (("slices", "2D slices", load_slices), ("volumes", "3D volume", load_volumes)):
-            specs.append(
-                DatasetSpec(
-                    name=f"abdomen_{form}_{split}",
-                    load=partial(load, split),
-                    split=split,
-                    metadata=metadata(form, split),
-                    description=f"upper abdomen, {what}, {_PERSON[split]}",
-                )
-            )
+        specs += [
+            DatasetSpec(
+                name=f"abdomen_slices_{split}",
+                load=partial(load_slices, split),
+                split=split,
+                metadata=metadata("slices", split),
+                description=f"upper abdomen, 2D slices, {_PERSON[split]}",
+            ),
+            DatasetSpec(
+                name=f"abdomen_volumes_{split}",
+                load=partial(load_volumes, split),
+                split=split,
+                metadata=metadata("volumes", split),
+                description=f"upper abdomen, 3D volume, {_PERSON[split]}",
+            ),
+        ]
     return specs
 
 
