@@ -1,0 +1,212 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from medsegpy_core import (
+    AmbiguousReaderError,
+    ConfigError,
+    DuplicateNameError,
+    MetadataCatalog,
+    PluginError,
+    PluginWarning,
+    ReadError,
+    Record,
+    UnknownNameError,
+    register_reader,
+    register_transform,
+)
+from medsegpy_core.readers import all_readers, find_reader, named_reader, reader_names
+from medsegpy_core.transform_registry import build_transform, transform_names
+
+
+class FakeReader:
+    def __init__(self, name, *suffixes, magic=b"never"):
+        self.name, self.suffixes, self.magic, self.probed = name, suffixes, magic, 0
+
+    def probe(self, path):
+        self.probed += 1
+        return path.read_bytes().startswith(self.magic)
+
+    def open(self, record):
+        raise NotImplementedError
+
+
+NIFTI = """
+from contextlib import contextmanager
+from types import SimpleNamespace
+from medsegpy_core import hookimpl
+
+class Nifti:
+    name = "fake-nifti"
+    suffixes = (".nii", ".nii.gz")
+    def probe(self, path): return True
+    @contextmanager
+    def open(self, record):
+        yield SimpleNamespace(image=None, mask=None, metadata={"spacing": (4, 4, 4)})
+
+@hookimpl
+def medsegpy_register_readers():
+    return [Nifti()]
+"""
+
+
+def volume(path, **more):
+    return {"file_name": str(path), "scan_id": "s", **more}
+
+
+def test_the_name_in_the_dict_decides(plugins):
+    a, b = FakeReader("a", ".x"), FakeReader("b")
+    register_reader(a)
+    register_reader(b)
+    assert find_reader(volume("f.x", reader="b")) is b
+    assert find_reader(Record.from_dict(volume("f.x", reader="b"))) is b
+    assert find_reader(volume("f.x")) is a
+    assert (a.probed, b.probed) == (0, 0)
+    assert reader_names() == ["a", "b"]
+    assert all_readers() == {"a": a, "b": b}
+    assert named_reader("a") is a
+    with pytest.raises(UnknownNameError, match=r"no reader 'c'.*Known readers: a, b"):
+        find_reader(volume("f.x", reader="c"))
+
+
+def test_the_longest_suffix_wins(plugins):
+    gz, nii = FakeReader("gz", ".gz"), FakeReader("nii", ".nii.gz", ".nii")
+    register_reader(gz)
+    register_reader(nii)
+    assert find_reader(volume("/a/f.NII.gz")) is nii
+    assert find_reader(volume("f.tar.gz")) is gz
+    assert find_reader(Record.from_dict(volume("f.nii"))) is nii
+
+
+def test_probe_decides_where_suffixes_do_not(plugins, tmp_path):
+    a, b = FakeReader("a", ".x", magic=b"A"), FakeReader("b", ".x", magic=b"B")
+    register_reader(a)
+    register_reader(b)
+    path = tmp_path / "f.x"
+    path.write_bytes(b"B...")
+    assert find_reader(volume(path)) is b
+    path.write_bytes(b"?...")
+    with pytest.raises(AmbiguousReaderError, match=r"f\.x: 'a' of this process and 'b' of this process.*reader='a'"):
+        find_reader(volume(path))
+    b.magic = a.magic = b"?"
+    with pytest.raises(AmbiguousReaderError, match="both claim"):
+        find_reader(volume(path))
+
+
+def test_files_without_a_known_suffix_are_probed(plugins, tmp_path):
+    a = FakeReader("a", ".x", magic=b"A")
+    register_reader(a)
+    path = tmp_path / "no_suffix"
+    path.write_bytes(b"A")
+    assert find_reader(volume(path)) is a
+    path.write_bytes(b"B")
+    with pytest.raises(UnknownNameError, match=r"no_suffix: no reader knows this file.*Readers: a\."):
+        find_reader(volume(path))
+    with pytest.raises(ReadError, match="no such file"):
+        find_reader(volume(tmp_path / "absent"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ReadError, match="not a regular file"):
+        find_reader(volume(tmp_path / "pipe"))
+
+
+def test_the_plugin_that_would_read_it_is_suggested(plugins, tmp_path):
+    path = tmp_path / "f.nii.gz"
+    path.write_bytes(b"")
+    with pytest.raises(UnknownNameError, match="pip install medsegpy-nifti"):
+        find_reader(volume(path))
+
+
+def test_a_probe_that_raises_does_not_know_the_file(plugins, tmp_path):
+    bad, good = FakeReader("bad", ".x"), FakeReader("good", ".x", magic=b"G")
+    bad.probe = lambda path: 1 / 0
+    register_reader(bad)
+    register_reader(good)
+    (tmp_path / "f.x").write_bytes(b"G")
+    with pytest.warns(PluginWarning, match="'bad' of this process is passed over"):
+        assert find_reader(volume(tmp_path / "f.x")) is good
+
+
+def test_registered_twice(site, plugins):
+    a, b = FakeReader("a", ".x"), FakeReader("a", ".y")
+    register_reader(a)
+    with pytest.raises(DuplicateNameError, match=r"'a'.*FakeReader.*replace=True"):
+        register_reader(b)
+    register_reader(b, replace=True)
+    assert named_reader("a") is b
+    site.add("nii", NIFTI)
+    plugins()
+    mine = FakeReader("fake-nifti", ".nii")
+    register_reader(mine)
+    with pytest.raises(DuplicateNameError, match=r"'fake-nifti'.*medsegpy-nii 1.0.*this process"):
+        named_reader("fake-nifti")
+    assert "fake-nifti" in reader_names()
+    assert "fake-nifti" not in all_readers()
+    register_reader(mine, replace=True)
+    assert named_reader("fake-nifti") is mine
+
+
+@pytest.mark.parametrize(
+    "reader", [FakeReader, FakeReader(""), FakeReader("a", "x"), FakeReader("a", ".X"), object(), None]
+)
+def test_what_is_no_reader_is_refused(plugins, reader):
+    with pytest.raises(PluginError):
+        register_reader(reader)
+    assert reader_names() == []
+
+
+def test_for_scan_takes_what_the_file_says(site, plugins, tmp_path, monkeypatch):
+    site.add("nii", NIFTI)
+    plugins()
+    path = tmp_path / "f.nii"
+    path.write_bytes(b"")
+    metadata = MetadataCatalog.get("x").set(spacing=(1, 1, 1))
+    assert metadata.for_scan(volume(path)).spacing == (4, 4, 4)
+    assert metadata.for_scan(volume(path, scan_spacing=(5, 5, 5))).spacing == (5, 5, 5)
+    assert metadata.for_scan(Record.from_dict(volume(path))).spacing == (4, 4, 4)
+    monkeypatch.setenv("MEDSEGPY_DATASETS", str(tmp_path))
+    assert metadata.for_scan(volume("f.nii")).spacing == (4, 4, 4)
+    for says_nothing in (volume("absent.nii"), {"scan_id": "s"}, {"file_name": "f.nii"}, {"file_name": 5}):
+        assert metadata.for_scan(says_nothing).spacing == (1, 1, 1)
+    assert metadata.for_scan(volume(path), {}).spacing == (1, 1, 1)
+    assert metadata.view().for_scan(volume(path)).spacing == (1, 1, 1)
+
+
+def test_transforms_of_core_process_and_plugins(site, plugins):
+    site.add(
+        "t",
+        """
+        from medsegpy_core import TransformSpec, hookimpl
+
+        @hookimpl
+        def medsegpy_register_transforms():
+            return [TransformSpec("FromPlugin", lambda: print), TransformSpec("Windowing", lambda: print)]
+        """,
+    )
+    assert build_transform("ZeroMeanNormalization") is not None
+    plugins()
+    register_transform("scaled", lambda factor=1: lambda image, mask: (image * factor, mask))
+    assert transform_names() == ["AffineNormalization", "FromPlugin", "Windowing", "ZeroMeanNormalization", "scaled"]
+    assert build_transform("scaled", {"factor": 3})(2, None) == (6, None)
+    assert build_transform("FromPlugin") is print
+    with pytest.raises(DuplicateNameError, match=r"'Windowing'.*medsegpy_core.*medsegpy-t 1.0"):
+        build_transform("Windowing", {})
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'scaled'\?"):
+        build_transform("scaledd")
+    with pytest.raises(ConfigError, match=r"'scaled'.*wrong"):
+        build_transform("scaled", {"wrong": 3})
+    with pytest.raises(ConfigError, match="must be a dict"):
+        build_transform("scaled", [1])
+    register_transform("nothing", lambda: None)
+    with pytest.raises(ConfigError, match="cannot be called"):
+        build_transform("nothing")
+    with pytest.raises(DuplicateNameError):
+        register_transform("nothing", list)
+    register_transform("nothing", lambda: print, replace=True)
+    assert build_transform("nothing") is print
+
+
+def test_paths_may_be_path_objects(plugins):
+    reader = FakeReader("a", ".x")
+    register_reader(reader)
+    assert find_reader({"file_name": Path("f.x"), "scan_id": "s"}) is reader
