@@ -11,6 +11,7 @@ from medsegpy_core import ConfigError, MetadataCatalog, MetadataError
 from medsegpy_core.naming import parse_scan_name
 from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
+from medsegpy_evaluation.prediction_files import file_stem
 from medsegpy_evaluation.report import write_report
 from medsegpy_evaluation.results import FailedScan, document_of
 from medsegpy_evaluation.saving import save_prediction
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import os
 
     from medsegpy_core import Config, Metadata
+    from medsegpy_core.metadata import MetadataView
     from medsegpy_core.specs import Evaluator
 
 __all__ = ["SemSegEvaluator", "build_evaluator", "inference_on_dataset", "scan_identity"]
@@ -129,7 +131,7 @@ class SemSegEvaluator:
                     run=run,
                 )
                 if self._save and self.output_folder is not None:
-                    path = self.output_folder / "predictions" / f"{identity['scan']}.h5"
+                    path = self.output_folder / "predictions" / f"{file_stem(identity['scan'])}.h5"
                     save_prediction(path, output["y_pred"], self._save, self.settings, identity["spacing"])
 
     def evaluate(self) -> dict[str, Any]:
@@ -170,7 +172,10 @@ class SemSegEvaluator:
 
 
 def scan_identity(
-    inputs: Mapping[str, Any], metadata: Metadata, needing_spacing: Sequence[str], file: Mapping[str, Any] | None = None
+    inputs: Mapping[str, Any],
+    metadata: Metadata | MetadataView,
+    needing_spacing: Sequence[str],
+    file: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return who and what a scan is, and what is wrong with that.
 

@@ -90,8 +90,8 @@ def picture_of(
     size = _size(gray.shape)
     canvas = Image.new("RGB", (2 * size[0] + _GAP, size[1]), "white")
     filtered = Image.Resampling.NEAREST if max(gray.shape) < _SIDE else Image.Resampling.BOX
-    for position, panel in enumerate(panels):
-        scaled = Image.fromarray(panel).resize(size, filtered)
+    for position, pixels in enumerate(panels):
+        scaled = Image.fromarray(pixels).resize(size, filtered)
         canvas.paste(scaled, (position * (size[0] + _GAP), 0))
     buffer = io.BytesIO()
     # A palette of 128 colors: a third of the bytes, and no difference that an eye would see.

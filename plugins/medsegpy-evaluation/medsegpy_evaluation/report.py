@@ -114,9 +114,19 @@ def _summary(document: Mapping[str, Any]) -> str:
     rows = []
     for row in document["summary"]:
         name, unit = row["metric"], units[row["metric"]]
-        middle = [_number(row["mean"]), _span(row["ci_low"], row["ci_high"]), _number(row["sd"]), _number(row["median"])]
         title = f"{name} ({unit})" if unit else name
-        rows.append([row["category"], title, str(row["n"]), *middle, _span(row["q1"], row["q3"])])
+        rows.append(
+            [
+                row["category"],
+                title,
+                str(row["n"]),
+                _number(row["mean"]),
+                _span(row["ci_low"], row["ci_high"]),
+                _number(row["sd"]),
+                _number(row["median"]),
+                _span(row["q1"], row["q3"]),
+            ]
+        )
     cvs = "; ".join(f"{escape(name)} {_number(value)}" for name, value in document["rms_cv"].items())
     return _table(header, rows, text=2) + f"<p>Root mean square of the volumes' coefficients of variation: {cvs}.</p>"
 

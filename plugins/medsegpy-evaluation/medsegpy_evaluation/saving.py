@@ -9,21 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegpy_evaluation.prediction_files import CHANNELS_ATTRIBUTE, default_channels
+from medsegpy_evaluation.scoring import largest_channel
+
 if TYPE_CHECKING:
     from medsegpy_evaluation.scoring import ScoreSettings
 
     Array: TypeAlias = NDArray[Any]
 
-__all__ = ["CHANNELS_ATTRIBUTE", "channel_names", "save_prediction"]
-
-# The attribute of the dataset that names its channels, in order.
-CHANNELS_ATTRIBUTE = "categories"
-BACKGROUND = "background"
-
-
-def channel_names(categories: Sequence[str], background: bool) -> list[str]:
-    """Return the names of the channels of a mask."""
-    return [BACKGROUND, *categories] if background else list(categories)
+__all__ = ["save_prediction"]
 
 
 def save_prediction(
@@ -48,13 +42,15 @@ def save_prediction(
     if form == "probs":
         data = np.asarray(pred, np.float32)
     elif settings.binarization.activation == "softmax":
-        data = (np.argmax(pred, axis=-1)[..., None] == np.arange(pred.shape[-1])).astype(np.uint8)
+        data = (largest_channel(pred)[..., None] == np.arange(pred.shape[-1])).view(np.uint8)
     else:
         # The background has no threshold of its own; it is written for completeness, never scored.
         thresholds = (0.5,) * settings.background + settings.binarization.thresholds
-        data = (pred > np.array(thresholds, np.float32)).astype(np.uint8)
+        data = np.empty(pred.shape, np.uint8)
+        for channel, threshold in enumerate(thresholds):
+            np.greater(pred[..., channel], threshold, out=data[..., channel], casting="unsafe")
     with atomic_h5(path, overwrite=True) as file:
         dataset = file.create_dataset(form, data=data, chunks=True, compression="gzip", compression_opts=1)
-        dataset.attrs[CHANNELS_ATTRIBUTE] = channel_names(settings.categories, settings.background)
+        dataset.attrs[CHANNELS_ATTRIBUTE] = np.array([name.encode() for name in default_channels(settings)])
         if spacing is not None:
-            dataset.attrs["spacing"] = list(spacing)
+            dataset.attrs["spacing"] = np.asarray(spacing, np.float64)

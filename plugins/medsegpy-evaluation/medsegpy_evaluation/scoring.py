@@ -18,7 +18,17 @@ from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
 if TYPE_CHECKING:
     Array: TypeAlias = NDArray[Any]
 
-__all__ = ["Binarization", "ScanScores", "ScoreSettings", "StructureScores", "problems_of", "score_scan", "workers"]
+__all__ = [
+    "Binarization",
+    "ScanScores",
+    "ScoreSettings",
+    "StructureScores",
+    "largest_channel",
+    "problems_of",
+    "score_scan",
+    "workers",
+    "wrong_values",
+]
 
 # Averages of overlapping patches and float32 softmax may pass 1 by rounding.
 _ROUNDING = 1e-5
@@ -154,10 +164,17 @@ def problems_of(truth: Any, pred: Any, channels: int) -> list[str]:
         return [f"the masks have the shape {truth.shape}, but {channels} channels on the last axis are expected"]
     if pred.dtype.kind not in "fbiu" or truth.dtype.kind not in "fbiu":
         return [f"y_pred is {pred.dtype} and y_true {truth.dtype}: numbers are expected"]
-    return [*_wrong_values("y_pred", pred, binary=False), *_wrong_values("y_true", truth, binary=True)]
+    return [*wrong_values("y_pred", pred, binary=False), *wrong_values("y_true", truth, binary=True)]
 
 
-def _wrong_values(name: str, array: Array, *, binary: bool) -> list[str]:
+def wrong_values(name: str, array: Array, *, binary: bool) -> list[str]:
+    """Say what is wrong with the values of a mask: NaN, out of range, or, where it has to be binary, in between.
+
+    Args:
+        name: What to call it.
+        array: Numbers.
+        binary: Whether nothing but 0 and 1 may occur.
+    """
     if array.dtype.kind == "b" or not array.size:
         return []
     step = max(1, _SLAB * array.shape[0] // array.nbytes)
@@ -199,7 +216,7 @@ def score_scan(
         colors: Of the categories, for the picture; None: no picture.
         run: A `map` that the categories are scored with.
     """
-    labels = _largest(pred) if settings.binarization.activation == "softmax" else None
+    labels = largest_channel(pred) if settings.binarization.activation == "softmax" else None
     tasks = []
     for category in range(len(settings.categories)):
         channel = settings.channel(category)
@@ -239,7 +256,7 @@ def _errors(pair: MaskPair) -> tuple[int, ...]:
     return tuple(counts.tolist())
 
 
-def _largest(pred: Array) -> Array:
+def largest_channel(pred: Array) -> Array:
     """Return the channel with the largest value of each voxel, the first of those that are equal.
 
     As `numpy.argmax`, but slab by slab and channel by channel: many times faster on a short last axis, and without

@@ -75,15 +75,15 @@ def summarize(
     rows = []
     for position, category in enumerate(categories):
         found = [(scan.subject, scan.structures[position]) for scan in scans]
-        counts = {status: sum(s.status == status for _, s in found) for status in _COUNTED}
+        counts: dict[str, int] = {status: sum(s.status == status for _, s in found) for status in _COUNTED}
         for metric in metrics:
             defined = [(subject, s.values[metric]) for subject, s in found if s.values[metric] is not None]
             values = [value for _, value in defined if value is not None]
             interval = bootstrap.interval(values, [subject for subject, _ in defined]) or (None, None)
-            rows.append(
-                {"category": category, "metric": metric, "n": len(values), **counts, **_described(values)}
-                | {"ci_low": interval[0], "ci_high": interval[1]}
-            )
+            row: dict[str, Any] = {"category": category, "metric": metric, "n": len(values)}
+            row.update(counts)
+            row.update(_described(values))
+            rows.append({**row, "ci_low": interval[0], "ci_high": interval[1]})
     return rows
 
 

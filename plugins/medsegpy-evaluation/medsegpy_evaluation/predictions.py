@@ -1,0 +1,261 @@
+"""Evaluation of predictions that lie in files: checked beforehand, scan by scan, and picked up where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, field, frozen
+
+from medsegpy_core import MedSegPyError, MetadataCatalog
+from medsegpy_core.metadata import MetadataView
+from medsegpy_core.typing import CategoryId
+from medsegpy_evaluation.evaluator import scan_identity
+from medsegpy_evaluation.pictures import category_colors
+from medsegpy_evaluation.policy import MissingPolicy
+from medsegpy_evaluation.prediction_files import (
+    decided,
+    default_channels,
+    list_predictions,
+    open_prediction,
+    problems_of_layout,
+    scoring_settings,
+)
+from medsegpy_evaluation.report import write_report
+from medsegpy_evaluation.results import FailedScan, document_of
+from medsegpy_evaluation.scoring import ScanScores, ScoreSettings, score_scan, workers
+from medsegpy_evaluation.settings import make_settings, selected_categories
+from medsegpy_evaluation.statistics import Bootstrap
+from medsegpy_evaluation.store import ScanStore, fingerprint
+from medsegpy_evaluation.truth import Header, TrueScan, list_scans
+from medsegpy_evaluation.writers import write_tables
+
+if TYPE_CHECKING:
+    from medsegpy_core import Config
+
+__all__ = ["PredictionsError", "evaluate_predictions"]
+
+
+class PredictionsError(MedSegPyError, ValueError):
+    """Predictions that cannot be scored. The message lists all of them."""
+
+
+@frozen
+class Job:
+    """A scan with its prediction, and all that it takes to score it in another process.
+
+    Attributes:
+        scan: Its id.
+        truth: The scan of the dataset.
+        path: The file of the prediction.
+        settings: What is to be scored.
+        category_ids: The channels of the truth, category by category.
+        metadata: Of the dataset.
+        channels: The names of the prediction's channels; None: what the file says, or the default.
+        colors: For the picture; None: no picture.
+    """
+
+    scan: str
+    truth: TrueScan
+    path: Path
+    settings: ScoreSettings
+    category_ids: tuple[CategoryId, ...]
+    metadata: MetadataView
+    channels: tuple[str, ...] | None = None
+    colors: tuple[tuple[int, int, int], ...] | None = field(default=None, repr=False)
+
+    @property
+    def mark(self) -> str:
+        """What a kept result of this job has to be of: the same settings, truth and prediction."""
+        files = {self.path, *(r.file_name for r in self.truth.records)}
+        files |= {r.sem_seg_file for r in self.truth.records if r.sem_seg_file is not None}
+        states = {str(path): _state(path) for path in sorted(files)}
+        said = [repr(record) for record in self.truth.records]
+        # A new version may measure otherwise.
+        code = version("medsegpy-evaluation")
+        return fingerprint(
+            {
+                "version": code,
+                "files": states,
+                "records": said,
+                "settings": repr(evolve(self.settings, metrics=())),
+                "metrics": [(metric.name, metric.owner) for metric in self.settings.metrics],
+                "categories": self.category_ids,
+                "metadata": repr(self.metadata.as_dict()),
+                "channels": self.channels,
+                "pictures": self.colors,
+            }
+        )
+
+
+def evaluate_predictions(
+    dataset: str,
+    predictions: str | os.PathLike[str],
+    cfg: Config,
+    output_folder: str | os.PathLike[str] | None,
+    *,
+    channels: Sequence[str] | None = None,
+    thresholds: float | Mapping[str, float] = 0.5,
+    policy: MissingPolicy | None = None,
+    executor: Executor | None = None,
+    keep_going: bool = False,
+    fresh: bool = False,
+    pictures: bool = True,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+) -> dict[str, Any]:
+    """Score predictions that lie in a folder, one file a scan, named by the scan's id.
+
+    HDF5 files hold ``probs`` (H x W x D x C) or ``labels`` (H x W x D, value v for the v-th category; or H x W x D x C,
+    binary); other formats are read by the installed readers, as a label map or with channels. Scans are scored side by
+    side, each worker holding one. Without `keep_going`, everything is checked before anything is scored.
+
+    Args:
+        dataset: A registered dataset.
+        predictions: The folder.
+        cfg: As for `SemSegEvaluator`.
+        output_folder: Where tables, report and the results of scans (``scans/``) go; None: nowhere.
+        channels: The names of the predictions' channels, in their order, ``"background"`` for none of the categories;
+            None: the attribute ``categories`` of the HDF5 dataset, else the config's order.
+        thresholds: A voxel belongs to a category where its probability is above this; by name: one per category.
+        policy: As for `SemSegEvaluator`.
+        executor: Scores the scans; None: threads on the cores.
+        keep_going: Whether what cannot be scored is left out, and listed in the result, instead of raising.
+        fresh: Whether scans that are done are done again.
+        pictures: Whether the report has pictures.
+        progress: Called with an iterable and its length, returns one that yields the same.
+
+    Returns:
+        As `SemSegEvaluator.evaluate`.
+
+    Raises:
+        PredictionsError: Scans without a prediction, predictions without a scan, shapes or channels that do not fit,
+            values that are NaN or out of range, or no spacing where a metric needs it: all of them are listed.
+        UnknownNameError: There is no such dataset.
+        ReadError: There is no such folder.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    settings = make_settings(cfg, metadata, policy, thresholds)
+    colors = None
+    if pictures and output_folder is not None:
+        given = dict(zip(metadata.get("categories"), metadata.get("category_colors") or (), strict=False))
+        colors = tuple(category_colors(settings.categories, given))
+    ids = tuple(category_id for _, category_id in selected_categories(cfg, metadata))
+    names = None if channels is None else tuple(channels)
+    pairs, failed = _paired(dataset, Path(predictions))
+    jobs = [Job(*pair, settings, ids, metadata.view(), names, colors) for pair in pairs]
+    store = None if output_folder is None else ScanStore(Path(output_folder) / "scans")
+    done: list[ScanScores] = [] if fresh or store is None else _kept(jobs, store)
+    known = {scores.scan for scores in done}
+    jobs = [job for job in jobs if job.scan not in known]
+    follow = progress or (lambda items, _: items)
+    with workers(executor, len(jobs)) as run:
+        if not keep_going:
+            found = follow(run(check, jobs), len(jobs))
+            _refuse([*failed, *(item for item in found if item is not None)])
+        for item in follow(run(partial(score, store=store), jobs), len(jobs)):
+            (failed if isinstance(item, FailedScan) else done).append(item)
+    if not keep_going:
+        _refuse(failed)
+    return _finish(dataset, done, failed, settings, output_folder, colors)
+
+
+def _paired(dataset: str, folder: Path) -> tuple[list[tuple[str, TrueScan, Path]], list[FailedScan]]:
+    """Return the scans with their predictions, and those that lack one or the other."""
+    scans, files = list_scans(dataset), list_predictions(folder)
+    failed = []
+    for scan in sorted({*scans, *files}):
+        if scan not in files:
+            failed.append(FailedScan(scan, (f"there is no prediction of it in {folder}",)))
+        elif scan not in scans:
+            failed.append(FailedScan(scan, (f"{files[scan]} is a prediction of no scan of {dataset!r}",)))
+    return [(scan, scans[scan], files[scan]) for scan in scans if scan in files], failed
+
+
+def _kept(jobs: Sequence[Job], store: ScanStore) -> list[ScanScores]:
+    kept = (store.get(job.scan, job.mark) for job in jobs)
+    return [scores for scores in kept if scores is not None]
+
+
+def _refuse(failed: Sequence[FailedScan]) -> None:
+    if failed:
+        listed = "".join(f"\n  {item}" for item in sorted(failed, key=lambda item: item.scan))
+        raise PredictionsError(
+            f"{len(failed)} scans cannot be scored; --keep-going (keep_going=True) scores the others:{listed}"
+        )
+
+
+def _finish(
+    dataset: str,
+    done: Sequence[ScanScores],
+    failed: Sequence[FailedScan],
+    settings: ScoreSettings,
+    output_folder: str | os.PathLike[str] | None,
+    colors: tuple[tuple[int, int, int], ...] | None,
+) -> dict[str, Any]:
+    document = document_of(dataset, done, failed, settings, Bootstrap())
+    if output_folder is not None:
+        write_tables(Path(output_folder), document)
+        drawn = {scores.scan: scores.picture for scores in done if scores.picture is not None}
+        write_report(Path(output_folder) / "report.html", document, drawn, colors)
+    return document
+
+
+def check(job: Job) -> FailedScan | None:
+    """Look at everything that can be wrong with a scan and its prediction, the values included."""
+    item = _prepared(job)
+    return item if isinstance(item, FailedScan) else None
+
+
+def score(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
+    """Score one scan, and keep the result."""
+    item = _prepared(job)
+    if isinstance(item, FailedScan):
+        return item
+    identity, pred = item
+    try:
+        truth, image = job.truth.read(job.category_ids, with_image=job.colors is not None)
+        if truth.shape != pred.shape:
+            return FailedScan(job.scan, (f"the truth has the shape {truth.shape}, the prediction {pred.shape}",))
+        scores = score_scan(identity, truth, pred, scoring_settings(job.settings), image=image, colors=job.colors)
+    except (MedSegPyError, OSError) as error:
+        return FailedScan(job.scan, (str(error),))
+    if store is not None:
+        store.put(scores, job.mark)
+    return scores
+
+
+def _prepared(job: Job) -> tuple[dict[str, Any], Any] | FailedScan:
+    """Return who the scan is and the masks that were predicted, or what is wrong."""
+    problems = job.truth.problems()
+    try:
+        header = job.truth.header()
+        identity, more = scan_identity(job.truth.inputs, job.metadata, job.settings.needing_spacing, header.metadata)
+        problems += more
+        if identity["spacing"] is not None and len(identity["spacing"]) != len(header.shape):
+            problems.append(f"the spacing {identity['spacing']} does not fit {len(header.shape)} axes")
+        masks, wrong = _predicted(job, header)
+    except (MedSegPyError, OSError) as error:
+        return FailedScan(job.scan, (*problems, str(error)))
+    problems += wrong
+    return FailedScan(job.scan, tuple(problems)) if problems else (identity, masks)
+
+
+def _predicted(job: Job, header: Header) -> tuple[Any, list[str]]:
+    with open_prediction(job.path) as (array, said):
+        names = job.channels or said or default_channels(job.settings)
+        if problems := problems_of_layout(array.shape, header.shape, names, job.settings):
+            return None, problems
+        return decided(array[...], names, len(header.shape), job.settings)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

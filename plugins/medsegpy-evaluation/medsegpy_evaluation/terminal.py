@@ -1,0 +1,60 @@
+"""The summary as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["overview", "summary_table"]
+
+
+def summary_table(document: Mapping[str, Any]) -> Table:
+    """Return the summary of an evaluation as a table.
+
+    Args:
+        document: What `SemSegEvaluator.evaluate` returns.
+    """
+    from rich.table import Table
+
+    units = {metric["name"]: metric["unit"] for metric in document["settings"]["metrics"]}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("category")
+    table.add_column("metric")
+    for name in ("n", "missed", "halluc.", "both empty", "mean", "95 % interval", "sd", "median"):
+        table.add_column(name, justify="right")
+    last = None
+    for row in document["summary"]:
+        name, unit = row["metric"], units[row["metric"]]
+        first = row["category"] != last
+        counts = [str(row[key]) for key in ("missed", "hallucinated", "both_empty")] if first else [""] * 3
+        low, high = row["ci_low"], row["ci_high"]
+        table.add_row(
+            row["category"].replace("[", "\\[") if first else "",
+            f"{name} ({unit})" if unit else name,
+            str(row["n"]),
+            *counts,
+            _number(row["mean"]),
+            "" if low is None else f"{_number(low)} .. {_number(high)}",
+            _number(row["sd"]),
+            _number(row["median"]),
+        )
+        last = row["category"]
+    return table
+
+
+def overview(document: Mapping[str, Any]) -> list[str]:
+    """Return what else is to be said of an evaluation, in lines."""
+    scans = document["scans"]
+    subjects = len({scan["subject"] for scan in scans})
+    lines = [f"{len(scans)} scans of {subjects} subjects of {document['dataset']}."]
+    if document["failed"]:
+        lines.append(f"{len(document['failed'])} scans could not be scored, and are in none of these numbers:")
+        lines += [f"  {item['scan']}: {'; '.join(item['problems'])}" for item in document["failed"]]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
