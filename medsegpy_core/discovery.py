@@ -146,7 +146,7 @@ def _parse(text: str) -> list[tuple[str, str]]:
         if not line or line.startswith("#"):
             continue
         if line.startswith("[") and line.endswith("]"):
-            in_group = line[1:-1] == GROUP
+            in_group = line.strip("[]") == GROUP
         elif in_group:
             name, _, value = line.partition("=")
             pairs.append((name.strip(), value.strip()))

@@ -82,6 +82,28 @@ def test_a_broken_file_never_raises(site, content):
     assert "good" in {e.name for e in found}
 
 
+LINES = [
+    "[medsegpy]",
+    "[other]",
+    " [medsegpy] ",
+    "[[medsegpy]]",
+    "a=b",
+    "  c  =  d.e:f [x] ",
+    "# g = h",
+    "",
+    "i = ",
+    "j=k=l",
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(LINES), max_size=8))
+def test_a_file_is_read_as_importlib_metadata_reads_it(site, lines):
+    site.add("x", entry_points="\n".join(lines))
+    path = [str(site.folder)]
+    assert sorted(find_entry_points(path)) == sorted(set(reference(path)))
+
+
 def test_unusual_folders(site):
     (site.folder / "only-2.0.dist-info").mkdir()
     (site.folder / "only-2.0.dist-info" / "entry_points.txt").write_text("[medsegpy]\nx = y\nno module\n")
