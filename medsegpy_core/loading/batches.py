@@ -10,7 +10,7 @@ from attrs import frozen
 
 from medsegpy_core.errors import ShapeError
 from medsegpy_core.loading.foreground import ForegroundIndex
-from medsegpy_core.loading.order import element_rng
+from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box, read_padded
 from medsegpy_core.loading.plan import Element
 from medsegpy_core.loading.sources import Source
@@ -57,7 +57,7 @@ class Row:
 
     source: Source
     box: Box
-    rng: np.random.Generator
+    rng: ElementRng
 
 
 Buffers = Callable[[str, tuple[int, ...], Any], "Array"]
@@ -151,7 +151,7 @@ class BatchMaker:
 
     def _row(self, number: int, epoch: int) -> Row:
         source = self.sources[self.plan.scan[number]]
-        rng = element_rng(self.seed, epoch, number)
+        rng = ElementRng(self.seed, epoch, number)
         h, w, d = self.plan.place[number].tolist()
         scan = int(self.plan.scan[number])
         box = self.windows.box(source, (h, w, d), rng, lambda: self.foreground.locations(scan))
@@ -223,7 +223,7 @@ class BatchMaker:
             return images, masks
         results = [
             # A transform may work in place; the raw images must survive it.
-            self.pipeline(image.copy() if self.keeps_raw else image, mask, row.rng)
+            self.pipeline(image.copy() if self.keeps_raw else image, mask, row.rng())
             for image, mask, row in zip(images, masks, rows, strict=True)
         ]
         return _stack([image for image, _ in results], "images"), _stack([mask for _, mask in results], "masks")
@@ -241,7 +241,6 @@ def _stack(arrays: Sequence[Array], what: str) -> Array:
 
 def _described(row: Row) -> str:
     channels = row.source.geometry.channels
+    record = row.source.record_at(max(0, row.box.start[2] + row.box.size[2] // 2))
     size = " x ".join(map(str, row.box.size[:2] if row.box.size[2] == 1 else row.box.size))
-    return f"{row.source.scan.records[0].file_name} is {size}" + (
-        "" if channels is None else f" with {channels} channels"
-    )
+    return f"{record.file_name} is {size}" + ("" if channels is None else f" with {channels} channels")

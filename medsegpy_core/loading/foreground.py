@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from medsegpy_core.loading.sources import UNLABELLED_UINT8, Source
+from medsegpy_core.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
@@ -34,13 +34,13 @@ class ForegroundIndex:
         self._channels = channels
         self._background = background
         self._found: dict[int, tuple[Array, ...]] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=ForkSafeLock())
 
     def locations(self, number: int) -> tuple[Array, ...]:
         """Return the flat indices (H x W x D, C order) of the voxels of each category that scan `number` has."""

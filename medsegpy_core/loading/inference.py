@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 from medsegpy_core.errors import RecordError, ShapeError
 from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Row
-from medsegpy_core.loading.order import element_rng
+from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box
 from medsegpy_core.loading.sources import MemorySource, Scan, ScanSource
 
@@ -147,7 +147,7 @@ def _predict(maker: BatchMaker, memory: MemorySource, number: int, predict: Any,
     for first in range(0, len(boxes), batch_size):
         # The random numbers of a window come from the scan and its place in it, as those of an element do.
         rows = [
-            Row(memory, box, element_rng(maker.seed, number, i))
+            Row(memory, box, ElementRng(maker.seed, number, i))
             for i, box in enumerate(boxes[first : first + batch_size], first)
         ]
         images = maker.fill_images(rows)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import secrets
-import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve
 
 from medsegpy_core.datasets import make_records
-from medsegpy_core.errors import ConfigError
+from medsegpy_core.errors import ConfigError, DataWarning
 from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers
 from medsegpy_core.loading.fetch import BatchIterator
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
@@ -19,6 +20,7 @@ from medsegpy_core.loading.order import Order
 from medsegpy_core.loading.plan import Element
 from medsegpy_core.loading.setup import Setup, role_dataset
 from medsegpy_core.loading.windows import Windows
+from medsegpy_core.locks import ForkSafeLock
 from medsegpy_core.specs import LoaderRequest
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ class DataLoader:
             drop_last=request.drop_last and not request.is_test,
             seed=seed,
         )
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._newest: object | None = None
         # `epoch` is what is read next, `pass_epoch` and `position` where the newest iterator is.
         self._epoch = self._pass_epoch = 0
@@ -154,13 +156,20 @@ class DataLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Start a pass of the current epoch at its beginning; after `load_state_dict`, once, at its position."""
         self.setup.require_elements()
+        if not len(self):
+            warnings.warn(
+                f"{self!r} has no batch: {self.num_elements} elements over {self._order.world_size} ranks do not fill "
+                f"a batch of {self.batch_size}. Use a smaller batch_size, or drop_last=False.",
+                DataWarning,
+                stacklevel=2,
+            )
         token = object()
         with self._lock:
             start, self._resume_at = self._resume_at, 0
             self._newest, self._pass_epoch, self._position = token, self._epoch, start
         epoch = self._epoch
         return BatchIterator(
-            _batch_function(self.setup.maker, self._order, self._order.epoch(epoch), epoch),
+            _batch_function(self.setup.maker, self._order, _epoch_order(self._order, epoch), epoch),
             start,
             len(self),
             self.cfg.NUM_WORKERS,
@@ -179,7 +188,7 @@ class DataLoader:
         """Return the elements of batch `i` of the current epoch."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"There is no batch {i}: an epoch of this loader has {len(self)} batches.")
-        return self._order.batch(self._order.epoch(self._epoch), i % len(self))
+        return self._order.batch(_epoch_order(self._order, self._epoch), i % len(self))
 
     # -- position
 
@@ -256,7 +265,7 @@ class DataLoader:
 
     def _with_order(self, order: Order) -> Self:
         other = copy.copy(self)
-        other.__dict__.update(_order=order, _lock=threading.Lock())
+        other.__dict__.update(_order=order, _lock=ForkSafeLock())
         other.set_epoch(self._epoch)
         return other
 
@@ -265,7 +274,7 @@ class DataLoader:
         return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_newest")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _newest=None)
+        self.__dict__.update(state, _lock=ForkSafeLock(), _newest=None)
 
     # -- scans
 
@@ -295,6 +304,14 @@ class DataLoader:
         """
         scans = scans_to_infer(self.setup, allow_gaps)[self._order.rank :: self._order.world_size]
         return infer_scans(self.setup, scans, model, self.batch_size, output)
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_order(order: Order, epoch: int) -> Array:
+    """Return the order of an epoch; those asked for last are kept, for loaders that are indexed."""
+    numbers = order.epoch(epoch)
+    numbers.setflags(write=False)
+    return numbers
 
 
 def _batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) -> Callable[[int, Buffers], Batch]:

@@ -10,7 +10,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Order", "element_rng"]
+__all__ = ["ElementRng", "Order"]
 
 # Separates the streams of random numbers that one seed feeds.
 _PERMUTATION, _ELEMENT = 1, 2
@@ -64,6 +64,21 @@ class Order:
         return order[i * self.batch_size : (i + 1) * self.batch_size]
 
 
-def element_rng(seed: int, epoch: int, element: int) -> np.random.Generator:
-    """Return the random numbers of one element: they depend on nothing else, so that any sample can be made again."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _ELEMENT, epoch, element])))
+class ElementRng:
+    """The random numbers of one element: they depend on nothing else, so that any sample can be made again.
+
+    Calling it gives the generator, the same one every time. It is made at the first call, as that takes longer than
+    reading a small patch, and most elements draw nothing.
+    """
+
+    __slots__ = ("_generator", "_key")
+
+    def __init__(self, seed: int, epoch: int, element: int):
+        self._key = (seed, _ELEMENT, epoch, element)
+        self._generator: np.random.Generator | None = None
+
+    def __call__(self) -> np.random.Generator:
+        """Return the generator."""
+        if self._generator is None:
+            self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._key)))
+        return self._generator

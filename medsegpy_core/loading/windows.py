@@ -16,6 +16,7 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.errors import ShapeError
+from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box, centred_padding
 from medsegpy_core.loading.plan import axis_starts, grid_starts
 
@@ -42,7 +43,7 @@ class Windows(Protocol):
     def elements(self, sources: Sequence[Source], keep_unlabelled: bool) -> list[Planned]:
         """List the elements."""
 
-    def box(self, source: Source, planned: Shape3, rng: np.random.Generator, locations: Locations) -> Box:
+    def box(self, source: Source, planned: Shape3, rng: ElementRng, locations: Locations) -> Box:
         """Place an element."""
 
     def cover(self, source: Source) -> list[Box]:
@@ -74,7 +75,7 @@ class SliceWindows:
                     found += [((rank, record.index, d), (number, (0, 0, d - self.depth // 2))) for d in depths]
         return [planned for _, planned in sorted(found)]
 
-    def box(self, source: Source, planned: Shape3, rng: np.random.Generator, locations: Locations) -> Box:
+    def box(self, source: Source, planned: Shape3, rng: ElementRng, locations: Locations) -> Box:
         """Place the window, padded in plane."""
         h, w, _ = source.geometry.shape
         height, width = self.in_plane or (h, w)
@@ -142,7 +143,7 @@ class GridWindows:
             found += [(number, (h, w, d)) for h, w, d in starts if wanted[d]]
         return found
 
-    def box(self, source: Source, planned: Shape3, rng: np.random.Generator, locations: Locations) -> Box:
+    def box(self, source: Source, planned: Shape3, rng: ElementRng, locations: Locations) -> Box:
         """The patch."""
         return Box(planned, self.patch)
 
@@ -184,17 +185,18 @@ class RandomWindows:
             for patch in range(self.per_scan)
         ]
 
-    def box(self, source: Source, planned: Shape3, rng: np.random.Generator, locations: Locations) -> Box:
+    def box(self, source: Source, planned: Shape3, rng: ElementRng, locations: Locations) -> Box:
         """Draw the patch."""
         shape = source.geometry.shape
         bounds = [_bounds(size, patch, pad) for size, patch, pad in zip(shape, self.patch, self.pad, strict=True)]
+        draw = rng()
         if planned[0] < self.foreground and (present := locations()):
-            voxels = present[int(rng.integers(len(present)))]
-            centre = np.unravel_index(int(voxels[int(rng.integers(len(voxels)))]), shape)
+            voxels = present[int(draw.integers(len(present)))]
+            centre = np.unravel_index(int(voxels[int(draw.integers(len(voxels)))]), shape)
             wanted = [int(c) - patch // 2 for c, patch in zip(centre, self.patch, strict=True)]
             h, w, d = (min(max(start, low), high) for start, (low, high) in zip(wanted, bounds, strict=True))
         else:
-            h, w, d = (int(rng.integers(low, high + 1)) for low, high in bounds)
+            h, w, d = (int(draw.integers(low, high + 1)) for low, high in bounds)
         return Box((h, w, d), self.patch)
 
     def cover(self, source: Source) -> list[Box]:
@@ -205,7 +207,7 @@ class RandomWindows:
 
 
 # For boxes that draw nothing.
-_NO_RNG = np.random.Generator(np.random.PCG64(0))
+_NO_RNG = ElementRng(0, 0, 0)
 
 
 def _bounds(size: int, patch: int, pad: int) -> tuple[int, int]:
