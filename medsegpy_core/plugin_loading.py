@@ -208,13 +208,9 @@ def _explain(error: BaseException, entry_point: EntryPoint) -> str:
         return text
     if isinstance(error, SystemExit):
         text = f"SystemExit: it tried to end the program with status {text or 0}"
-    elif isinstance(error, MedSegPyError):
-        pass
-    else:
+    elif not isinstance(error, MedSegPyError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        text += f" (the module {error.name!r} is not installed here)"
-    elif isinstance(error, ImportError) and error.name == "medsegpy_core":
+    if isinstance(error, ImportError) and error.name == "medsegpy_core":
         text += f" (this is medsegpy-core {__version__}; the plugin may be built for another)"
     return text + _line_of(error, entry_point)
 
