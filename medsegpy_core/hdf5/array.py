@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from medsegpy_core.errors import ReadError
-from medsegpy_core.hdf5 import library
 from medsegpy_core.hdf5.layout import Layout, locate
 from medsegpy_core.hdf5.policy import max_read
+from medsegpy_core.hdf5.reading import StaleError, read_located
 from medsegpy_core.lazy import basic_selection
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array, Selection
 
 __all__ = ["H5Array", "LazyReads", "open_array"]
+
+_ATTEMPTS: Final = 3
 
 
 class LazyReads:
@@ -115,9 +117,39 @@ class H5Array(LazyReads):
 
     def read_into(self, selection: Selection, out: Array) -> None:
         """Read a box into `out`, see `LazyReads.read_into`."""
-        layout = self._layout
         self._check(selection, out)
-        out[...] = library.read_box(self.path, layout, selection)
+        if out.size == 0:
+            return
+        if self.dtype.kind != "b":
+            self._read(selection, out)
+            return
+        # Bytes that are neither 0 nor 1 would make booleans that are neither true nor false.
+        values = np.empty(out.shape, np.uint8)
+        self._read(selection, values)
+        if values.max() > 1:
+            raise ReadError(f"booleans are 0 and 1, but it holds the byte {values.max()}", self.path, self.key)
+        out[...] = values
+
+    def _read(self, selection: Selection, out: Array) -> None:
+        for _ in range(_ATTEMPTS):
+            try:
+                read_located(self.path, self._layout, selection, out)
+            except StaleError:
+                self._locate_anew()
+            else:
+                return
+        raise ReadError("the file changes all the time; wait until it is complete", self.path, self.key)
+
+    def _locate_anew(self) -> None:
+        old, new = self._layout.form, locate(self.path, (self.key,))
+        if (old.vetted.shape, old.dtype, old.said) != (new.form.vetted.shape, new.form.dtype, new.form.said):
+            raise ReadError(
+                f"the file changed since it was opened: it held {old.dtype} of shape {old.vetted.shape}, and holds "
+                f"{new.form.dtype} of shape {new.form.vetted.shape} now",
+                self.path,
+                self.key,
+            )
+        self._layout = new
 
     def _check(self, selection: Selection, out: Array) -> None:
         sizes = tuple(s.stop - s.start for s in selection)

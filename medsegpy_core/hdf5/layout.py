@@ -17,6 +17,7 @@ from attrs import field, frozen
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.attributes import Said, what_it_says
+from medsegpy_core.hdf5.locating import contiguous_offset, find_chunks
 from medsegpy_core.hdf5.policy import Stamp, open_dataset, open_file, regular_file, stamp_of
 from medsegpy_core.hdf5.vetting import Vetted, vet
 
@@ -27,7 +28,7 @@ _GENERATION_BYTES: Final = 64 << 20
 _SMALL_LAYOUT_BYTES: Final = 320
 _MAX_FORMS: Final = 4096
 
-Route = Literal["contiguous", "chunked", "library"]
+Route = Literal["ranges", "library"]
 
 
 @frozen(eq=False, weakref_slot=False)
@@ -38,7 +39,7 @@ class Form:
         vetted: Shape, type, chunks and filters.
         dtype: The type that readers see: native byte order.
         said: What the attributes say.
-        route: How data are read: byte ranges of contiguous or of chunked data, or through the library.
+        route: How data are read: by byte ranges, or through the library.
     """
 
     vetted: Vetted
@@ -133,7 +134,13 @@ def _look(path: str, keys: Sequence[str], stamp: Stamp) -> Layout:
         dataset, key = open_dataset(file, path, keys)
         vetted = vet(dataset, path, key)
         said = what_it_says(file, dataset, vetted, path, key)
-        return Layout(_form(vetted, said, "library"), key, stamp)
+        if vetted.chunks is not None:
+            table = find_chunks(dataset, vetted, path, key)
+            return Layout(_form(vetted, said, "library" if table is None else "ranges"), key, stamp, -1, table)
+        offset = None if vetted.compact else contiguous_offset(dataset, vetted, path, key)
+        if offset is None:
+            return Layout(_form(vetted, said, "library"), key, stamp)
+        return Layout(_form(vetted, said, "ranges"), key, stamp, offset)
 
 
 def _form(vetted: Vetted, said: Said, route: Route) -> Form:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.decode import DecodeError, check_size
 from medsegpy_core.hdf5.policy import open_dataset, open_file, regular_file, stamp_of
-from medsegpy_core.hdf5.vetting import vet
+from medsegpy_core.hdf5.vetting import Vetted, vet
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
@@ -19,22 +21,46 @@ __all__ = ["read_box"]
 
 
 def read_box(path: str, layout: Layout, selection: Selection) -> Array:
-    """Read a box of a dataset as a new array in its own type, native byte order.
+    """Read a box of a dataset as a new array in its own type, native byte order; booleans as uint8.
 
     Raises:
-        ReadError: It cannot be read, or the file is not the one that was located.
+        ReadError: It cannot be read, a chunk does not decode to its size, or the file changes.
     """
     import h5py
 
-    box = np.empty([s.stop - s.start for s in selection], layout.form.dtype)
+    try:
+        box = np.empty([s.stop - s.start for s in selection], layout.form.dtype)
+    except MemoryError as error:
+        raise ReadError("there is not enough memory to read it") from error
     with open_file(path) as file:
         dataset, key = open_dataset(file, path, (layout.key,))
-        if stamp_of(regular_file(path)) != layout.stamp or vet(dataset, path, key) != layout.form.vetted:
+        vetted = vet(dataset, path, key)
+        if stamp_of(regular_file(path)) != layout.stamp or vetted != layout.form.vetted:
             raise ReadError("the file changed while it was read", path, key)
+        if vetted.filters:
+            _check_chunks(dataset, vetted, selection)
         space = dataset.get_space()
         space.select_hyperslab(tuple(s.start for s in selection), box.shape)
         memory = h5py.h5s.create_simple((math.prod(box.shape),))
         dataset.read(memory, space, box, h5py.h5t.py_create(box.dtype))
         if stamp_of(regular_file(path)) != layout.stamp:
             raise ReadError("the file changed while it was read", path, key)
-    return box
+    return box.view(np.uint8) if box.dtype.kind == "b" else box
+
+
+def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection) -> None:
+    """Check that the chunks that a box touches decode to their size; the library does not look."""
+    chunks = vetted.chunks or vetted.shape
+    # In stored elements, whose size may differ from that of NumPy's.
+    size = math.prod(chunks) * dataset.get_type().get_size()
+    touched = (range(s.start // c, -(-s.stop // c)) for s, c in zip(selection, chunks, strict=True))
+    for position in itertools.product(*touched):
+        corner = tuple(i * c for i, c in zip(position, chunks, strict=True))
+        info = dataset.get_chunk_info_by_coord(corner)
+        if info.byte_offset is None:
+            continue  # never written: fill values
+        mask, stored = dataset.read_direct_chunk(corner)
+        try:
+            check_size(stored, vetted.filters, mask, size)
+        except DecodeError as error:
+            raise ReadError(f"the chunk at {corner} decodes to {error}") from error

@@ -20,7 +20,16 @@ from typing import Any, Final
 
 from medsegpy_core.errors import ReadError, closest_match
 
-__all__ = ["Stamp", "library_errors", "max_read", "open_dataset", "open_file", "regular_file", "stamp_of"]
+__all__ = [
+    "Stamp",
+    "library_errors",
+    "library_lock",
+    "max_read",
+    "open_dataset",
+    "open_file",
+    "regular_file",
+    "stamp_of",
+]
 
 # Size, modification time in ns and inode, packed: what identifies the content of a file. See `stamp_of`.
 Stamp = bytes
@@ -31,7 +40,7 @@ _BINARY_UNITS: Final = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 
 _LISTED_KEYS: Final = 20
 _LISTED_DEPTH: Final = 3
 
-_library_lock = threading.RLock()
+library_lock = threading.RLock()
 
 
 @functools.cache
@@ -45,7 +54,7 @@ def _h5py() -> Any:
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(
-            before=_library_lock.acquire, after_in_parent=_library_lock.release, after_in_child=_library_lock.release
+            before=library_lock.acquire, after_in_parent=library_lock.release, after_in_child=library_lock.release
         )
     return h5py
 
@@ -139,7 +148,7 @@ def open_file(path: str) -> Iterator[Any]:
     """
     regular_file(path)
     h5py = _h5py()
-    with _library_lock, _no_plugin_folders(h5py):
+    with library_lock, _no_plugin_folders(h5py):
         access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
         access.set_fapl_sec2()
         access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)

@@ -1,7 +1,7 @@
 """Atomic writing: files appear whole, under their own name, or not at all.
 
 Everything is written to a temporary name in the same folder, flushed to the disk, and renamed last. The HDF5 library
-writes through `_Disk`: with its own drivers, a disk that is full gives a file that opens whole and is half zeros, or ends the
+writes through `_Disk`: with its own drivers, a full disk gives a file that opens whole and is half zeros, or ends the
 process.
 """
 

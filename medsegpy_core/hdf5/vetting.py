@@ -13,7 +13,19 @@ from attrs import frozen
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.policy import library_errors
 
-__all__ = ["DEFLATE", "FLETCHER32", "LZF", "NBIT", "PLUGIN_FILTERS", "SCALEOFFSET", "SHUFFLE", "SZIP", "Vetted", "vet"]
+__all__ = [
+    "DEFLATE",
+    "FLETCHER32",
+    "LZF",
+    "NBIT",
+    "PLUGIN_FILTERS",
+    "SCALEOFFSET",
+    "SHUFFLE",
+    "SZIP",
+    "Vetted",
+    "registered_filters",
+    "vet",
+]
 
 DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
 _BUILT_IN: Final = (DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF)
@@ -34,6 +46,7 @@ PLUGIN_FILTERS: Final = {
     32028: "sperr",
 }
 
+_UINT8: Final = np.dtype(np.uint8)
 _MAX_RANK: Final = 6  # N x H x W x D x C, and one to spare
 _MAX_CHUNK_BYTES: Final = 1 << 30
 _TYPE_NAMES: Final = {
@@ -69,6 +82,11 @@ class Vetted:
     compact: bool
     filters: tuple[tuple[int, tuple[int, ...]], ...]
     fill: bytes
+
+    @property
+    def raw(self) -> np.dtype[Any]:
+        """The type to read the bytes as: booleans are read as uint8, and looked at."""
+        return _UINT8 if self.dtype.kind == "b" else self.dtype
 
 
 def vet(dataset: Any, path: str, key: str) -> Vetted:
@@ -145,7 +163,7 @@ def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, 
     for i in range(plan.get_nfilters()):
         number, _, values, _ = plan.get_filter(i)
         if number in PLUGIN_FILTERS:
-            if PLUGIN_FILTERS[number] not in plugin_filters():
+            if PLUGIN_FILTERS[number] not in registered_filters():
                 raise ReadError(
                     f"it is compressed with {PLUGIN_FILTERS[number]}, which the package hdf5plugin brings: "
                     "pip install hdf5plugin",
@@ -164,7 +182,7 @@ def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, 
 
 
 @functools.cache
-def plugin_filters() -> dict[str, str]:
+def registered_filters() -> dict[str, str]:
     """Return the filters that hdf5plugin has registered with the library, name to path; none without it.
 
     Only called while `policy.open_file` keeps the library's plugin folders empty: hdf5plugin asks the library whether
@@ -174,4 +192,5 @@ def plugin_filters() -> dict[str, str]:
         return {}
     import hdf5plugin
 
-    return {str(name): str(library) for name, library in hdf5plugin.get_config().registered_filters.items()}
+    there = hdf5plugin.get_config().registered_filters
+    return {str(name): str(library) for name, library in there.items() if library != "unknown"}

@@ -1,0 +1,241 @@
+"""From the stored bytes of a chunk to its elements, outside the HDF5 library.
+
+Every chunk has to decode to exactly its size. The library does not look: with less, it hands out whatever the heap held
+before; with more, it lets the file decide how much memory is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medsegpy_core.hdf5 import plugin_filters
+from medsegpy_core.hdf5.vetting import DEFLATE, FLETCHER32, LZF, NBIT, PLUGIN_FILTERS, SCALEOFFSET, SHUFFLE, SZIP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["DecodeError", "Filters", "can_decode", "check_size", "decode"]
+
+Filters = tuple[tuple[int, tuple[int, ...]], ...]
+Bytes = Any  # whatever gives contiguous bytes: bytes, memoryview, a NumPy array of uint8
+
+_CHECKSUM_BYTES: Final = 4
+_WORDS_AT_ONCE: Final = 1 << 16
+
+
+class DecodeError(Exception):
+    """Stored bytes that are not what their filters made of a chunk."""
+
+
+def can_decode(filters: Filters, itemsize: int) -> bool:
+    """Say whether `decode` knows these filters."""
+    for number, values in filters:
+        if number == SHUFFLE and values[:1] != (itemsize,):
+            return False
+        if number not in (DEFLATE, SHUFFLE, FLETCHER32) and number not in PLUGIN_FILTERS:
+            return False
+    return True
+
+
+def decode(stored: Bytes, filters: Filters, mask: int, size: int) -> Bytes:
+    """Undo the filters of a chunk.
+
+    Args:
+        stored: The bytes in the file.
+        filters: In the order in which they were applied.
+        mask: Bit i is set where filter i was left out for this chunk.
+        size: What the chunk has to decode to, in bytes.
+
+    Raises:
+        DecodeError: They decode to something else.
+    """
+    data = stored
+    for number, values, expected in reversed(_stages(filters, mask, size)):
+        data = _undo(number, values, data, expected, size)
+    if len(data) != size:
+        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
+    return data
+
+
+def check_size(stored: Bytes, filters: Filters, mask: int, size: int) -> None:
+    """Check that a chunk decodes to its size, for filters that only the library undoes as well.
+
+    Raises:
+        DecodeError: It decodes to something else.
+    """
+    data = stored
+    for number, values, expected in reversed(_stages(filters, mask, size)):
+        claim = _CLAIMS.get(number)
+        if claim is None:
+            data = _undo(number, values, data, expected, size)
+            continue
+        claimed = claim(values, bytes(data))
+        if claimed != expected:
+            # None: another compression came before this one, and what it made is not known.
+            wanted = f"{expected:,}" if expected is not None else "a size that can be known"
+            raise DecodeError(f"{claimed:,} bytes instead of {wanted}")
+        return
+    if len(data) != size:
+        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
+
+
+def _stages(filters: Filters, mask: int, size: int) -> list[tuple[int, tuple[int, ...], int | None]]:
+    """Return the filters that were applied, each with the size of what it was applied to; None: not known."""
+    stages = []
+    expected: int | None = size
+    for i, (number, values) in enumerate(filters):
+        if mask >> i & 1:
+            continue
+        stages.append((number, values, expected))
+        if number == FLETCHER32:
+            expected = None if expected is None else expected + _CHECKSUM_BYTES
+        elif number != SHUFFLE:
+            expected = None
+    return stages
+
+
+def _undo(number: int, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
+    if number == DEFLATE:
+        return _inflate(data, expected, size)
+    if number == SHUFFLE:
+        return _unshuffle(data, values[0] if values else 1)
+    if number == FLETCHER32:
+        return _verified(data)
+    decoded = plugin_filters.undo(PLUGIN_FILTERS[number], values, data)
+    if decoded is None:
+        raise DecodeError(f"what {PLUGIN_FILTERS[number]} cannot read")
+    if expected is not None and len(decoded) != expected:
+        raise DecodeError(f"{len(decoded):,} bytes instead of {expected:,}")
+    return decoded
+
+
+@functools.cache
+def _inflater() -> tuple[Any, type[Exception]]:
+    """Return the fastest zlib that is installed: how to begin to inflate, and what it raises."""
+    try:
+        from isal import isal_zlib
+
+        failure: Any = isal_zlib.error
+        return isal_zlib.decompressobj, failure
+    except ImportError:
+        pass
+    try:
+        from zlib_ng import zlib_ng
+
+        failure = zlib_ng.error
+        return zlib_ng.decompressobj, failure
+    except ImportError:
+        import zlib
+
+        return zlib.decompressobj, zlib.error
+
+
+def _inflate(data: Bytes, expected: int | None, size: int) -> Bytes:
+    begin, failure = _inflater()
+    inflater = begin()
+    # One byte more than there may be: it goes on to the end of the stream, where the checksum is, and shows excess.
+    # Where another compression follows, its output is a little larger than the chunk at the most.
+    limit = expected if expected is not None else size + size // 64 + 4096
+    try:
+        inflated = inflater.decompress(data, limit + 1)
+    except failure as error:
+        raise DecodeError(f"no valid gzip data ({error})") from error
+    if not inflater.eof or (expected is not None and len(inflated) != expected):
+        found = f"more than {limit:,}" if len(inflated) > limit else f"{len(inflated):,}"
+        raise DecodeError(
+            f"{found} bytes instead of {limit:,}" if found != f"{limit:,}" else "a gzip stream without end"
+        )
+    return inflated
+
+
+def _unshuffle(data: Bytes, itemsize: int) -> Bytes:
+    if itemsize <= 1 or len(data) < 2 * itemsize:
+        return data
+    source = np.frombuffer(data, np.uint8)
+    count = len(source) // itemsize
+    result = np.empty(len(source), np.uint8)
+    whole = count * itemsize
+    np.copyto(result[:whole].reshape(count, itemsize), source[:whole].reshape(itemsize, count).T)
+    result[whole:] = source[whole:]
+    return result
+
+
+def _verified(data: Bytes) -> Bytes:
+    """Check the sum behind the data, and return them without it."""
+    if len(data) < _CHECKSUM_BYTES:
+        raise DecodeError("too few bytes for a checksum")
+    body = memoryview(data)[:-_CHECKSUM_BYTES]
+    found = bytes(memoryview(data)[-_CHECKSUM_BYTES:])
+    sum1, sum2 = _fletcher32(np.frombuffer(body, np.uint8))
+    expected = (sum2 << 16 | sum1).to_bytes(4, "little")
+    # Old versions of the library stored it with the bytes of each half swapped; the library still accepts that.
+    swapped = bytes((expected[1], expected[0], expected[3], expected[2]))
+    if found not in (expected, swapped):
+        raise DecodeError("bytes that do not fit their checksum (fletcher32): the file is damaged")
+    return body
+
+
+def _fletcher32(data: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return both sums of Fletcher's checksum over big-endian 16-bit words, modulo 65535.
+
+    Source: J. Fletcher, "An arithmetic checksum for serial transmissions", IEEE Trans. Commun. 30 (1982). As in the
+    library, a sum that is a multiple of 65535 is 65535, and 0 only where all words are.
+    """
+    words = data[: len(data) // 2 * 2].view(">u2")
+    sum1 = sum2 = 0
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        block = words[start : start + _WORDS_AT_ONCE].astype(np.uint64)
+        running = np.cumsum(block)
+        sum2 += len(block) * sum1 + int(running.sum())
+        sum1 += int(running[-1])
+    if len(data) % 2:
+        sum1 += int(data[-1]) << 8
+        sum2 += sum1
+    return _folded(sum1), _folded(sum2)
+
+
+def _folded(total: int) -> int:
+    return (total - 1) % 65535 + 1 if total else 0
+
+
+def _lzf_size(_values: tuple[int, ...], data: bytes) -> int:
+    """Return the size that LZF data decode to, by walking their control bytes."""
+    at = size = 0
+    end = len(data)
+    while at < end:
+        control = data[at]
+        if control < 32:  # a run of literals
+            at += control + 2
+            size += control + 1
+        else:  # a reference back: two bytes, three where it is long
+            length = control >> 5
+            if length == 7 and at + 1 < end:
+                length += data[at + 1]
+                at += 1
+            at += 2
+            size += length + 2
+    if at != end:
+        raise DecodeError("LZF data that break off")
+    return size
+
+
+def _szip_size(_values: tuple[int, ...], data: bytes) -> int:
+    return int.from_bytes(data[:4], "little")
+
+
+def _elements_size(values: tuple[int, ...], _data: bytes) -> int:
+    """Nbit and scaleoffset make as many elements as the filter's own values say."""
+    return values[2] * values[4] if len(values) > 4 else 0
+
+
+_CLAIMS: Final[dict[int, Callable[[tuple[int, ...], bytes], int]]] = {
+    LZF: _lzf_size,
+    SZIP: _szip_size,
+    NBIT: _elements_size,
+    SCALEOFFSET: _elements_size,
+}

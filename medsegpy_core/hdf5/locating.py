@@ -1,0 +1,107 @@
+"""Asking the HDF5 library where the data of a dataset lie."""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from typing import Any, Final
+
+import numpy as np
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.decode import can_decode
+from medsegpy_core.hdf5.policy import library_errors
+from medsegpy_core.hdf5.ranges import read_bytes
+from medsegpy_core.hdf5.vetting import Vetted
+
+__all__ = ["chunk_grid", "contiguous_offset", "find_chunks"]
+
+# With more chunks than this, a table would take more memory than it saves time; the library looks each one up.
+_MAX_TABLE: Final = 1 << 18
+_COMPARED_BYTES: Final = 4096
+
+
+def chunk_grid(vetted: Vetted) -> tuple[int, ...]:
+    """Return how many chunks there are along each axis."""
+    return tuple(-(-n // c) for n, c in zip(vetted.shape, vetted.chunks or vetted.shape, strict=True))
+
+
+def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str) -> int | None:
+    """Return where contiguous data begin; -1: nothing was written; None: the library has to read them.
+
+    Raises:
+        ReadError: They do not all lie in the file.
+    """
+    import h5py
+
+    offset = dataset.get_offset()
+    if offset is None:
+        return -1 if dataset.get_storage_size() == 0 else None
+    size = math.prod(vetted.shape) * vetted.dtype.itemsize
+    end = os.stat(path).st_size  # noqa: PTH116
+    if offset + size > end:
+        raise ReadError(
+            f"its {size:,} bytes begin at {offset:,}, but the file ends at {end:,}: it was cut short", path, key
+        )
+    if not vetted.exact:
+        return None
+    count = max(1, min(vetted.shape[-1], _COMPARED_BYTES // vetted.dtype.itemsize))
+    first = np.empty(count, vetted.dtype)
+    space = dataset.get_space()
+    space.select_hyperslab((0,) * len(vetted.shape), (*(1,) * (len(vetted.shape) - 1), count))
+    dataset.read(h5py.h5s.create_simple((count,)), space, first, h5py.h5t.py_create(vetted.dtype))
+    return int(offset) if _same(path, int(offset), first.tobytes()) else None
+
+
+def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int] | None:
+    """Return offset, stored size and filter mask of each chunk in C order; None: the library has to read them.
+
+    Raises:
+        ReadError: The index of chunks contradicts itself, or leads beyond the end of the file.
+    """
+    grid = chunk_grid(vetted)
+    count = math.prod(grid)
+    if not vetted.exact or count > _MAX_TABLE or not can_decode(vetted.filters, vetted.dtype.itemsize):
+        return None
+    chunks = vetted.chunks or ()
+    table = array("Q", bytes(24 * count))
+    found: list[tuple[tuple[int, ...], int, int, int]] = []
+
+    def note(info: Any) -> bool | None:
+        found.append((info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
+        return True if len(found) > count else None
+
+    with library_errors(path, key):
+        dataset.chunk_iter(note)
+    end = os.stat(path).st_size  # noqa: PTH116
+    for at, offset, size, mask in found:
+        place = [divmod(a, c) for a, c in zip(at, chunks, strict=True)]
+        if len(found) > count or any(rest or not 0 <= i < n for (i, rest), n in zip(place, grid, strict=True)):
+            raise ReadError("its index of chunks contradicts its shape: the file is damaged", path, key)
+        if offset + size > end:
+            raise ReadError(f"a chunk lies beyond the end of the file ({end:,} bytes): it was cut short", path, key)
+        number = 0
+        for (i, _), n in zip(place, grid, strict=True):
+            number = number * n + i
+        table[3 * number : 3 * number + 3] = array("Q", (offset, size, mask))
+    if found:
+        at, offset, _, _ = found[0]
+        with library_errors(path, key):
+            _, stored = dataset.read_direct_chunk(at)
+        if not _same(path, offset, stored):
+            return None
+    return table
+
+
+def _same(path: str, offset: int, expected: bytes) -> bool:
+    """Say whether a file has these bytes at that place; some versions of the library tell places that are off."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        found = np.empty(len(expected), np.uint8)
+        read_bytes(fd, offset, found)
+    except ReadError:
+        return False
+    finally:
+        os.close(fd)
+    return found.tobytes() == expected

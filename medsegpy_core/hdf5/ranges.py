@@ -1,0 +1,202 @@
+"""Reading byte ranges of a file straight into arrays, outside the HDF5 library and its lock.
+
+A box of a contiguous array is a set of runs of bytes. Reading each run by itself costs a system call, reading all that
+lies between the first and the last costs bytes that nobody asked for; `_split` weighs the two.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+from array import array
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.decode import DecodeError, decode
+
+if TYPE_CHECKING:
+    from medsegpy_core.hdf5.layout import Layout
+    from medsegpy_core.typing import Array, Selection
+
+__all__ = ["read_bytes", "read_ranges"]
+
+_CALL_COST_BYTES: Final = 24 << 10  # one more system call costs what so many more bytes cost
+_LARGEST_SPAN: Final = 256 << 20
+_KEPT_SCRATCH: Final = 16 << 20
+# Chunks of nothing but zeros are common in masks; those that were seen are known by their stored bytes.
+_ZERO_RATIO: Final = 64
+_MAX_ZEROS: Final = 1024
+
+_scratch = threading.local()
+_zeros: set[tuple[bytes, int, int, Any]] = set()
+
+
+def read_ranges(fd: int, layout: Layout, selection: Selection, out: Array) -> None:
+    """Read a box of a contiguous or chunked dataset.
+
+    Args:
+        fd: The open file.
+        layout: Where the data lie.
+        selection: One ``slice(start, stop)`` per axis, within bounds, none of them empty.
+        out: An array of that shape; values are cast to its type.
+
+    Raises:
+        ReadError: The file ends early, the device fails, or a chunk does not decode to its size. Without path.
+    """
+    vetted = layout.form.vetted
+    if layout.table is not None:
+        _read_chunked(fd, layout, selection, out)
+    elif layout.offset < 0:
+        out[...] = np.frombuffer(vetted.fill, vetted.raw)[0]
+    else:
+        _read_contiguous(fd, layout.offset, vetted.shape, vetted.raw, selection, out)
+
+
+def read_bytes(fd: int, offset: int, buffer: Any) -> None:
+    """Fill a buffer (contiguous, of any type) from a place in a file.
+
+    Raises:
+        ReadError: The file ends before, or the device fails.
+    """
+    wanted = buffer.nbytes
+    try:
+        done = _read_at(fd, buffer, offset)
+        while 0 < done < wanted:
+            more = _read_at(fd, memoryview(buffer).cast("B")[done:], offset + done)
+            if more == 0:
+                break
+            done += more
+    except OSError as error:
+        raise ReadError(f"reading failed: {error.strerror} (at byte {offset:,})") from error
+    if done < wanted:
+        raise ReadError(f"the file ends at byte {offset + done:,}, in the middle of the data")
+
+
+if hasattr(os, "preadv"):
+
+    def _read_at(fd: int, buffer: Any, offset: int) -> int:
+        return os.preadv(fd, (buffer,), offset)
+
+else:
+
+    def _read_at(fd: int, buffer: Any, offset: int) -> int:
+        data = os.pread(fd, buffer.nbytes, offset)
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
+
+
+def _scratch_bytes(size: int) -> Array:
+    """Return memory of this thread, good until it is asked for again."""
+    kept: Array | None = getattr(_scratch, "bytes", None)
+    if kept is None or kept.nbytes < size:
+        kept = np.empty(size, np.uint8)
+        if size <= _KEPT_SCRATCH:
+            _scratch.bytes = kept
+    return kept[:size]
+
+
+def _read_contiguous(
+    fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
+) -> None:
+    sizes = out.shape
+    rank = len(shape)
+    # `whole` axes from here on are taken in full, so that a run covers them and the axis before.
+    whole = rank
+    while whole and sizes[whole - 1] == shape[whole - 1]:
+        whole -= 1
+    itemsize = dtype.itemsize
+    direct = out.dtype == dtype and out.flags.c_contiguous
+    if whole <= 1:
+        start = selection[0].start * math.prod(shape[1:]) if whole else 0
+        _read_run(fd, offset + start * itemsize, dtype, out, direct)
+        return
+    strides = tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(rank))
+    split = _split(sizes, strides, itemsize, whole)
+    inner = sizes[split:]
+    base = offset + sum(s.start * stride for s, stride in zip(selection, strides, strict=True))
+    outer = itertools.product(*(range(n) for n in sizes[:split]))
+    if split == whole - 1:
+        for index in outer:
+            _read_run(fd, base + sum(map(int.__mul__, index, strides)), dtype, out[index], direct)
+        return
+    span = sum((n - 1) * stride for n, stride in zip(inner, strides[split:], strict=True)) + itemsize
+    scratch = _scratch_bytes(span)
+    box = np.ndarray(inner, dtype, scratch, strides=strides[split:])
+    for index in outer:
+        read_bytes(fd, base + sum(map(int.__mul__, index, strides)), scratch)
+        out[index] = box
+
+
+def _read_run(fd: int, at: int, dtype: np.dtype[Any], out: Array, direct: bool) -> None:
+    """Read as many elements as `out` has, which lie side by side."""
+    if direct:
+        read_bytes(fd, at, out)
+        return
+    scratch = _scratch_bytes(out.size * dtype.itemsize)
+    read_bytes(fd, at, scratch)
+    out[...] = scratch.view(dtype).reshape(out.shape)
+
+
+def _split(sizes: tuple[int, ...], strides: tuple[int, ...], itemsize: int, whole: int) -> int:
+    """Return the axis from which on everything is read in one go, for each position of the axes before it."""
+    best, least = whole - 1, math.inf
+    span, calls = itemsize, math.prod(sizes)
+    for axis in range(len(sizes) - 1, -1, -1):
+        span += (sizes[axis] - 1) * strides[axis]
+        calls //= sizes[axis]
+        if axis < whole and (span <= _LARGEST_SPAN or axis == whole - 1):
+            cost = calls * (_CALL_COST_BYTES + span)
+            if cost < least:
+                best, least = axis, cost
+    return best
+
+
+def _read_chunked(fd: int, layout: Layout, selection: Selection, out: Array) -> None:
+    vetted, table = layout.form.vetted, layout.table
+    chunks = vetted.chunks
+    if chunks is None or table is None:
+        raise ReadError("a chunked dataset without chunks")
+    grid = [-(-n // c) for n, c in zip(vetted.shape, chunks, strict=True)]
+    touched = (range(s.start // c, -(-s.stop // c)) for s, c in zip(selection, chunks, strict=True))
+    for position in itertools.product(*touched):
+        number = 0
+        local, target = [], []
+        for place, blocks, chunk, part in zip(position, grid, chunks, selection, strict=True):
+            number = number * blocks + place
+            first = place * chunk
+            low, high = max(part.start, first), min(part.stop, first + chunk)
+            local.append(slice(low - first, high - first))
+            target.append(slice(low - part.start, high - part.start))
+        _read_chunk(fd, layout, table, number, tuple(local), out[tuple(target)])
+
+
+def _read_chunk(fd: int, layout: Layout, table: array[int], number: int, local: Selection, out: Array) -> None:
+    vetted = layout.form.vetted
+    shape = vetted.chunks or ()
+    offset, stored, mask = table[3 * number : 3 * number + 3]
+    size = math.prod(shape) * vetted.raw.itemsize
+    if stored == 0:
+        out[...] = np.frombuffer(vetted.fill, vetted.raw)[0]
+        return
+    if all(mask >> i & 1 for i in range(len(vetted.filters))):
+        if stored != size:
+            raise ReadError(f"chunk {number} has {stored:,} bytes instead of {size:,}")
+        _read_contiguous(fd, offset, shape, vetted.raw, local, out)
+        return
+    raw = _scratch_bytes(stored)
+    read_bytes(fd, offset, raw)
+    seen = (raw.tobytes(), mask, size, vetted.filters) if stored * _ZERO_RATIO < size else None
+    if seen in _zeros:
+        out[...] = 0
+        return
+    try:
+        elements = np.frombuffer(decode(raw, vetted.filters, mask, size), vetted.raw)
+    except (DecodeError, MemoryError) as error:
+        raise ReadError(f"chunk {number} decodes to {error}") from error
+    if seen is not None and len(_zeros) < _MAX_ZEROS and not elements.view(np.uint8).any():
+        _zeros.add(seen)
+    out[...] = elements.reshape(shape)[local]
