@@ -100,7 +100,10 @@ class Collation:
         self._collate(tail, flat[rest:])
         if found.size:
             group = found // words
-            group = group[np.flatnonzero(np.diff(group, prepend=-1))]
+            first = np.empty(group.size, np.bool_)
+            first[0] = True
+            np.not_equal(group[1:], group[:-1], out=first[1:])
+            group = group[first]
             some = whole[: rest * channels].reshape(groups, voxels * channels)[group].reshape(-1, channels)
             check_binary(some, path)
             collated = np.empty((len(some), self.channels), out.dtype)
