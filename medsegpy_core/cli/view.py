@@ -67,7 +67,7 @@ def _montage(image: Array, mask: Array | None, metadata: MetadataView, title: st
     classes, names, colors = _classes(mask, metadata)
     spacing = metadata.get("spacing")
     pixel = (1.0, 1.0) if spacing is None else (float(spacing[0]), float(spacing[1]))
-    foreground = np.zeros(image.shape[2]) if mask is None else (mask > 0).any(axis=(0, 1, 3))
+    foreground: Array = np.zeros(image.shape[2]) if mask is None else np.any(mask > 0, axis=(0, 1, 3))
     chosen = spread_slices(foreground, count)
     window = gray_window(image[:, :, chosen], metadata)
     rows: list[list[Panel]] = [[]]
