@@ -1,0 +1,154 @@
+"""Surface distances against analytic shapes and against whole-array distance transforms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from medsegpy_evaluation import surface_distances
+from scipy import ndimage
+
+
+def surface_of(mask):
+    return mask ^ ndimage.binary_erosion(mask, ndimage.generate_binary_structure(mask.ndim, 1))
+
+
+def reference(pred, truth, spacing):
+    """Distances as whole-array distance transforms give them: slow, and plainly right."""
+    pred_surface, truth_surface = surface_of(pred), surface_of(truth)
+    to_truth = ndimage.distance_transform_edt(~truth_surface, sampling=spacing)[pred_surface]
+    to_pred = ndimage.distance_transform_edt(~pred_surface, sampling=spacing)[truth_surface]
+    return to_truth, to_pred
+
+
+def assert_as_reference(pred, truth, spacing):
+    found = surface_distances(pred, truth, spacing)
+    to_truth, to_pred = reference(pred, truth, spacing)
+    np.testing.assert_allclose(found.pred_to_truth, to_truth, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.truth_to_pred, to_pred, rtol=1e-12, atol=1e-12)
+    pooled = np.concatenate((to_truth, to_pred))
+    assert found.assd() == pytest.approx(pooled.mean(), abs=1e-9)
+    assert found.hd95() == pytest.approx(np.percentile(pooled, 95), abs=1e-9)
+    assert found.hd() == pytest.approx(pooled.max(), abs=1e-9)
+
+
+def ball(shape, center, radius, spacing):
+    grid = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij")
+    return sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) <= radius**2
+
+
+masks = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=9).flatmap(
+    lambda shape: st.tuples(
+        hnp.arrays(np.bool_, shape, elements=st.booleans(), fill=st.nothing()),
+        hnp.arrays(np.bool_, shape, elements=st.booleans(), fill=st.just(False)),
+        st.tuples(*[st.sampled_from([0.3, 0.7, 1.0, 2.5, 11.0])] * len(shape)),
+    )
+)
+
+
+@given(masks)
+@settings(max_examples=150, deadline=None)
+def test_any_masks(case):
+    pred, truth, spacing = case
+    pred.flat[0] = truth.flat[-1] = True
+    assert_as_reference(pred, truth, spacing)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.4, 0.4, 3.0), (5.0, 0.31, 0.7)])
+@pytest.mark.parametrize("shift", [0, 1, 5, 25])
+def test_shells_near_and_far(spacing, shift):
+    # Shift 25: beyond every neighbourhood, so that the tree or the transform has to answer.
+    shape = (70, 40, 24)
+    truth = np.zeros(shape, bool)
+    truth[8:30, 8:30, 4:16] = True
+    truth[11:27, 11:27, 7:13] = False
+    pred = np.zeros(shape, bool)
+    pred[8 + shift : 30 + shift, 9:30, 4:18] = True
+    assert_as_reference(pred, truth, spacing)
+
+
+def test_an_island_far_away():
+    truth = ball((80, 80, 40), (20, 20, 10), 8, (1, 1, 1))
+    pred = truth.copy()
+    pred[70:74, 70:73, 35:38] = True
+    assert_as_reference(pred, truth, (0.5, 0.5, 2.0))
+
+
+def test_noise_that_fills_the_scan():
+    rng = np.random.default_rng(0)
+    truth = np.zeros((60, 60, 30), bool)
+    truth[20:30, 20:30, 10:20] = True
+    for share in (0.5, 0.01):
+        assert_as_reference(rng.random(truth.shape) < share, truth, (0.4, 0.5, 2.0))
+
+
+def test_more_points_than_are_worked_on_at_once():
+    # A checkerboard: every voxel of it is surface, 720,000 of them, and the truth is far from most.
+    truth = np.zeros((120, 120, 100), bool)
+    truth[0, 0, 0] = True
+    pred = np.indices(truth.shape).sum(axis=0) % 2 == 1
+    found = surface_distances(pred, truth, (1.0, 1.0, 1.0))
+    expected = np.sqrt((np.argwhere(pred) ** 2).sum(axis=1))
+    np.testing.assert_allclose(found.pred_to_truth, expected, rtol=1e-12)
+    assert found.truth_to_pred.tolist() == [1.0]
+
+
+def test_shifted_cubes_with_anisotropic_spacing():
+    truth = np.zeros((20, 20, 20), bool)
+    truth[5:10, 5:10, 5:10] = True
+    for axis, spacing in enumerate((0.5, 1.5, 3.0)):
+        found = surface_distances(np.roll(truth, 2, axis=axis), truth, (0.5, 1.5, 3.0))
+        assert found.hd() == pytest.approx(2 * spacing)
+
+
+def test_concentric_balls():
+    shape, center = (64, 64, 64), (32, 32, 32)
+    inner, outer = (ball(shape, center, radius, (1, 1, 1)) for radius in (15, 20))
+    found = surface_distances(outer, inner, (1, 1, 1))
+    # The radii differ by 5; voxels make that uncertain by half a diagonal on either side.
+    assert found.assd() == pytest.approx(5, abs=0.5)
+    assert found.hd95() == pytest.approx(5, abs=np.sqrt(3))
+    assert found.nsd(6.8) == 1
+    assert found.nsd(3.2) == 0
+
+
+def test_one_voxel_each():
+    pred, truth = np.zeros((2, 9, 9, 9), bool)
+    pred[0, 0, 0] = truth[8, 4, 0] = True
+    found = surface_distances(pred, truth, (1.0, 2.0, 3.0))
+    assert found.assd() == found.hd() == found.hd95() == pytest.approx(np.hypot(8, 8))
+
+
+def test_outside_of_the_array_is_outside_of_the_structure():
+    full = np.ones((5, 6, 7), bool)
+    found = surface_distances(full, full, (1, 1, 1))
+    assert found.pred_to_truth.size == 5 * 6 * 7 - 3 * 4 * 5
+    assert not found.pooled.any()
+    shell = full.copy()
+    shell[1:-1, 1:-1, 1:-1] = False
+    assert surface_distances(shell, full, (1, 1, 1)).hd() == 0
+
+
+def test_views_and_any_memory_order():
+    rng = np.random.default_rng(1)
+    masks = rng.random((2, 12, 14, 10, 3)) < 0.2
+    pred, truth = masks[0, ..., 1], masks[1, ..., 2]
+    assert_as_reference(pred, truth, (1, 2, 3))
+    assert_as_reference(np.asfortranarray(pred), truth[:, ::-1], (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("pred", "truth", "spacing", "said"),
+    [
+        (np.ones((3, 3), bool), np.ones((3, 4), bool), (1, 1), "shape"),
+        (np.ones((3, 3), bool), np.ones((3, 3), bool), (1, 1, 1), "spacing of 3 values"),
+        (np.zeros((3, 3), bool), np.zeros((3, 3), bool), (1, 1), "Both masks are empty"),
+        (np.zeros((3, 3), bool), np.ones((3, 3), bool), (1, 1), "One of the masks is empty"),
+        (np.ones((3, 3), bool), np.zeros((3, 3), bool), (1, 1), "One of the masks is empty"),
+    ],
+)
+def test_what_does_not_fit(pred, truth, spacing, said):
+    with pytest.raises(ValueError, match=said):
+        surface_distances(pred, truth, spacing)
