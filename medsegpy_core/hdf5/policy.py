@@ -149,21 +149,32 @@ def open_file(path: str) -> Iterator[Any]:
     regular_file(path)
     h5py = _h5py()
     with library_lock, _no_plugin_folders(h5py):
-        access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-        access.set_fapl_sec2()
-        access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-        access.set_file_locking(False, True)
-        metadata_slots, chunk_slots, _, preemption = access.get_cache()
-        access.set_cache(metadata_slots, chunk_slots, 0, preemption)
         with library_errors(path):
             try:
-                file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
+                file = _open(h5py, path)
             except OSError as error:
                 raise ReadError(f"not a readable HDF5 file: {_reason(error)}", path) from error
             try:
                 yield file
             finally:
                 file.close()
+
+
+def _open(h5py: Any, path: str) -> Any:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fapl_sec2()
+    metadata_slots, chunk_slots, _, preemption = access.get_cache()
+    access.set_cache(metadata_slots, chunk_slots, 0, preemption)
+    as_others_do = access.copy()
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_file_locking(False, True)
+    try:
+        return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
+    except OSError as error:
+        if "file locking flag" not in str(error):
+            raise
+        # The library has the file open already, for other code of this process, and wants the same of all.
+        return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=as_others_do)
 
 
 @contextmanager
