@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from medsegpy_core.errors import ReadError, closest_match
@@ -148,33 +148,41 @@ def open_file(path: str) -> Iterator[Any]:
     """
     regular_file(path)
     h5py = _h5py()
-    with library_lock, _no_plugin_folders(h5py):
-        with library_errors(path):
-            try:
-                file = _open(h5py, path)
-            except OSError as error:
-                raise ReadError(f"not a readable HDF5 file: {_reason(error)}", path) from error
-            try:
-                yield file
-            finally:
-                file.close()
+    with library_lock, _no_plugin_folders(h5py), library_errors(path):
+        try:
+            file = _open(h5py, path)
+        except OSError as error:
+            raise ReadError(f"not a readable HDF5 file: {_reason(error)}", path) from error
+        try:
+            yield file
+        finally:
+            file.close()
 
 
 def _open(h5py: Any, path: str) -> Any:
+    try:
+        return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=_access(h5py, False, True))
+    except OSError as error:
+        if "match" not in str(error):
+            raise
+    # The library has the file open already, for other code of this process, and wants the same settings of all.
+    others = [(True, True), (True, False), (False, False), (False, True)]
+    for locking, ignore_when_disabled in others[:-1]:
+        with suppress(OSError):
+            access = _access(h5py, locking, ignore_when_disabled, h5py.h5f.CLOSE_DEFAULT)
+            return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
+    access = _access(h5py, *others[-1], h5py.h5f.CLOSE_DEFAULT)
+    return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
+
+
+def _access(h5py: Any, locking: bool, ignore_when_disabled: bool, close_degree: int | None = None) -> Any:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fapl_sec2()
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG if close_degree is None else close_degree)
+    access.set_file_locking(locking, ignore_when_disabled)
     metadata_slots, chunk_slots, _, preemption = access.get_cache()
     access.set_cache(metadata_slots, chunk_slots, 0, preemption)
-    as_others_do = access.copy()
-    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    access.set_file_locking(False, True)
-    try:
-        return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
-    except OSError as error:
-        if "file locking flag" not in str(error):
-            raise
-        # The library has the file open already, for other code of this process, and wants the same of all.
-        return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=as_others_do)
+    return access
 
 
 @contextmanager
