@@ -35,7 +35,7 @@ _TRAIN, _VAL, _TEST = (f"abdomen_slices_{split}" for split in ("train", "val", "
 _VOLUMES: Final = "abdomen_volumes_train"
 _PATCH: Final = (48, 48, 8)
 _STREAM_SECONDS: Final = 1.0  # how long each loader is timed
-_SLICES_SHOWN: Final = 3
+_SLICES_SHOWN: Final = 4  # of each scan; even, so that scans do not share a row
 
 
 @frozen

@@ -60,7 +60,8 @@ def gray_window(image: Array, metadata: MetadataView) -> tuple[float, float]:
     """Return which values are drawn black and white: soft tissue for CT, else the 1st and 99th percentile."""
     if str(metadata.get("modality", "")).upper() == "CT":
         return _SOFT_TISSUE_HU
-    low, high = np.percentile(image[np.isfinite(image)] if image.size else [0.0], [1, 99])
+    finite = image[np.isfinite(image)]
+    low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 0.0)
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
 
 

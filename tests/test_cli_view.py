@@ -1,0 +1,142 @@
+"""``medsegpy view``: what is drawn, pixel by pixel where that can be said."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from medsegpy_core import DatasetCatalog, MetadataCatalog, scan_directory, write_slices, write_volume
+from medsegpy_core.cli import cli
+from medsegpy_core.cli.montage import PALETTE, Panel, draw, gray_window, shown_classes, spread_slices
+from medsegpy_core.metadata import MetadataView
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def view(*args):
+    return CliRunner().invoke(cli, ["view", *map(str, args)])
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def has_color(array, color):
+    return bool((array == np.array(color)).all(axis=-1).any())
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """A scan whose middle slices have two classes, with pixels three times as high as wide."""
+    image = np.random.default_rng(0).normal(0, 100, (20, 30, 8)).astype(np.float32)
+    mask = np.zeros((20, 30, 8, 2), np.uint8)
+    mask[2:10, 3:12, 2:6, 0] = 1
+    mask[12:18, 15:25, 3:5, 1] = 1
+    d = write_volume(tmp_path / "one.h5", image, mask)
+    DatasetCatalog.register("pair", lambda: [d])
+    MetadataCatalog.get("pair").set(
+        category_ids=[0, 1],
+        categories=["square", "block"],
+        category_id_to_contiguous_id={0: 0, 1: 1},
+        category_colors=[RED, GREEN],
+        spacing=(3.0, 1.0, 5.0),
+    )
+    return d
+
+
+def test_a_png_in_the_metadatas_colours(volume, tmp_path):
+    result = view("pair", "--out", tmp_path / "seen.png")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Wrote {tmp_path / 'seen.png'}\n"
+    drawn = pixels(tmp_path / "seen.png")
+    assert has_color(drawn, RED)
+    assert has_color(drawn, GREEN)
+
+
+def test_more_slices_make_more_picture(volume, tmp_path):
+    for count in (1, 4, 64):
+        assert view("pair", "--slices", count, "--out", tmp_path / f"{count}.png").exit_code == 0
+    one, four, all_of_them = (pixels(tmp_path / f"{count}.png").size for count in (1, 4, 64))
+    # Four slices have foreground: more cannot be shown.
+    assert one < four == all_of_them
+
+
+def test_the_default_name_is_said(volume, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert view("pair").stdout == "Wrote pair-one.png\n"
+    assert (tmp_path / "pair-one.png").stat().st_size > 1000
+
+
+def test_a_scan_of_slices_is_chosen_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "slices"
+    for subject, augmentation in ((1, 0), (1, 2), (2, 0)):
+        write_slices(root, np.zeros((6, 5, 3)), np.ones((6, 5, 3, 1)), subject_id=subject, augmentation=augmentation)
+    DatasetCatalog.register("several", lambda: scan_directory(root))
+    assert view("several", "--scan", "0000001_V00-Aug02").stdout == "Wrote several-0000001_V00-Aug02.png\n"
+    result = view("several", "--scan", "0000003_V00")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Did you mean '0000002_V00'?" in result.stderr or "Did you mean '0000001_V00'?" in result.stderr
+
+
+def test_unlabelled_scans_and_channels_are_drawn(tmp_path):
+    d = write_volume(tmp_path / "plain.h5", np.ones((6, 5, 3)))
+    DatasetCatalog.register("plain", lambda: [d])
+    assert view("plain", "--out", tmp_path / "plain.png").exit_code == 0
+    assert not has_color(pixels(tmp_path / "plain.png"), PALETTE[0])
+    d = write_volume(tmp_path / "pair.h5", np.ones((6, 5, 3)), np.ones((6, 5, 3, 1)))
+    DatasetCatalog.register("channels", lambda: [d | {"image_key": ("volume", "volume")}])
+    assert view("channels", "--out", tmp_path / "channels.png").exit_code == 0
+    assert has_color(pixels(tmp_path / "channels.png"), PALETTE[0])
+
+
+def test_metadata_beyond_the_masks_channels(volume, tmp_path):
+    MetadataCatalog.get("pair").set(replace=True, category_ids=[0, 5], category_id_to_contiguous_id={0: 0, 5: 1})
+    result = view("pair", "--out", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert "category id 5, but the mask has 2 channels" in result.stderr
+
+
+def test_errors_are_one_message(tmp_path):
+    DatasetCatalog.register("empty", list)
+    assert "is empty" in view("empty").stderr
+    DatasetCatalog.register("gone", lambda: [{"file_name": str(tmp_path / "gone.h5"), "scan_id": "a"}])
+    result = view("gone")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "gone.h5" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_pixels_have_their_shape_in_millimetres():
+    def size(pixel):
+        tile = Panel(np.zeros((10, 20)), None, "", pixel, (0.0, 1.0))
+        return draw([[tile]], "", []).size
+
+    # 10 x 20 pixels: of 1 x 1 mm they are half as high as wide, of 4 x 1 mm twice as high.
+    (flat_width, flat_height), (tall_width, tall_height) = size((1.0, 1.0)), size((4.0, 1.0))
+    assert flat_width - tall_width == tall_height - flat_height == 144
+
+
+def test_the_overlay_lies_where_the_mask_is():
+    mask = np.zeros((8, 8, 1), bool)
+    mask[:4, 4:] = True
+    picture = np.asarray(draw([[Panel(np.zeros((8, 8)), mask, "", (1.0, 1.0), (0.0, 1.0))]], "", [("x", RED)]))
+    rows, columns = np.nonzero((picture == np.array(RED)).all(axis=-1))
+    # Left out: the legend's swatch, which lies below the panel.
+    panel = rows < 8 + 20 + 4 + 20 + 288
+    middle = 8 + 144
+    assert columns[panel].min() == middle
+    assert columns[panel].max() == 8 + 287
+    assert rows[panel].max() - rows[panel].min() == 143
+
+
+def test_windows_classes_and_slices():
+    image = np.arange(1000.0)
+    assert gray_window(image, MetadataView("x", {"modality": "CT"})) == (-160.0, 240.0)
+    assert gray_window(image, MetadataView("x")) == pytest.approx((9.99, 989.01))
+    assert gray_window(np.full(9, np.nan), MetadataView("x"))[0] < gray_window(np.full(9, np.nan), MetadataView("x"))[1]
+    assert gray_window(np.full(9, 7.0), MetadataView("x")) == (7.0, 8.0)
+    assert shown_classes([0, 1, (0, 1), (2, 3)]) == [0, 1, 3]
+    assert spread_slices(np.zeros(5), 2) == [0, 4]
+    assert spread_slices(np.array([0, 0, 1]), 6) == [2]
