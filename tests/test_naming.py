@@ -1,0 +1,87 @@
+"""Names of slice files."""
+
+import pickle
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medsegpy_core import SliceName, parse_slice_name
+from medsegpy_core.naming import parse_scan_name, scan_name
+
+naturals = st.integers(0, 10**12)
+names = st.builds(SliceName, naturals, naturals, naturals, st.integers(1, 10**6))
+
+
+@given(names)
+def test_a_name_comes_back(name):
+    assert parse_slice_name(name.stem) == name
+    assert name.stem == "%07d_V%02d-Aug%02d_%03d" % (name.subject_id, name.time_point, name.augmentation, name.slice_id)
+    assert pickle.loads(pickle.dumps(name)) == name
+
+
+@given(st.text(alphabet="0123456789V_-Aug.\n ٣²", max_size=24))
+def test_what_is_no_name_is_a_value_error(text):
+    match = re.fullmatch(r"([0-9]+)_V([0-9]+)-Aug([0-9]+)_([0-9]+)", text)
+    if match and int(match[4]):
+        assert parse_slice_name(text) == SliceName(*map(int, match.groups()))
+    else:
+        with pytest.raises(ValueError, match="slice"):
+            parse_slice_name(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0123456_V01-Aug00_001", (123456, 1, 0, 1)),
+        ("0123456_V00-Aug04_001", (123456, 0, 4, 1)),
+        ("0123456_V00-Aug00_999", (123456, 0, 0, 999)),
+        ("123456789_V00-Aug00_1000", (123456789, 0, 0, 1000)),
+        ("1_V2-Aug3_4", (1, 2, 3, 4)),
+    ],
+)
+def test_names_of_the_convention(text, expected):
+    name = parse_slice_name(text)
+    assert (name.subject_id, name.time_point, name.augmentation, name.slice_id) == expected
+    assert type(name.subject_id) is int
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0123456_V01-Aug00_000",
+        "0123456_V01-Aug00_001.im",
+        "x0123456_V01-Aug00_001",
+        "0123456_V01-Aug00_001\n",
+        "0123456_V01_001",
+        "0123456_v01-Aug00_001",
+        "\u0660\u0661_V01-Aug00_001",
+        "1_V1-Aug1_" + "9" * 5000,
+    ],
+)
+def test_names_that_are_none(text):
+    with pytest.raises(ValueError):
+        parse_slice_name(text)
+
+
+@pytest.mark.parametrize(
+    "values", [(-1, 0, 0, 1), (1, -1, 0, 1), (1, 0, -1, 1), (1, 0, 0, 0), (1.0, 0, 0, 1), ("1", 0, 0, 1)]
+)
+def test_numbers_that_have_no_name(values):
+    with pytest.raises((ValueError, TypeError)):
+        SliceName(*values)
+
+
+@given(naturals, naturals, naturals)
+def test_scan_names(subject, time_point, augmentation):
+    name = scan_name(subject, time_point, augmentation)
+    assert name == SliceName(subject, time_point, augmentation, 5).scan_id
+    said = parse_scan_name(name)
+    assert (said["subject_id"], said["time_point"], said.get("augmentation", 0)) == (subject, time_point, augmentation)
+    assert ("-Aug" in name) == (augmentation > 0)
+
+
+def test_names_are_sorted_by_what_they_say():
+    assert min([SliceName(2), SliceName(1, 0, 0, 10), SliceName(1, 0, 0, 9)]).slice_id == 9
