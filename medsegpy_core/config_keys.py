@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Final
 
@@ -117,10 +117,19 @@ def _number(default: float, low: float | None = None, high: float | None = None)
     return Key(default, convert, f"a number{limits}")
 
 
+def _items(value: Any) -> list[Any]:
+    """Return the items of what has an order: a list, a tuple, a range, an array of NumPy; not of a set or a dict."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    _check(isinstance(value, Sequence) and not isinstance(value, str | bytes))
+    return list(value)
+
+
 def _sizes(minimum: int) -> Key:
     def convert(value: Any) -> tuple[int, ...]:
-        _check(not isinstance(value, str) and all(_is_int(item, minimum) for item in value))
-        return tuple(int(item) for item in value)
+        items = _items(value)
+        _check(all(_is_int(item, minimum) for item in items))
+        return tuple(int(item) for item in items)
 
     return Key((), convert, f"a tuple of ints >= {minimum}, as in (384, 384, 1), or () for none")
 
@@ -145,11 +154,12 @@ def _dataset() -> Key:
 
 def _categories() -> Key:
     def convert(value: Any) -> list[Any]:
-        normalized = normalize_category_ids(value)
+        items = _items(value)
+        normalized = normalize_category_ids(items)
         # A superclass stays a list where it is written as one.
         return [
             list(new) if isinstance(old, list) and isinstance(new, tuple) else new
-            for old, new in zip(value, normalized, strict=True)
+            for old, new in zip(items, normalized, strict=True)
         ]
 
     expected = "a list of category ids (ints, and sequences of distinct ints to collate), as in [0, (1, 2)]"
