@@ -151,12 +151,12 @@ def _checked(image: Array, mask: Array | None) -> tuple[Array, Array | None]:
         raise ShapeError(
             f"The mask must be H x W x D x C on the image's {image.shape}, but its shape is {mask.shape}.{hint}"
         )
-    binary = mask.astype(np.uint8)
-    if mask.dtype.kind != "b" and (binary.max() > 1 or not np.array_equal(binary, mask)):
+    binary = np.equal(mask, 1)
+    if not np.array_equal(binary, mask):
         values = np.unique(mask)
         hint = " Divide it by 255." if values.tolist() == [0, 255] else ""
         raise ValueError(f"The mask must hold 0 and 1 only, but it holds {_some(values)}.{hint}")
-    return image, binary
+    return image, binary.view(np.uint8)
 
 
 def _check_numbers(array: Array, what: str) -> None:
