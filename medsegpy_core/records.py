@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from numbers import Integral
@@ -151,16 +152,15 @@ class Record:
 def augmentation_in_name(d: Mapping[str, Any]) -> int | None:
     """Return the augmentation number that the names of a dataset dict say, or None.
 
-    A slice says it in its file name, a volume in its file name or the group that it lies in.
+    A slice says it in its file name; a volume, and so a slice of one, in its file name or the group that it lies in.
     """
     stem = os.path.basename(os.fspath(d["file_name"])).partition(".")[0]
     if "slice_id" in d:
-        try:
+        with contextlib.suppress(ValueError):
             return parse_slice_name(stem).augmentation
-        except ValueError:
-            return None
     key = d.get("image_key")
-    group = key.strip("/").partition("/")[0] if isinstance(key, str) else ""
+    first = key if isinstance(key, str) else next(iter(key or ()), "")
+    group = first.strip("/").partition("/")[0]
     return parse_scan_name(stem).get("augmentation", parse_scan_name(group).get("augmentation"))
 
 
