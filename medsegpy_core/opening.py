@@ -140,16 +140,14 @@ def _mask(array: LazyArray, record: Record, spatial: int, channels: int | None) 
 
 
 def _reordered(array: LazyArray, axes: str, record: Record, key: str) -> LazyArray:
+    path = record.file_name if key == "image_axes" else record.sem_seg_file
     if len(array.shape) != len(axes):
-        raise ReadError(
-            f"{key}={axes!r} names {len(axes)} axes, but the array is {_by(array.shape)}",
-            record.file_name if key == "image_axes" else record.sem_seg_file,
-        )
+        raise ReadError(f"{key}={axes!r} names {len(axes)} axes, but the array is {_by(array.shape)}", path)
+    if record.kind == "volume" and "D" not in axes:
+        raise ReadError(f"{key}={axes!r}, but a volume has a D axis: one of those of {_by(array.shape)}", path)
     # A slice has no D axis; files that store one have it as an axis of size 1.
     if record.kind == "slice" and "D" in axes and array.shape[axes.index("D")] != 1:
-        raise ReadError(
-            f"{key}={axes!r}, but a slice has a D axis of size 1, found {_by(array.shape)}", record.file_name
-        )
+        raise ReadError(f"{key}={axes!r}, but a slice has a D axis of size 1, found {_by(array.shape)}", path)
     wanted = "HWC" if record.kind == "slice" else "HWDC"
     order = tuple(axes.index(letter) for letter in wanted if letter in axes)
     return array if order == tuple(range(len(axes))) else AxesView(array, order)

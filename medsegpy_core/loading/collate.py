@@ -141,7 +141,8 @@ class Collation:
             self.check(mask.known_channels, path)
         channels = required_channels(self.category_ids)
         # What lies beyond the categories is none of them: the last row of the table.
-        values = np.minimum(mask.read_labels(selection), channels + 1).astype(np.intp, copy=False)
+        # Widened first: the labels' own type may be too narrow for that number.
+        values = np.minimum(mask.read_labels(selection).astype(np.intp), channels + 1)
         out[...] = self._label_table(channels, out.dtype)[values]
 
     def _label_table(self, channels: int, dtype: np.dtype[np.generic]) -> Array:

@@ -138,14 +138,15 @@ def _category_ids(
         first = next(iter(known.values()))
         return normalize_category_ids(first.require("category_ids").get("category_ids"))
     for record in records:
-        if record.labelled:
+        # How many labels a map may hold is not told by the one that happens to come first.
+        if record.labelled and not record.extra.get("label_map"):
             with opener.open(record) as opened:
                 if opened.mask is not None:
                     return tuple(range(opened.mask.shape[-1]))
     raise CategoryError(
         "There are no categories to load: the config's CATEGORIES is empty, the dicts belong to no dataset with "
-        "metadata, "
-        "and none of them has a mask. Set CATEGORIES, as in cfg.CATEGORIES = [0, 1]."
+        "metadata, and none of them has a mask with a channel for each category. Set CATEGORIES, as in cfg.CATEGORIES "
+        "= [0, 1]."
     )
 
 
