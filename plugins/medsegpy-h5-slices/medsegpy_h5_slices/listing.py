@@ -175,13 +175,13 @@ def _report(scans: Iterable[_Scan], strangers: list[str], folder: str) -> None:
             gaps.append(f"{scan.scan_id} lacks {_some(missing)}")
     if strangers:
         _warn(
-            f"{folder}: {len(strangers)} names are not those of slices and are left aside: {_some(strangers)}. "
-            "Expected SUBJECT_Vnn-Augnn_SLICE in digits, slices from 001, as in 0000001_V00-Aug00_001.im"
+            f"{folder}: left aside, for these are not names of slices ({len(strangers)}): {_some(strangers)}. Expected "
+            "SUBJECT_Vnn-Augnn_SLICE in digits, slices from 001, as in 0000001_V00-Aug00_001.im"
         )
     if orphans:
-        _warn(f"{folder}: {len(orphans)} masks have no image and are left aside: {_some(orphans)}")
+        _warn(f"{folder}: left aside, for these masks have no image ({len(orphans)}): {_some(orphans)}")
     if gaps:
-        _warn(f"{folder}: {len(gaps)} scans have gaps. Slices of {_some(gaps, '; ')}")
+        _warn(f"{folder}: scans with gaps ({len(gaps)}): {_some(gaps, '; ')}")
 
 
 def _some(items: list[str], separator: str = ", ") -> str:

@@ -118,11 +118,11 @@ def _report(folder: str, strangers: list[str], broken: list[str]) -> None:
     """Warn of what is left aside."""
     if strangers:
         _warn(
-            f"{folder}: {len(strangers)} files are left aside, for they hold no dataset 'volume', at the root or in a "
-            f"group, and no 'data': {_some(strangers)}"
+            f"{folder}: left aside, for these hold no dataset 'volume', at the root or in a group, and no 'data' "
+            f"({len(strangers)}): {_some(strangers)}"
         )
     if broken:
-        _warn(f"{folder}: {len(broken)} files are left aside, for they cannot be read: {_some(broken)}")
+        _warn(f"{folder}: left aside, for these cannot be read ({len(broken)}): {_some(broken)}")
 
 
 def _some(items: list[str]) -> str:
