@@ -1,0 +1,197 @@
+"""From folders to dataset dicts, over both formats."""
+
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+from scans import make_scan, save, save_slices, save_volume
+
+from medsegpy_core import (
+    DataWarning,
+    MedSegPyError,
+    ReadError,
+    RecordError,
+    UnknownNameError,
+    build_loader,
+    load_scan,
+    scan_directory,
+    write_slices,
+    write_volume,
+)
+from medsegpy_core.catalog import DatasetCatalog
+from medsegpy_core.config import Config
+
+IMAGE, MASK = make_scan((4, 3, 3), channels=2)
+
+
+def touch(root, *names):
+    for name in names:
+        save(root / name, data=IMAGE[:, :, :1])
+
+
+def test_what_was_written_is_found(tmp_path):
+    written = [
+        *write_slices(tmp_path, IMAGE, MASK, subject_id=12, time_point=1),
+        *write_slices(tmp_path, IMAGE, MASK, subject_id=12, time_point=1, augmentation=3),
+        *write_slices(tmp_path, IMAGE, subject_id=123456789),
+    ]
+    found = scan_directory(tmp_path)
+    assert [d["file_name"] for d in found] == sorted(d["file_name"] for d in written)
+    by_name = {d["file_name"]: d for d in found}
+    for d in written:
+        assert by_name[d["file_name"]].items() >= d.items()
+    assert found[0] == {
+        "file_name": str(tmp_path / "0000012_V01-Aug00_001.im"),
+        "sem_seg_file": str(tmp_path / "0000012_V01-Aug00_001.seg"),
+        "scan_id": "0000012_V01",
+        "slice_id": 1,
+        "scan_num_slices": 3,
+        "subject_id": 12,
+        "time_point": 1,
+        "augmentation": 0,
+    }
+    assert {d["scan_id"] for d in found} == {"0000012_V01", "0000012_V01-Aug03", "123456789_V00"}
+    assert "sem_seg_file" not in by_name[written[-1]["file_name"]]
+
+
+def test_volumes_have_any_name(tmp_path):
+    for name in ("knee.h5", "0000003_V01.h5", "0000003_V01-Aug02.h5", "7_V2 left.h5"):
+        write_volume(tmp_path / name, IMAGE, MASK)
+    found = {d["scan_id"]: d for d in scan_directory(tmp_path)}
+    assert list(found) == ["0000003_V01-Aug02", "0000003_V01", "7_V2 left", "knee"]
+    assert "subject_id" not in found["knee"]
+    assert (found["0000003_V01"]["subject_id"], found["0000003_V01"]["time_point"]) == (3, 1)
+    assert found["0000003_V01"].get("augmentation", 0) == 0
+    assert found["0000003_V01-Aug02"]["augmentation"] == 2
+    assert (found["7_V2 left"]["subject_id"], found["7_V2 left"]["time_point"]) == (7, 2)
+    for d in found.values():
+        assert d["file_name"] == d["sem_seg_file"]
+        assert "slice_id" not in d
+
+
+def test_many_scans_in_a_file(tmp_path):
+    with h5py.File(tmp_path / "many.h5", "w") as file:
+        for name in ("0000001_V00", "0000002_V00-Aug01", "phantom"):
+            file[f"{name}/volume"], file[f"{name}/seg"] = IMAGE, MASK
+        file["bare/volume"] = IMAGE
+    found = scan_directory(tmp_path)
+    assert [d["scan_id"] for d in found] == ["0000001_V00", "0000002_V00-Aug01", "bare", "phantom"]
+    assert [d.get("subject_id") for d in found] == [1, 2, None, None]
+    assert found[1]["augmentation"] == 1
+    assert "sem_seg_file" not in found[2]
+    DatasetCatalog.register("many", lambda: found)
+    for scan_id in ("0000001_V00", "phantom"):
+        image, mask = load_scan("many", scan_id)
+        np.testing.assert_array_equal(image, IMAGE)
+        np.testing.assert_array_equal(mask, MASK)
+    loader = build_loader(Config(TRAIN_DATASET="many", CATEGORIES=[0]), "many", batch_size=1, allow_augmented=True)
+    assert len(loader) == 9
+
+
+def test_both_formats_in_one_folder_are_sorted_by_file_name(tmp_path):
+    save_slices(tmp_path, IMAGE, MASK, subject=2)
+    save_volume(tmp_path, IMAGE, MASK, subject=1)
+    save_volume(tmp_path, IMAGE, MASK, subject=3)
+    names = [d["file_name"].rpartition("/")[2] for d in scan_directory(tmp_path)]
+    assert names == sorted(names)
+    assert len(names) == 5
+    assert [d["scan_id"] for d in scan_directory(tmp_path, reader="h5-volumes")] == ["0000001_V00", "0000003_V00"]
+    assert len(scan_directory(tmp_path, reader="h5-slices")) == 3
+
+
+def test_subfolders_are_not_looked_into(tmp_path):
+    save_slices(tmp_path, IMAGE, MASK)
+    save_slices(tmp_path / "deeper", IMAGE, MASK, subject=2)
+    (tmp_path / "0000005_V00-Aug00_001.im").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = scan_directory(tmp_path)
+    assert {d["subject_id"] for d in found if d["subject_id"] != 5} == {1}
+    assert not any("deeper" in d["file_name"] for d in found)
+
+
+@pytest.mark.parametrize("name", ["notes_001.im", "0000001_V00-Aug00_000.im", "0000001_V00_001.im", "x.im"])
+def test_a_name_that_does_not_match_is_reported(tmp_path, name):
+    save_slices(tmp_path, IMAGE, MASK)
+    touch(tmp_path, name)
+    with pytest.warns(DataWarning, match=name) as caught:
+        assert len(scan_directory(tmp_path)) == 3
+    assert len(caught) == 1
+
+
+def test_a_mask_without_an_image_is_reported(tmp_path):
+    save_slices(tmp_path, IMAGE, MASK)
+    touch(tmp_path, "0000009_V00-Aug00_001.seg")
+    with pytest.warns(DataWarning, match=r"0000009_V00-Aug00_001\.seg"):
+        assert len(scan_directory(tmp_path)) == 3
+
+
+def test_only_masks(tmp_path):
+    touch(tmp_path, "0000009_V00-Aug00_001.seg")
+    with pytest.warns(DataWarning, match=r"0000009_V00-Aug00_001\.seg"):
+        assert scan_directory(tmp_path) == []
+
+
+def test_a_gap_is_reported_and_the_depth_is_the_highest_number(tmp_path):
+    save_slices(tmp_path, IMAGE, MASK, present=[1, 3])
+    with pytest.warns(DataWarning, match="0000001_V00.*002"):
+        found = scan_directory(tmp_path)
+    assert [d["slice_id"] for d in found] == [1, 3]
+    assert {d["scan_num_slices"] for d in found} == {3}
+
+
+def test_other_zeros_keep_their_path_and_two_names_for_one_slice_are_an_error(tmp_path):
+    touch(tmp_path, "1_V0-Aug0_1.im", "1_V0-Aug0_01.seg")
+    (d,) = scan_directory(tmp_path)
+    assert d["scan_id"] == "0000001_V00"
+    assert d["file_name"].endswith("1_V0-Aug0_1.im")
+    assert d["sem_seg_file"].endswith("1_V0-Aug0_01.seg")
+    touch(tmp_path, "0000001_V00-Aug00_001.im")
+    with pytest.raises(RecordError, match=r"1_V0-Aug0_1\.im") as caught:
+        scan_directory(tmp_path)
+    assert "0000001_V00-Aug00_001.im" in str(caught.value)
+
+
+def test_an_empty_folder_is_no_error(tmp_path):
+    assert scan_directory(tmp_path) == []
+
+
+def test_folders_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ReadError, match="nowhere"):
+        scan_directory("nowhere")
+    touch(tmp_path, "a.im")
+    with pytest.raises(ReadError):
+        scan_directory(tmp_path / "a.im")
+    with pytest.raises(UnknownNameError, match="h5-slices"):
+        scan_directory(tmp_path, reader="h5-slice")
+
+
+def test_relative_folders(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    save_slices(tmp_path / "root" / "set", IMAGE, MASK)
+    monkeypatch.setenv("MEDSEGPY_DATASETS", str(tmp_path / "root"))
+    monkeypatch.chdir(tmp_path)
+    for path in ("set", "root/set", tmp_path / "root" / "set"):
+        found = scan_directory(path)
+        assert [d["file_name"] for d in found] == [
+            str(tmp_path / "root" / "set" / f"0000001_V00-Aug00_{i:03d}.im") for i in (1, 2, 3)
+        ]
+
+
+def test_a_file_that_no_reader_knows_is_reported(tmp_path):
+    (tmp_path / "scan.xyz").write_text("?")
+    with pytest.warns(DataWarning, match=r"scan\.xyz"):
+        assert scan_directory(tmp_path) == []
+
+
+def test_a_broken_file_does_not_hide_the_others(tmp_path):
+    save_volume(tmp_path, IMAGE, MASK)
+    (tmp_path / "broken.h5").write_bytes(b"x" * 100)
+    try:
+        with pytest.warns(DataWarning, match=r"broken\.h5"):
+            found = scan_directory(tmp_path)
+    except MedSegPyError as error:
+        pytest.fail(f"one broken file ends the listing: {error}")
+    assert [d["scan_id"] for d in found] == ["0000001_V00"]
