@@ -191,14 +191,20 @@ def _no_plugin_folders(h5py: Any) -> Iterator[None]:
 
     ``HDF5_PLUGIN_PATH`` fills that list; any library found there would be loaded when a file names its filter.
     """
-    folders = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
-    for _ in folders:
-        h5py.h5pl.remove(0)
+    from h5py._objects import phil
+
+    # h5py takes its lock, phil, in all calls but those of h5pl; and an object of h5py that another thread lets go of is
+    # closed in the library at any time. Without the lock the two meet in the library, and end the process.
+    with phil:
+        folders = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
+        for _ in folders:
+            h5py.h5pl.remove(0)
     try:
         yield
     finally:
-        for folder in folders:
-            h5py.h5pl.append(folder)
+        with phil:
+            for folder in folders:
+                h5py.h5pl.append(folder)
 
 
 def open_dataset(file: Any, path: str, keys: Sequence[str]) -> tuple[Any, str]:
