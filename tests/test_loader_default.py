@@ -1,0 +1,315 @@
+"""The default loader: batches of slices from both formats, equal to what h5py reads; who else may make them."""
+
+import multiprocessing
+import pickle
+import threading
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scans import everything, make_scan, same, save, save_slices, save_volume
+
+from medsegpy_core import (
+    DatasetCatalog,
+    DefaultDataLoader,
+    MetadataCatalog,
+    RecordError,
+    UnknownNameError,
+    build_loader,
+    filter_dicts,
+    load_scan,
+)
+from medsegpy_core.config import Config
+
+SCANS = {1: make_scan((6, 5, 4), 3, 1), 2: make_scan((6, 5, 3), 3, 2), 3: make_scan((6, 5, 5), 3, 3)}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The same three scans as slices and as volumes."""
+    root = tmp_path_factory.mktemp("both")
+    slices = [d for n, (image, mask) in SCANS.items() for d in save_slices(root, image, mask, subject=n)]
+    return slices, [save_volume(root, image, mask, subject=n) for n, (image, mask) in SCANS.items()]
+
+
+def read(d):
+    with h5py.File(d["file_name"]) as image, h5py.File(d["sem_seg_file"]) as mask:
+        return image["data"][:, :, 0], mask["data"][:, :, 0]
+
+
+def test_elements_come_in_the_order_of_the_dicts(both):
+    slices, _ = both
+    shuffled = [slices[i] for i in np.random.default_rng(0).permutation(len(slices))]
+    images, masks = everything(DefaultDataLoader(Config(), shuffled, shuffle=False, batch_size=5))
+    assert images.shape == (12, 6, 5, 1)
+    assert masks.shape == (12, 6, 5, 3)
+    for d, image, mask in zip(shuffled, images, masks, strict=True):
+        expected = read(d)
+        np.testing.assert_array_equal(image[..., 0], expected[0])
+        np.testing.assert_array_equal(mask, expected[1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch_size=st.integers(1, 14),
+    drop_last=st.booleans(),
+    workers=st.integers(0, 3),
+    preload=st.booleans(),
+    shuffle=st.booleans(),
+    is_test=st.booleans(),
+    mask_dtype=st.sampled_from(["float32", "uint8"]),
+    seed=st.integers(0, 5),
+)
+def test_slices_and_volumes_give_the_same_batches(
+    both, batch_size, drop_last, workers, preload, shuffle, is_test, mask_dtype, seed
+):
+    cfg = Config(SEED=seed, NUM_WORKERS=workers, PRELOAD_DATA=preload, CATEGORIES=[2, (0, 1)], INCLUDE_BACKGROUND=True)
+    settings = {
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "drop_last": drop_last,
+        "is_test": is_test,
+        "mask_dtype": mask_dtype,
+    }
+    try:
+        loaders = [build_loader(cfg, dicts, **settings) for dicts in both]
+    except UserWarning:  # an epoch without a batch
+        assert drop_last
+        assert batch_size > 12
+        return
+    for loader in loaders:
+        assert len(loader) == (12 // batch_size if drop_last and not is_test else -(-12 // batch_size))
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert same(batches, batches)
+        for batch in batches:
+            assert len(batch) == 2 + is_test
+            assert all(array.flags.c_contiguous for array in batch)
+            assert [array.dtype for array in batch] == [np.float32, mask_dtype, np.float32][: len(batch)]
+            assert not is_test or batch[0].tobytes() == batch[2].tobytes()
+        assert not is_test or not any(np.shares_memory(batch[0], batch[2]) for batch in batches)
+    # The pass has moved the epoch on.
+    for loader in loaders:
+        loader.set_epoch(0)
+    assert same(loaders[0], loaders[1])
+
+
+def test_batches_by_number(both):
+    loader = DefaultDataLoader(Config(SEED=0), both[0], batch_size=5)
+    assert len(loader) == 3
+    batches = list(loader)
+    loader.set_epoch(0)
+    assert same([loader[i] for i in range(3)], batches)
+    assert same([loader[-1]], batches[-1:])
+    for i in (3, -4):
+        with pytest.raises(IndexError, match="3 batches"):
+            loader[i]
+
+
+def test_elements_say_what_the_rows_are(both):
+    for dicts in both:
+        loader = DefaultDataLoader(Config(SEED=3), dicts, batch_size=5)
+        for i in range(len(loader)):
+            images, _ = loader[i]
+            for element, image in zip(loader.elements(i), images, strict=True):
+                whole, _ = SCANS[element.record.subject_id]
+                depth = element.window[2].start
+                assert element.record.slice_id in (depth + 1, None)
+                np.testing.assert_array_equal(image[..., 0], whole[:, :, depth])
+
+
+def test_channels(tmp_path):
+    one, two = (make_scan((4, 3, 2), 1, n)[0] for n in (1, 2))
+    mask = make_scan((4, 3, 2), 2)[1]
+    path = save(tmp_path / "v.h5", T1=one, T2=two, seg=mask)
+    base = {"file_name": path, "sem_seg_file": path, "scan_id": "s"}
+    both = np.stack([one, two], axis=-1)
+    images, masks = DefaultDataLoader(Config(), [{**base, "image_key": ("T1", "T2")}], shuffle=False, batch_size=2)[0]
+    np.testing.assert_array_equal(images, np.moveaxis(both, 2, 0))
+    np.testing.assert_array_equal(masks, np.moveaxis(mask, 2, 0))
+    path = save(tmp_path / "c.h5", volume=both, seg=mask)
+    d = {"file_name": path, "sem_seg_file": path, "scan_id": "s", "image_axes": "HWDC"}
+    images, _ = DefaultDataLoader(Config(), [d], shuffle=False, batch_size=2)[0]
+    np.testing.assert_array_equal(images, np.moveaxis(both, 2, 0))
+    slices = []
+    for i in range(2):
+        image = save(tmp_path / f"{i}.im", data=both[:, :, i])
+        label = save(tmp_path / f"{i}.seg", data=mask[:, :, i])
+        slices.append(
+            {
+                "file_name": image,
+                "sem_seg_file": label,
+                "scan_id": "s",
+                "slice_id": i + 1,
+                "scan_num_slices": 2,
+                "image_axes": "HWC",
+            }
+        )
+    images, _ = DefaultDataLoader(Config(), slices, shuffle=False, batch_size=2)[0]
+    np.testing.assert_array_equal(images, np.moveaxis(both, 2, 0))
+
+
+def test_batch_sizes_by_role(both):
+    for name in ("a", "b", "c", "d"):
+        DatasetCatalog.register(name, lambda name=name: filter_dicts(both[0], "subject_id", [1]))
+        MetadataCatalog.get(name).set(collection=name, category_ids=[0, 1, 2], categories=["x", "y", "z"])
+    cfg = Config(
+        TRAIN_DATASET="a", VAL_DATASET="b", TEST_DATASET="c", TRAIN_BATCH_SIZE=1, VALID_BATCH_SIZE=2, TEST_BATCH_SIZE=3
+    )
+    assert build_loader(cfg, "a").batch_size == 1
+    assert build_loader(cfg, "b", is_test=True).batch_size == 2
+    assert build_loader(cfg, "c", is_test=True).batch_size == 3
+    assert build_loader(cfg, "d").batch_size == 1
+    assert build_loader(cfg, "d", is_test=True).batch_size == 3
+    assert build_loader(cfg, "a", batch_size=4).batch_size == 4
+
+
+def test_shuffle_and_drop_last_follow_is_test(both):
+    cfg = Config(SEED=1)
+    train = build_loader(cfg, both[0], batch_size=5)
+    assert len(train) == 2
+    assert not same(train, build_loader(cfg, both[0], batch_size=5, shuffle=False, drop_last=True))
+    test = build_loader(cfg, both[0], batch_size=5, is_test=True)
+    assert len(test) == 3
+    assert same(test, build_loader(cfg, both[0], batch_size=5, shuffle=False, is_test=True, drop_last=True))
+
+
+def test_several_names(both):
+    for n in (1, 2):
+        DatasetCatalog.register(f"set{n}", lambda n=n: filter_dicts(both[n - 1], "subject_id", [n]))
+        MetadataCatalog.get(f"set{n}").set(category_ids=[0, 1, 2], categories=["x", "y", "z"])
+    loader = build_loader(Config(), ["set2", "set1"], batch_size=7, shuffle=False)
+    images, _ = loader[0]
+    expected = np.concatenate([np.moveaxis(SCANS[n][0], 2, 0) for n in (2, 1)])
+    np.testing.assert_array_equal(images[..., 0], expected)
+    assert [e.record.dataset for e in loader.elements(0)] == ["set2"] * 3 + ["set1"] * 4
+    with pytest.raises(RecordError, match="twice"):
+        build_loader(Config(), ["set1", "set1"])
+    with pytest.raises(UnknownNameError, match="set1"):
+        build_loader(Config(), ["set1", "set3"])
+    with pytest.raises(TypeError):
+        build_loader(Config(), ["set1", both[0][0]])
+
+
+def test_the_loader_has_a_copy_of_the_config(both):
+    cfg = Config(SEED=1, CATEGORIES=[0, 1])
+    loader = build_loader(cfg, both[0], batch_size=5)
+    before = list(loader)
+    cfg.SEED, cfg.CATEGORIES, cfg.NUM_WORKERS = 2, [2], 0
+    loader.set_epoch(0)
+    assert same(loader, before)
+
+
+def test_an_unknown_loader_names_the_closest(both):
+    with pytest.raises(UnknownNameError, match="DefaultDataLoader"):
+        build_loader(Config(TAG="DefaultDataLoadr"), both[0])
+
+
+@pytest.mark.parametrize("value", ["float64", "int64", "bool", np.float32, None])
+def test_mask_types_that_there_are_not(both, value):
+    with pytest.raises(ValueError, match="mask_dtype"):
+        build_loader(Config(), both[0], mask_dtype=value)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_batch_sizes_that_there_are_not(both, value):
+    with pytest.raises(ValueError, match="batch size"):
+        build_loader(Config(), both[0], batch_size=value)
+
+
+def test_load_scan(both):
+    DatasetCatalog.register("slices", lambda: both[0])
+    DatasetCatalog.register("volumes", lambda: both[1])
+    for name in ("slices", "volumes"):
+        image, mask = load_scan(name, "0000002_V00")
+        np.testing.assert_array_equal(image, SCANS[2][0])
+        np.testing.assert_array_equal(mask, SCANS[2][1])
+        assert mask.dtype == np.uint8
+    with pytest.raises(UnknownNameError, match="0000002_V00"):
+        load_scan("slices", "0000002_V01")
+
+
+def test_filter_dicts(both):
+    assert [d["slice_id"] for d in filter_dicts(both[0], "subject_id", [2])] == [1, 2, 3]
+    assert filter_dicts(both[0], "gone", [None]) == both[0]
+    assert filter_dicts(both[0], "subject_id", []) == []
+
+
+# -- other processes and threads
+
+
+def _digest(loader, out):
+    out.put([[array.tobytes() for array in batch] for batch in loader])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_another_process_makes_the_same_batches_without_registrations(both, method):
+    DatasetCatalog.register("here_only", lambda: both[0])
+    MetadataCatalog.get("here_only").set(category_ids=[0, 2], categories=["x", "y"], label_map=False)
+    loader = build_loader(Config(SEED=1, NUM_WORKERS=2), "here_only", batch_size=5)
+    expected = [[array.tobytes() for array in batch] for batch in loader]
+    loader.set_epoch(0)
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=_run, args=(_pickled(loader, method), queue))
+    process.start()
+    found = queue.get()
+    process.join(30)
+    assert found == expected
+
+
+def _pickled(loader, method):
+    return pickle.dumps(loader) if method == "spawn" else loader
+
+
+def _run(loader, queue):
+    _digest(pickle.loads(loader) if isinstance(loader, bytes) else loader, queue)
+
+
+def test_a_child_forked_in_the_middle_of_a_pass(both):
+    cfg = Config(SEED=1, NUM_WORKERS=3, IMG_SIZE=(3, 3, 2))
+    for tag in ("DefaultDataLoader", "RandomPatchDataLoader"):
+        cfg.TAG = tag
+        cfg.IMG_SIZE = () if tag == "DefaultDataLoader" else (3, 3, 2)
+        loader = build_loader(cfg, both[0], batch_size=1)
+        expected = [[array.tobytes() for array in batch] for batch in loader]
+        loader.set_epoch(0)
+        iterator = iter(loader)
+        next(iterator)
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        process = context.Process(target=_digest, args=(loader, queue))
+        process.start()
+        assert queue.get() == expected
+        process.join(30)
+        assert len(list(iterator)) == len(expected) - 1
+
+
+@pytest.mark.parametrize("tag", ["DefaultDataLoader", "RandomPatchDataLoader"])
+def test_a_loader_pickles_with_its_position(both, tag):
+    cfg = Config(SEED=1, TAG=tag, IMG_SIZE=(6, 5, 2) if tag != "DefaultDataLoader" else ())
+    loader = build_loader(cfg, both[0], batch_size=2)
+    list(loader)
+    copy = pickle.loads(pickle.dumps(loader))
+    assert copy.epoch == 1
+    assert copy.state_dict() == loader.state_dict()
+    assert same(copy, loader)
+
+
+def test_several_threads_use_one_loader(both):
+    loader = build_loader(Config(SEED=1, NUM_WORKERS=2), both[1], batch_size=2)
+    expected = [loader[i] for i in range(len(loader))]
+    found = {}
+
+    def work(n):
+        found[n] = [loader[i] for i in range(len(loader))]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(batches, expected) for batches in found.values())
+    assert len(found) == 4
