@@ -102,7 +102,9 @@ class BatchMaker:
         """Say what an element is in an epoch."""
         row = self._row(number, epoch)
         h, w, d = row.box.window
-        return Element(row.source.record_at(self._mask_depth(row.box).start), (h, w, d), number)
+        # A box may lie in the padding, where there are no slices.
+        middle = min(max((d.start + d.stop) // 2, 0), row.source.geometry.shape[2] - 1)
+        return Element(row.source.record_at(middle), (h, w, d), number)
 
     def make(self, numbers: Iterable[int], epoch: int, buffers: Buffers = fresh_buffer) -> Batch:
         """Make the batch of some elements in an epoch."""
