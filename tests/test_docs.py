@@ -135,3 +135,12 @@ def test_the_example_of_each_hook_is_a_plugin_that_works(name, hook, tmp_path, m
     assert (info.status, info.error, info.hooks) == ("active", None, (name,))
     if name.startswith("medsegpy_register_"):
         assert info.provides[name.removeprefix("medsegpy_register_")]
+
+
+def test_every_command_is_on_the_page_of_the_command_line():
+    run = [sys.executable, "-m", "medsegpy_core", "--help"]
+    shown = subprocess.run(run, capture_output=True, text=True, env=environment(), check=True).stdout
+    commands = re.findall(r"^  ([a-z-]+)  +[A-Z]", shown.partition("Commands:")[2], flags=re.MULTILINE)
+    assert {"demo", "plugins", "datasets", "view"} <= set(commands)
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    assert not [command for command in commands if f"`medsegpy {command}" not in page]
