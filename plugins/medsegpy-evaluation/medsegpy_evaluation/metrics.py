@@ -35,9 +35,7 @@ class MaskPair:
         tolerance: That of `NSD`, in mm.
     """
 
-    def __init__(
-        self, pred: Bool, truth: Bool, spacing: Sequence[float] | None = None, tolerance: float = 1.0
-    ) -> None:
+    def __init__(self, pred: Bool, truth: Bool, spacing: Sequence[float] | None = None, tolerance: float = 1.0) -> None:
         if pred.shape != truth.shape:
             raise ValueError(f"The prediction has the shape {pred.shape}, the truth {truth.shape}: they must agree.")
         self.pred = pred

@@ -187,9 +187,7 @@ def _from_label_map(
 
 def scoring_settings(settings: ScoreSettings) -> ScoreSettings:
     """Return the settings for masks that `decided` has made: no background, and nothing left to decide."""
-    return evolve(
-        settings, background=False, binarization=Binarization("sigmoid", (0.5,) * len(settings.categories))
-    )
+    return evolve(settings, background=False, binarization=Binarization("sigmoid", (0.5,) * len(settings.categories)))
 
 
 def default_channels(settings: ScoreSettings) -> tuple[str, ...]:

@@ -138,6 +138,8 @@ def evaluate_predictions(
         UnknownNameError: There is no such dataset.
         ReadError: There is no such folder.
     """
+    # First of all: an unknown dataset is told by its name, not by the metadata that it lacks.
+    pairs, failed = _paired(dataset, Path(predictions))
     metadata = MetadataCatalog.get(dataset)
     settings = make_settings(cfg, metadata, policy, thresholds)
     colors = None
@@ -146,7 +148,6 @@ def evaluate_predictions(
         colors = tuple(category_colors(settings.categories, given))
     ids = tuple(category_id for _, category_id in selected_categories(cfg, metadata))
     names = None if channels is None else tuple(channels)
-    pairs, failed = _paired(dataset, Path(predictions))
     jobs = [Job(*pair, settings, ids, metadata.view(), names, colors) for pair in pairs]
     store = None if output_folder is None else ScanStore(Path(output_folder) / "scans")
     done: list[ScanScores] = [] if fresh or store is None else _kept(jobs, store)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from medsegpy_core import ConfigError, MetricSpec, UnknownNameError
 from medsegpy_evaluation import MissingPolicy, score_masks
 from medsegpy_evaluation.metrics import METRICS, MaskPair, from_spec, metric_specs

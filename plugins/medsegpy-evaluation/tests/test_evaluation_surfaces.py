@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from medsegpy_evaluation import surface_distances
 from scipy import ndimage
+
+from medsegpy_evaluation import surface_distances
 
 
 def surface_of(mask):
