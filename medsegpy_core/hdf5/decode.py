@@ -106,11 +106,10 @@ def _undo(number: int, values: tuple[int, ...], data: Bytes, expected: int | Non
         return _unshuffle(data, values[0] if values else 1)
     if number == FLETCHER32:
         return _verified(data)
-    decoded = plugin_filters.undo(PLUGIN_FILTERS[number], values, data)
+    found, decoded = plugin_filters.undo(PLUGIN_FILTERS[number], values, data, expected)
     if decoded is None:
-        raise DecodeError(f"what {PLUGIN_FILTERS[number]} cannot read")
-    if expected is not None and len(decoded) != expected:
-        raise DecodeError(f"{len(decoded):,} bytes instead of {expected:,}")
+        wanted = f"{found:,} bytes instead of {expected:,}" if found and expected is not None else "nothing"
+        raise DecodeError(f"{wanted}: {PLUGIN_FILTERS[number]} cannot read it")
     return decoded
 
 

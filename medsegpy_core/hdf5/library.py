@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.decode import DecodeError, check_size
+from medsegpy_core.hdf5.locating import stored_chunk
 from medsegpy_core.hdf5.policy import open_dataset, open_file, regular_file, stamp_of
 from medsegpy_core.hdf5.vetting import Vetted, vet
 
@@ -37,8 +39,8 @@ def read_box(path: str, layout: Layout, selection: Selection) -> Array:
         vetted = vet(dataset, path, key)
         if stamp_of(regular_file(path)) != layout.stamp or vetted != layout.form.vetted:
             raise ReadError("the file changed while it was read", path, key)
-        if vetted.filters:
-            _check_chunks(dataset, vetted, selection)
+        if vetted.chunks is not None:
+            _check_chunks(dataset, vetted, selection, os.stat(path).st_size)  # noqa: PTH116
         space = dataset.get_space()
         space.select_hyperslab(tuple(s.start for s in selection), box.shape)
         memory = h5py.h5s.create_simple((math.prod(box.shape),))
@@ -48,7 +50,7 @@ def read_box(path: str, layout: Layout, selection: Selection) -> Array:
     return box.view(np.uint8) if box.dtype.kind == "b" else box
 
 
-def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection) -> None:
+def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection, end: int) -> None:
     """Check that the chunks that a box touches decode to their size; the library does not look."""
     chunks = vetted.chunks or vetted.shape
     # In stored elements, whose size may differ from that of NumPy's.
@@ -59,7 +61,9 @@ def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection) -> None:
         info = dataset.get_chunk_info_by_coord(corner)
         if info.byte_offset is None:
             continue  # never written: fill values
-        mask, stored = dataset.read_direct_chunk(corner)
+        if info.byte_offset + info.size > end:
+            raise ReadError(f"the chunk at {corner} lies beyond the end of the file ({end:,} bytes): it was cut short")
+        mask, stored = stored_chunk(dataset, corner, info.size)
         try:
             check_size(stored, vetted.filters, mask, size)
         except DecodeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from medsegpy_core.hdf5.policy import library_errors
 from medsegpy_core.hdf5.ranges import read_bytes
 from medsegpy_core.hdf5.vetting import Vetted
 
-__all__ = ["chunk_grid", "contiguous_offset", "find_chunks"]
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array
+
+__all__ = ["chunk_grid", "contiguous_offset", "find_chunks", "stored_chunk"]
 
 # With more chunks than this, a table would take more memory than it saves time; the library looks each one up.
 _MAX_TABLE: Final = 1 << 18
@@ -35,9 +38,11 @@ def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str) -> int 
     """
     import h5py
 
+    if dataset.get_storage_size() == 0:
+        return -1  # asked first: behind a user block, the library tells a place for what is nowhere
     offset = dataset.get_offset()
     if offset is None:
-        return -1 if dataset.get_storage_size() == 0 else None
+        return None
     size = math.prod(vetted.shape) * vetted.dtype.itemsize
     end = os.stat(path).st_size  # noqa: PTH116
     if offset + size > end:
@@ -51,7 +56,7 @@ def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str) -> int 
     space = dataset.get_space()
     space.select_hyperslab((0,) * len(vetted.shape), (*(1,) * (len(vetted.shape) - 1), count))
     dataset.read(h5py.h5s.create_simple((count,)), space, first, h5py.h5t.py_create(vetted.dtype))
-    return int(offset) if _same(path, int(offset), first.tobytes()) else None
+    return int(offset) if _same(path, int(offset), first.view(np.uint8)) else None
 
 
 def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int] | None:
@@ -86,15 +91,29 @@ def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int]
             number = number * n + i
         table[3 * number : 3 * number + 3] = array("Q", (offset, size, mask))
     if found:
-        at, offset, _, _ = found[0]
-        with library_errors(path, key):
-            _, stored = dataset.read_direct_chunk(at)
-        if not _same(path, offset, stored):
+        at, offset, size, _ = found[0]
+        if not _same(path, offset, stored_chunk(dataset, at, size)[1]):
             return None
     return table
 
 
-def _same(path: str, offset: int, expected: bytes) -> bool:
+def stored_chunk(dataset: Any, corner: tuple[int, ...], size: int) -> tuple[int, Array]:
+    """Return filter mask and stored bytes of a chunk, as the library reads them.
+
+    Args:
+        dataset: The dataset.
+        corner: Its first element.
+        size: How many bytes are stored, by the index of chunks. The library may think of another number when it says
+            how much memory it needs, and then fill as much as the index says.
+    """
+    space = np.empty(
+        max(size, dataset.get_type().get_size() * math.prod(dataset.get_create_plist().get_chunk())), np.uint8
+    )
+    mask, _ = dataset.read_direct_chunk(corner, out=space)
+    return mask, space[:size]
+
+
+def _same(path: str, offset: int, expected: Array) -> bool:
     """Say whether a file has these bytes at that place; some versions of the library tell places that are off."""
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -104,4 +123,4 @@ def _same(path: str, offset: int, expected: bytes) -> bool:
         return False
     finally:
         os.close(fd)
-    return found.tobytes() == expected
+    return np.array_equal(found, expected)
