@@ -7,6 +7,7 @@ import functools
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve
@@ -215,9 +216,9 @@ class DataLoader:
             ValueError: The state is of a loader with other data, batch size or world size, or malformed.
         """
         own = self.state_dict()
-        missing = [key for key in ("seed", "epoch", "batches") if key not in state]
-        if missing:
-            raise ValueError(f"The state of a loader has {', '.join(own)}; {', '.join(missing)} is missing.")
+        wrong = [f"{key}={state.get(key)!r}" for key in ("seed", "epoch", "batches") if not _is_natural(state.get(key))]
+        if wrong:
+            raise ValueError(f"The state of a loader has {', '.join(own)}, ints >= 0; this one has {', '.join(wrong)}.")
         differing = [
             f"{key} {state[key]} there, {own[key]} here"
             for key in ("elements", "batch_size", "world_size")
@@ -312,6 +313,10 @@ def _epoch_order(order: Order, epoch: int) -> Array:
     numbers = order.epoch(epoch)
     numbers.setflags(write=False)
     return numbers
+
+
+def _is_natural(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= 0
 
 
 def _batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) -> Callable[[int, Buffers], Batch]:
