@@ -13,7 +13,7 @@ from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box, read_padded
 from medsegpy_core.loading.plan import Element
-from medsegpy_core.loading.sources import Source
+from medsegpy_core.loading.sources import Source, unlabelled_value
 from medsegpy_core.loading.windows import Windows
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ class BatchMaker:
                 self.pad_mode,
                 mask,
                 self.background,
+                unlabelled_value(mask),
             )
 
     def _as_images(self, images: Array, size: tuple[int, ...], channels: int | None) -> Array:

@@ -34,10 +34,14 @@ class ScanToInfer:
     Attributes:
         source: The scan; of one with gaps, the slices that are there, as if they were all.
         original: The scan as the dataset has it.
+        number: Its place among all scans, those of other shards included.
+        allow_gaps: Whether scans with gaps are predicted, so that it has to be said which slices there are.
     """
 
     source: ScanSource
     original: Scan
+    number: int
+    allow_gaps: bool
 
     def inputs(self, x: Array) -> dict[str, Any]:
         """Return what is known of the scan, for the evaluator."""
@@ -56,8 +60,9 @@ class ScanToInfer:
         }
         if records[0].scan_num_slices is not None:
             inputs["scan_num_slices"] = records[0].scan_num_slices
-        if self.original.missing:
-            inputs["slice_ids"] = [record.slice_id for record in records]
+        if self.allow_gaps:
+            there = [record.slice_id for record in records if record.slice_id is not None]
+            inputs["slice_ids"] = there or list(range(1, self.source.geometry.shape[2] + 1))
         return inputs
 
 
@@ -68,7 +73,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
         RecordError: A scan has gaps, and they are not allowed.
     """
     found = []
-    for source in sorted(setup.files, key=lambda source: source.scan.key):
+    for number, source in enumerate(sorted(setup.files, key=lambda source: source.scan.key)):
         scan = source.scan
         if missing := scan.missing:
             if not allow_gaps:
@@ -81,7 +86,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
             n = len(scan.records)
             records = tuple(evolve(r, slice_id=i, scan_num_slices=n) for i, r in enumerate(scan.records, 1))
             source = ScanSource(Scan(scan.key, records), source.opener, source.collation)
-        found.append(ScanToInfer(source, scan))
+        found.append(ScanToInfer(source, scan, number, allow_gaps))
     return found
 
 
@@ -92,22 +97,22 @@ def infer_scans(
     if output not in _OUTPUTS:
         raise ValueError(f"inference(output={output!r}): expected one of {', '.join(map(repr, _OUTPUTS))}.")
     predict = getattr(model, "predict", model)
-    return (_infer(setup, number, scan, predict, batch_size, output) for number, scan in enumerate(scans))
+    return (_infer(setup, scan, predict, batch_size, output) for scan in scans)
 
 
 def _infer(
-    setup: Setup, number: int, scan: ScanToInfer, predict: Any, batch_size: int, output: str
+    setup: Setup, scan: ScanToInfer, predict: Any, batch_size: int, output: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     started = time.perf_counter()
     geometry, channels = scan.source.geometry, setup.maker.channels
     voxels = int(np.prod(geometry.shape))
     # Image, mask, the sum of the predictions, how many were added, and the result.
     needed = voxels * (
-        4 * (geometry.channels or 1) + channels + 4 * channels + 2 + (channels if output == "labels" else 0)
+        4 * (geometry.channels or 1) + channels + 4 * channels + 4 + (channels if output == "labels" else 0)
     )
     check_memory(needed, f"Inference on scan {scan.original.key[1]!r} ({' x '.join(map(str, geometry.shape))})")
     memory = _load(scan.source, channels, setup.cfg.NUM_WORKERS)
-    probabilities = _predict(setup.maker, memory, number, predict, batch_size)
+    probabilities = _predict(setup.maker, memory, scan.number, predict, batch_size)
     outputs = {
         "y_true": memory.mask if scan.original.labelled else None,
         "y_pred": probabilities if output == "probs" else decide(probabilities, setup.cfg),
@@ -142,8 +147,8 @@ def _predict(maker: BatchMaker, memory: MemorySource, number: int, predict: Any,
     """Predict all windows of a scan, and average where they overlap. Returns H x W x D x C, float32."""
     shape = memory.geometry.shape
     total = np.zeros((*shape, maker.channels), np.float32)
-    count = np.zeros(shape, np.uint16)
     boxes = maker.windows.cover(memory)
+    count = np.zeros(shape, np.min_scalar_type(len(boxes)))
     for first in range(0, len(boxes), batch_size):
         # The random numbers of a window come from the scan and its place in it, as those of an element do.
         rows = [

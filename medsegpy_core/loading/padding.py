@@ -84,6 +84,7 @@ def read_padded(
     mode: str,
     out: Array,
     background: bool = False,
+    kept: float | None = None,
 ) -> None:
     """Read a box that may reach beyond the array.
 
@@ -94,24 +95,33 @@ def read_padded(
         mode: One of `PAD_MODES`.
         out: Of the size of the box, and further axes that are not padded.
         background: Whether `out` is a mask whose first channel is the background, which is 1 where 0 is padded.
+        kept: A value that stands for "unlabelled": beside such voxels it is padded, not 0.
     """
     if box.inside(shape):
         read(box.window, out)
         return
-    indices, source = [], []
+    constant, gather, source = [], [], []
     for start, n, size in zip(box.start, box.size, shape, strict=True):
         before, after = max(0, -start), max(0, start + n - size)
         index = _index_map(size, before, after, mode)[start + before : start + before + n]
         real = index[index >= 0]
         first, last = (int(real.min()), int(real.max())) if real.size else (0, 0)
         source.append(slice(first, last + 1))
-        indices.append(np.where(index < 0, -1, index - first))
+        constant.append(index < 0)
+        gather.append((np.clip(np.arange(start, start + n), first, last) if mode == "constant" else index) - first)
     block = np.empty([s.stop - s.start for s in source] + list(out.shape[len(source) :]), out.dtype)
     read(tuple(source), block)
-    out[...] = block[np.ix_(*(np.maximum(index, 0) for index in indices))]
+    out[...] = block[np.ix_(*gather)]
     if mode == "constant":
-        for axis, index in enumerate(indices):
-            padded = (slice(None),) * axis + (index < 0,)
-            out[padded] = 0
-            if background:
-                out[(*padded, ..., 0)] = 1
+        _set_padding(out, constant, background, kept)
+
+
+def _set_padding(out: Array, constant: Sequence[Array], background: bool, kept: float | None) -> None:
+    unchanged = None if kept is None else out == kept
+    for axis, index in enumerate(constant):
+        padded = (slice(None),) * axis + (index,)
+        out[padded] = 0
+        if background:
+            out[(*padded, ..., 0)] = 1
+    if unchanged is not None:
+        out[unchanged] = kept

@@ -31,10 +31,16 @@ __all__ = [
     "ScanSource",
     "Source",
     "group_scans",
+    "unlabelled_value",
 ]
 
 UNLABELLED: Final = -1
 UNLABELLED_UINT8: Final = 255
+
+
+def unlabelled_value(mask: Array) -> int:
+    """Return what stands for "unlabelled" in a mask of this type."""
+    return UNLABELLED_UINT8 if mask.dtype == np.uint8 else UNLABELLED
 
 
 @frozen
@@ -226,7 +232,7 @@ class ScanSource:
 
     def _collate(self, opened: CanonicalScan, box: Selection, out: Array, record: Record) -> None:
         if opened.mask is None:
-            out[...] = UNLABELLED_UINT8 if out.dtype == np.uint8 else UNLABELLED
+            out[...] = unlabelled_value(out)
         else:
             self.collation.read(opened.mask, box, out, record.sem_seg_file)
 
