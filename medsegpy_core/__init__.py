@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from medsegpy_core.metadata import Metadata
     from medsegpy_core.naming import SliceName, parse_slice_name
     from medsegpy_core.opening import open_scan
+    from medsegpy_core.packing import pack_dataset, packed_dicts, packed_metadata, register_packed
     from medsegpy_core.readers import register_reader
     from medsegpy_core.records import Record
     from medsegpy_core.specs import (
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         MetricSpec,
         TransformSpec,
     )
+    from medsegpy_core.splits import split_by_subject
     from medsegpy_core.transform_registry import register_transform
     from medsegpy_core.transforms import AffineNormalization, Windowing, ZeroMeanNormalization
     from medsegpy_core.typing import OpenScan, Reader
@@ -117,10 +119,15 @@ __all__ = [
     "hookimpl",
     "load_scan",
     "open_scan",
+    "pack_dataset",
+    "packed_dicts",
+    "packed_metadata",
     "parse_slice_name",
+    "register_packed",
     "register_reader",
     "register_transform",
     "scan_directory",
+    "split_by_subject",
     "write_slices",
     "write_volume",
 ]
@@ -140,9 +147,11 @@ _MODULES = {
     "metadata": "Metadata",
     "naming": "SliceName parse_slice_name",
     "opening": "open_scan",
+    "packing": "pack_dataset packed_dicts packed_metadata register_packed",
     "readers": "register_reader",
     "records": "Record",
     "specs": "Augmentation DatasetSpec EvaluatorSpec LoaderOptions LoaderRequest LoaderSpec MetricSpec TransformSpec",
+    "splits": "split_by_subject",
     "transform_registry": "register_transform",
     "transforms": "AffineNormalization Windowing ZeroMeanNormalization",
     "typing": "OpenScan Reader",
