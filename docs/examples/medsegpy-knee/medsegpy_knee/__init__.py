@@ -9,7 +9,7 @@ from medsegpy_core import Augmentation, DatasetSpec, hookimpl
 
 __all__ = ["medsegpy_register_augmentations", "medsegpy_register_datasets"]
 
-CATEGORIES = [
+CATEGORIES: list[dict[str, Any]] = [
     {"id": 0, "name": "femoral cartilage", "abbreviation": "FC", "color": (230, 159, 0)},
     {"id": 1, "name": "tibial cartilage", "abbreviation": "TC", "color": (86, 180, 233)},
     {"id": 2, "name": "meniscus", "abbreviation": "MEN", "color": (0, 158, 115)},
