@@ -1,0 +1,316 @@
+"""`pack_dataset`: scan by scan into parts, parts into files, files into a dataset; each step whole or not at all.
+
+Beside the packed files, in a hidden folder, lie the parts that are done: a scan is packed once, whatever interrupts the
+work. A lock keeps a second process away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from medsegpy_core.catalog import MetadataCatalog, collection_of, dataset_spec
+from medsegpy_core.datasets import datasets_root, load_records
+from medsegpy_core.errors import MedSegPyError, ReadError, RecordError
+from medsegpy_core.hdf5.assembling import copy_contents
+from medsegpy_core.hdf5.staging import Staging
+from medsegpy_core.loading.sources import Opener, Scan, group_scans
+from medsegpy_core.packing.layout import Compression, LayoutName, PackLayout
+from medsegpy_core.packing.manifest import manifest_dict, read_manifest, write_json
+from medsegpy_core.packing.scans import Task, pack_scan
+from medsegpy_core.packing.verify import verify_arrays
+
+__all__ = ["Packed", "PackingError", "pack_dataset"]
+
+_READER = "h5-volumes"
+_NO_METADATA = ("label_map", "image_axes", "sem_seg_axes", "scan_root")
+
+Watch = Callable[[Iterable[str], int], Iterable[str]]
+
+
+class PackingError(MedSegPyError, OSError):
+    """A dataset cannot be packed there: another process is at it, or something else is there already."""
+
+
+@frozen
+class Packed:
+    """What `pack_dataset` made.
+
+    Attributes:
+        manifest: The file that `register_packed` and `packed_dicts` take.
+        files: The packed files.
+        scans: How many scans they hold.
+        scans_packed: How many of them were packed by this call; the others were done before.
+        source_bytes: Size of the original files.
+        packed_bytes: Size of the packed files.
+    """
+
+    manifest: Path
+    files: tuple[Path, ...]
+    scans: int
+    scans_packed: int
+    source_bytes: int
+    packed_bytes: int
+
+
+def pack_dataset(
+    name: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    layout: LayoutName = "slices",
+    compression: Compression = "none",
+    patch: tuple[int, int, int] | None = None,
+    shards: int = 1,
+    jobs: int = 1,
+    overwrite: bool = False,
+    watch: Watch = lambda names, _: names,
+) -> Packed:
+    """Rewrite a dataset into one HDF5 file, or a few, in the layout that the way of reading wants.
+
+    Masks become bit fields, images keep their type. Every scan is read back and compared with its source. Interrupted
+    work goes on where it stopped; what is complete already is left as it is.
+
+    Args:
+        name: A registered dataset.
+        out: A folder, in which ``NAME.h5`` and ``NAME.json`` will lie, or the ``.h5`` file itself; None: the folder
+            ``packed`` in ``MEDSEGPY_DATASETS``.
+        layout: ``"slices"`` or ``"patches"``, see `PackLayout`.
+        compression: ``"none"`` or ``"gzip"``.
+        patch: H, W and D of the chunks of the layout ``patches``; None: 64 x 64 x 64.
+        shards: How many files.
+        jobs: How many processes pack scans.
+        overwrite: Whether to replace a packed dataset that was made of other files or with other settings.
+        watch: Called with the names of the scans, as they are done, and how many there are; for a progress bar.
+
+    Returns:
+        What was made. Use it with ``register_packed(packed.manifest, "some_name")``.
+
+    Raises:
+        PackingError: Another process packs there, or another dataset is there.
+        ReadError: A scan cannot be read, or was not written as it should have been.
+        OSError: The disk is full. What is done stays; no file is half-written.
+    """
+    chosen = PackLayout(layout, compression) if patch is None else PackLayout(layout, compression, patch)
+    folder, stem = _place(name, out)
+    scans = group_scans(load_records(name))
+    if not scans:
+        raise RecordError(f"Dataset {name!r} is empty: there is nothing to pack.")
+    if not 1 <= shards <= len(scans):
+        raise ValueError(f"{len(scans)} scans make 1 to {len(scans)} files, not {shards}.")
+    opener = Opener.of([record for scan in scans for record in scan.records])
+    tasks = [Task(scan, group, opener, chosen) for scan, group in zip(scans, _group_names(scans), strict=True)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / f".{stem}.lock"):
+        work = _Work(name, folder, stem, tasks, shards, chosen, overwrite)
+        done = work.run(jobs, watch)
+    return Packed(
+        manifest=work.manifest,
+        files=tuple(work.files),
+        scans=len(scans),
+        scans_packed=done,
+        source_bytes=_size(path for scan in scans for r in scan.records for path in (r.file_name, r.sem_seg_file)),
+        packed_bytes=_size(work.files),
+    )
+
+
+def _place(name: str, out: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    path = datasets_root() / "packed" if out is None else Path(out).expanduser().absolute()
+    if path.suffix in (".h5", ".hdf5") and not path.is_dir():
+        return path.parent, path.stem
+    return path, re.sub(r"[^\w.+-]+", "_", name).strip(".") or "packed"
+
+
+def _group_names(scans: Sequence[Scan]) -> list[str]:
+    """Return a name for each scan that no other has: its id, with ``-AugNN`` where it is an augmented copy."""
+    names: dict[str, None] = {}
+    for scan in scans:
+        tag = f"-Aug{scan.key[2]:02d}" if scan.key[2] else ""
+        base = re.sub(r"[^\w.+-]", "_", scan.key[1].removesuffix(tag)).strip(".") or "scan"
+        name, n = base + tag, 1
+        while name in names:
+            n += 1
+            name = f"{base}{tag}_{n}"
+        names[name] = None
+    return list(names)
+
+
+def _size(paths: Iterable[Path | None]) -> int:
+    return sum(path.stat().st_size for path in set(paths) if path is not None and path.is_file())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes away; the lock of a process that was killed is free."""
+    import fcntl
+
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise PackingError(
+                f"{path.parent}: another process ({file.read().strip() or 'unknown'}) packs into this place. Wait "
+                "until it is done, or choose another --out."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+
+
+class _Work:
+    """The packing of one dataset; the place is locked."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        stem: str,
+        tasks: Sequence[Task],
+        shards: int,
+        layout: PackLayout,
+        overwrite: bool,
+    ):
+        self.name = name
+        self.manifest = folder / f"{stem}.json"
+        self.parts = folder / f".{stem}.parts"
+        self.tasks = tasks
+        self.overwrite = overwrite
+        names = [f"{stem}.h5"] if shards == 1 else [f"{stem}-{i + 1:03d}-of-{shards:03d}.h5" for i in range(shards)]
+        self.files = [folder / file for file in names]
+        self.replaced: set[Path] = set()
+        self.settings = layout.as_dict()
+        # Known once, before anything is read: a file that changes meanwhile makes the next run pack it again.
+        self.fingerprints = [task.fingerprint for task in tasks]
+        self.fingerprint = _hash([self.settings, shards, self.fingerprints])
+        bounds = [len(tasks) * i // shards for i in range(shards + 1)]
+        self.members = [range(first, stop) for first, stop in itertools.pairwise(bounds)]
+
+    def run(self, jobs: int, watch: Watch) -> int:
+        """Pack what is still to be packed; returns how many scans that were."""
+        if self._complete():
+            return 0
+        self.parts.mkdir(exist_ok=True)
+        if self.overwrite:
+            self.manifest.unlink(missing_ok=True)
+        todo = [i for i, _ in enumerate(self.tasks) if not self._described(i).is_file()]
+        for _ in watch(self._pack(todo, jobs), len(todo)):
+            pass
+        for number, _ in enumerate(self.files):
+            self._assemble(number)
+        self._finish()
+        return len(todo)
+
+    def _complete(self) -> bool:
+        """Say whether all is there already.
+
+        Raises:
+            PackingError: Something else is.
+        """
+        if not self.manifest.exists():
+            return False
+        try:
+            there = read_manifest(self.manifest)
+        except ReadError:
+            there = None
+        if there is not None and there.fingerprint == self.fingerprint and all(f.is_file() for f in self.files):
+            shutil.rmtree(self.parts, ignore_errors=True)
+            return True
+        if not self.overwrite:
+            what = f"the packed dataset {there.name!r}" if there is not None else "a file that is no manifest"
+            raise PackingError(
+                f"{self.manifest} is there already: {what}, made with other settings or of files that have changed. "
+                "Use --overwrite to replace it, or another --out."
+            )
+        self.replaced = {path for path, _, _ in there.arrays} - set(self.files) if there is not None else set()
+        return False
+
+    # A scan is done when its description is there, which is written after its part.
+
+    def _part(self, i: int) -> Path:
+        return self.parts / f"{self.fingerprints[i]}.h5"
+
+    def _described(self, i: int) -> Path:
+        return self.parts / f"{self.fingerprints[i]}.json"
+
+    def _pack(self, todo: Sequence[int], jobs: int) -> Iterator[str]:
+        """Pack scans and yield their names."""
+        if jobs <= 1 or len(todo) <= 1:
+            for i in todo:
+                write_json(self._described(i), pack_scan(self.tasks[i], str(self._part(i))))
+                yield self.tasks[i].group
+            return
+        # Not forked: threads of this process may hold any lock.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(jobs, len(todo)), context) as pool:
+            futures = {pool.submit(pack_scan, self.tasks[i], str(self._part(i))): i for i in todo}
+            try:
+                for future in as_completed(futures):
+                    i = futures[future]
+                    write_json(self._described(i), future.result())
+                    yield self.tasks[i].group
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _assemble(self, number: int) -> None:
+        """Put the parts of one file together, unless that is done."""
+        file, members = self.files[number], self.members[number]
+        # Written before the file appears: it says that a file of this name is ours.
+        intent = self.parts / f"file-{_hash([self.fingerprints[i] for i in members])}.json"
+        if file.exists():
+            if intent.is_file() and not verify_arrays(self._arrays(members, file)):
+                return
+            if not (self.overwrite or intent.is_file()):
+                raise PackingError(f"{file} is there already, and no part of this. Remove it, or choose another --out.")
+        if not all(self._part(i).is_file() for i in members):
+            for i in members:
+                self._described(i).unlink()
+            raise PackingError(f"{self.parts}: parts are gone. Run it again: they will be packed anew.")
+        write_json(intent, {})
+        with Staging(overwrite=True) as staging:
+            with staging.create(str(file)) as made:
+                copy_contents([str(self._part(i)) for i in members], made)
+            if wrong := verify_arrays(self._arrays(members, Path(staging.temporary(str(file))))):
+                raise ReadError(f"it was not written as it should have been: {wrong[0]}", file)
+        for i in members:
+            self._part(i).unlink()
+
+    def _arrays(self, members: Iterable[int], file: Path) -> Iterator[tuple[Path, str, str]]:
+        for i in members:
+            for unit in json.loads(self._described(i).read_bytes()):
+                for key, digest in unit["hashes"].items():
+                    yield file, key, digest
+
+    def _finish(self) -> None:
+        """Write the manifest, and remove what only the way there needed."""
+        metadata = MetadataCatalog.get(self.name).as_dict()
+        metadata = {key: value for key, value in metadata.items() if key not in _NO_METADATA}
+        metadata.setdefault("collection", collection_of(self.name))
+        said = manifest_dict(self.name, dataset_spec(self.name).split, metadata, self.settings, self.fingerprint)
+        said["dicts"], said["arrays"] = [], []
+        for file, members in zip(self.files, self.members, strict=True):
+            for i in members:
+                for unit in json.loads(self._described(i).read_bytes()):
+                    labels = {"sem_seg_file": file.name} if unit["labelled"] else {}
+                    said["dicts"].append({"file_name": file.name, **labels, **unit["dict"], "reader": _READER})
+            said["arrays"] += [[path.name, key, digest] for path, key, digest in self._arrays(members, file)]
+        write_json(self.manifest, said)
+        shutil.rmtree(self.parts)
+        for file in self.replaced:
+            file.unlink(missing_ok=True)
+
+
+def _hash(values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,304 @@
+"""One scan packed into one file of its own, and compared with what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import frozen
+
+from medsegpy_core.errors import DataWarning, ReadError
+from medsegpy_core.hdf5 import atomic_h5, open_array, pack_bitfield
+from medsegpy_core.hdf5.attributes import BITFIELD
+from medsegpy_core.hdf5.attributes import FORMAT as BITFIELD_FORMAT
+from medsegpy_core.lazy import LabelMapView
+from medsegpy_core.loading.collate import check_binary
+from medsegpy_core.loading.sources import Opener, Scan
+from medsegpy_core.opening import CanonicalScan
+from medsegpy_core.packing.layout import PackLayout
+from medsegpy_core.packing.manifest import FORMAT, encoded
+from medsegpy_core.records import Record
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array, DatasetDict, LazyArray
+
+__all__ = ["Task", "content_hash", "pack_scan", "units"]
+
+_SLAB_BYTES: Final = 64 << 20
+# What describes the layout of the original files, and is said anew.
+_LAYOUT_KEYS: Final = ("label_map", "image_axes", "sem_seg_axes")
+
+
+@frozen(eq=False)
+class Task:
+    """A scan to be packed, and all that is needed for it; pickles.
+
+    Attributes:
+        scan: The scan.
+        group: The name of its group in the packed file.
+        opener: Opens its records.
+        layout: How it is to lie.
+    """
+
+    scan: Scan
+    group: str
+    opener: Opener
+    layout: PackLayout
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the result: the layout, and the files as they are now."""
+        said: list[Any] = [FORMAT, self.layout.as_dict(), self.group]
+        said += [[repr(r.to_dict()), _stamp(r.file_name), _stamp(r.sem_seg_file)] for r in self.scan.records]
+        return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
+
+
+def _stamp(path: Path | None) -> list[int]:
+    if path is None:
+        return []
+    try:
+        status = path.stat()
+    except OSError:
+        return []  # reading it says why
+    return [status.st_size, status.st_mtime_ns]
+
+
+@frozen
+class _Unit:
+    """What becomes one pair of arrays: a whole scan, or one slice of a scan that is not complete.
+
+    Attributes:
+        group: The group in the packed file.
+        records: The volume, or the slices.
+        whole: Whether it is a whole scan, with a depth.
+    """
+
+    group: str
+    records: Sequence[Record]
+    whole: bool
+
+
+def units(scan: Scan, group: str) -> list[_Unit]:
+    """Say which arrays a scan becomes.
+
+    A scan of slices becomes one volume. Where slices are missing, or some have no mask, it keeps its slices one by one:
+    a volume could not say which.
+    """
+    labels = {record.labelled for record in scan.records}
+    if scan.is_volume or (not scan.missing and len(labels) == 1):
+        return [_Unit(group, scan.records, whole=True)]
+    return [_Unit(f"{group}/{record.slice_id:03d}", [record], whole=False) for record in scan.records]
+
+
+def pack_scan(task: Task, path: str) -> list[dict[str, Any]]:
+    """Write the file of one scan, read it back and compare it with the source.
+
+    Returns:
+        For each unit its dataset dict as the manifest holds it, all but the files, and the hash of each array.
+
+    Raises:
+        ReadError: The source cannot be read, or what was read back is not what was written.
+    """
+    planned = units(task.scan, task.group)
+    with atomic_h5(path, overwrite=True) as file:
+        done = [_pack_unit(task, unit, file) for unit in planned]
+    for unit in planned:
+        _compare(task, unit, path)
+    return done
+
+
+def _pack_unit(task: Task, unit: _Unit, file: Any) -> dict[str, Any]:
+    first = unit.records[0]
+    spatial = "HWD" if unit.whole else "HW"
+    arrays = _Arrays.of(task, unit, spatial)
+    hashes = {}
+    for key, array, axes in arrays.stored():
+        name = f"{unit.group}/{key}"
+        made = file.create_dataset(name, data=array, **task.layout.storage(axes, array.shape))
+        if key == "seg" and arrays.channels is not None:
+            made.attrs[BITFIELD], made.attrs[BITFIELD_FORMAT] = arrays.channels, 1
+        if key == "volume":
+            for said, value in arrays.metadata.items():
+                if said in ("spacing", "affine"):
+                    made.attrs[said] = np.asarray(value, np.float64)
+        hashes[name] = content_hash(array)
+    labels = {"sem_seg_key": f"{unit.group}/seg"} if first.labelled else {}
+    d = {**_common(unit), "image_key": f"{unit.group}/volume", **labels, **arrays.axes_keys()}
+    if arrays.label_map:
+        d["label_map"] = True
+    return {"dict": encoded(d, f"scan {first.scan_id!r}"), "labelled": first.labelled, "hashes": hashes}
+
+
+def _common(unit: _Unit) -> DatasetDict:
+    """Return what is true of all records of a unit, without files and keys inside them."""
+    left_out = {"file_name", "sem_seg_file", "image_key", "sem_seg_key", "reader", *_LAYOUT_KEYS}
+    if unit.whole:
+        left_out |= {"slice_id", "scan_num_slices"}
+    dicts = [record.to_dict() for record in unit.records]
+    common = {
+        key: value
+        for key, value in dicts[0].items()
+        if key not in left_out and all(key in d and repr(d[key]) == repr(value) for d in dicts)
+    }
+    if differing := sorted(set().union(*dicts) - set(common) - left_out):
+        warnings.warn(
+            f"Scan {unit.records[0].scan_id!r}: {', '.join(map(repr, differing))} differ from slice to slice, which a "
+            "packed scan cannot say; they are left out.",
+            DataWarning,
+            stacklevel=2,
+        )
+    return common
+
+
+@frozen(eq=False)
+class _Arrays:
+    """The arrays of a unit, in memory, with their axes as they will be stored."""
+
+    image: Array
+    image_axes: str
+    mask: Array | None
+    mask_axes: str
+    channels: int | None
+    label_map: bool
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: Task, unit: _Unit, spatial: str) -> _Arrays:
+        with task.opener.open(unit.records[0]) as opened:
+            shape, dtype, metadata = opened.image.shape, opened.image.dtype, dict(opened.metadata)
+            label_map = _stays_label_map(opened.mask)
+            channels = None if opened.mask is None or label_map else opened.mask.shape[-1]
+            mask_dtype = opened.mask.labels.dtype if isinstance(opened.mask, LabelMapView) else np.dtype(np.uint8)
+            labelled = opened.mask is not None
+        if unit.whole and unit.records[0].kind == "slice":
+            shape = (*shape[:2], len(unit.records), *shape[2:])
+        in_plane = shape[: len(spatial)]
+        image_axes = task.layout.axes(spatial, len(shape) > len(spatial))
+        mask_axes = task.layout.axes(spatial, not label_map)
+        image = _empty(shape, image_axes, dtype)
+        mask = None
+        if labelled:
+            last = () if label_map else (-(-(channels or 0) // 8),)
+            mask = _empty((*in_plane, *last), mask_axes, mask_dtype if label_map else np.dtype(np.uint8))
+        arrays = cls(image, image_axes, mask, mask_axes, channels, label_map, metadata)
+        arrays.fill(task, unit)
+        return arrays
+
+    def fill(self, task: Task, unit: _Unit) -> None:
+        """Read the source."""
+        image = _canonical(self.image, self.image_axes)
+        mask = None if self.mask is None else _canonical(self.mask, self.mask_axes)
+        for place, part, opened, record in _parts(task, unit):
+            piece = opened.image[part]
+            if piece.dtype != image.dtype or piece.shape != image[place].shape:
+                raise ReadError(
+                    f"it is {piece.dtype} of shape {piece.shape}, other slices of the scan are {image.dtype} of shape "
+                    f"{image[place].shape}; a packed scan has one type and size",
+                    record.file_name,
+                )
+            image[place] = piece
+            if mask is not None and opened.mask is not None:
+                mask[place] = _mask_values(opened.mask, part, self.channels, record)
+
+    def stored(self) -> Iterator[tuple[str, Array, str]]:
+        """Yield key, array and axes of what is stored."""
+        yield "volume", self.image, self.image_axes
+        if self.mask is not None:
+            yield "seg", self.mask, self.mask_axes
+
+    def axes_keys(self) -> DatasetDict:
+        """Return the keys of a dataset dict that name the axes, where they are not the usual ones."""
+        said = {}
+        if self.image_axes not in ("HW", "HWD"):
+            said["image_axes"] = self.image_axes
+        if self.mask is not None and self.mask_axes not in ("HWC", "HWDC", "HW", "HWD"):
+            said["sem_seg_axes"] = self.mask_axes
+        return said
+
+
+def _stays_label_map(mask: LazyArray | None) -> bool:
+    """Say whether labels take fewer bytes than a bit for each of their channels."""
+    return isinstance(mask, LabelMapView) and mask.labels.dtype.itemsize < -(-mask.channels // 8)
+
+
+def _empty(shape: Sequence[int], axes: str, dtype: np.dtype[Any]) -> Array:
+    """Return an array whose axes, stored as `axes`, have the sizes `shape` in the order H, W, D, C."""
+    sizes = dict(zip(sorted(axes, key="HWDC".index), shape, strict=True))
+    return np.empty([sizes[letter] for letter in axes], dtype)
+
+
+def _canonical(array: Array, axes: str) -> Array:
+    """Return a view with the axes in the order H, W, D, C."""
+    return array.transpose([axes.index(letter) for letter in sorted(axes, key="HWDC".index)])
+
+
+def _parts(task: Task, unit: _Unit) -> Iterator[tuple[tuple[Any, ...], tuple[slice, ...], CanonicalScan, Record]]:
+    """Yield the source piece by piece: its place in the canonical array, and the part of the open scan that it is."""
+    for record in unit.records:
+        with task.opener.open(record) as opened:
+            if unit.whole and record.kind == "slice":
+                yield (slice(None), slice(None), (record.slice_id or 1) - 1), (slice(None),), opened, record
+                continue
+            rows = opened.image.shape[0]
+            channels = 1 if opened.mask is None else max(1, opened.mask.shape[-1])
+            row_bytes = int(np.prod(opened.image.shape[1:])) * (opened.image.dtype.itemsize + channels)
+            step = max(1, _SLAB_BYTES // max(1, row_bytes))
+            for start in range(0, rows, step):
+                part = (slice(start, min(start + step, rows)),)
+                yield part, part, opened, record
+
+
+def _mask_values(mask: LazyArray, part: tuple[slice, ...], channels: int | None, record: Record) -> Array:
+    """Return a piece of a mask as it is stored: labels, or bits."""
+    if channels is None and isinstance(mask, LabelMapView):
+        return mask.read_labels(part + (slice(None),) * (len(mask.labels.shape) - len(part)))
+    if mask.shape[-1] != channels:
+        raise ReadError(
+            f"it has {mask.shape[-1]} channels, other slices of the scan have {channels}", record.sem_seg_file
+        )
+    values = mask[part]
+    check_binary(values, record.sem_seg_file)
+    return pack_bitfield(values.astype(np.uint8, copy=False))
+
+
+def _compare(task: Task, unit: _Unit, path: str) -> None:
+    """Compare what lies in the packed file with the source.
+
+    Raises:
+        ReadError: They differ.
+    """
+    arrays = {"volume": open_array(path, f"{unit.group}/volume")}
+    if unit.records[0].labelled:
+        arrays["seg"] = open_array(path, f"{unit.group}/seg")
+    spatial = "HWD" if unit.whole else "HW"
+    for place, part, opened, record in _parts(task, unit):
+        wanted = {"volume": opened.image[part]}
+        if opened.mask is not None:
+            label_map = _stays_label_map(opened.mask)
+            wanted["seg"] = _mask_values(opened.mask, part, None if label_map else opened.mask.shape[-1], record)
+        for key, values in wanted.items():
+            axes = task.layout.axes(spatial, len(arrays[key].shape) > len(spatial))
+            found = _read(arrays[key], axes, place)
+            if found.dtype != values.dtype or found.tobytes() != values.tobytes():
+                raise ReadError("what was read back is not what was written; is the disk failing?", path, key)
+
+
+def _read(array: LazyArray, axes: str, place: tuple[Any, ...]) -> Array:
+    order = sorted(axes, key="HWDC".index)
+    chosen = {letter: place[i] if i < len(place) else slice(None) for i, letter in enumerate(order)}
+    found = array[tuple(chosen[letter] for letter in axes)]
+    kept = [letter for letter in axes if isinstance(chosen[letter], slice)]
+    return found.transpose([kept.index(letter) for letter in order if letter in kept])
+
+
+def content_hash(array: Array) -> str:
+    """Return the BLAKE2b hash (32 bytes, in hexadecimal) of type, shape and values of an array, in C order."""
+    digest = hashlib.blake2b(f"{array.dtype.newbyteorder('<').str} {array.shape}".encode(), digest_size=32)
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    digest.update(little.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""Run the benchmarks: ``python -m tests.benchmarks [--only NAME ...] [--rounds N] [--write]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    """Print the tables; with ``--write`` also put them into docs/benchmarks.md, between the comments that name them."""
+    names = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="*", default=names, metavar="NAME", help=f"of {', '.join(names)}; all by default")
+    parser.add_argument("--tables", nargs="*", default=(), help="only these tables of a benchmark")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/benchmarks.md")
+    asked = parser.parse_args()
+    for name in asked.only:
+        tables = []
+        for table in importlib.import_module(f"tests.benchmarks.bench_{name}").run(asked.rounds, asked.tables):
+            print(table, flush=True)
+            tables.append(table)
+        if asked.write:
+            page = PAGE.read_text()
+            between = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+            if not between.search(page):
+                parser.error(f"{PAGE} has no place for {name}: <!-- begin {name} --> ... <!-- end {name} -->")
+            text = "\n".join(tables)
+            PAGE.write_text(between.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", page))
+
+
+if __name__ == "__main__":
+    main()
