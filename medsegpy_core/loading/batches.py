@@ -59,6 +59,12 @@ class Row:
     box: Box
     rng: ElementRng
 
+    def files(self) -> set[str]:
+        """Return the files that are read whole: those of slices."""
+        start, stop = self.box.start[2], self.box.start[2] + self.box.size[2]
+        depth = self.source.geometry.shape[2]
+        return self.source.slice_files(range(max(start, 0), min(stop, depth)))
+
 
 Buffers = Callable[[str, tuple[int, ...], Any], "Array"]
 
@@ -108,7 +114,11 @@ class BatchMaker:
 
     def make(self, numbers: Iterable[int], epoch: int, buffers: Buffers = fresh_buffer) -> Batch:
         """Make the batch of some elements in an epoch."""
-        return self.fill([self._row(int(number), epoch) for number in numbers], buffers)
+        return self.fill(self.rows(numbers, epoch), buffers)
+
+    def rows(self, numbers: Iterable[int], epoch: int) -> list[Row]:
+        """Say what the rows of a batch are to be filled with."""
+        return [self._row(int(number), epoch) for number in numbers]
 
     def fill(self, rows: Sequence[Row], buffers: Buffers = fresh_buffer) -> Batch:
         """Make the batch of some rows.

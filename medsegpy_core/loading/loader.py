@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,10 +13,11 @@ from attrs import evolve
 
 from medsegpy_core.datasets import make_records
 from medsegpy_core.errors import ConfigError, DataWarning
-from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers
+from medsegpy_core.loading.batches import Batch
 from medsegpy_core.loading.fetch import BatchIterator
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order
+from medsegpy_core.loading.passes import batch_function, epoch_order
 from medsegpy_core.loading.plan import Element
 from medsegpy_core.loading.setup import Setup, role_dataset
 from medsegpy_core.loading.windows import Windows
@@ -170,7 +170,7 @@ class DataLoader:
             self._newest, self._pass_epoch, self._position = token, self._epoch, start
         epoch = self._epoch
         return BatchIterator(
-            _batch_function(self.setup.maker, self._order, _epoch_order(self._order, epoch), epoch),
+            batch_function(self.setup.maker, self._order, epoch_order(self._order, epoch), epoch),
             start,
             len(self),
             self.cfg.NUM_WORKERS,
@@ -189,7 +189,7 @@ class DataLoader:
         """Return the elements of batch `i` of the current epoch."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"There is no batch {i}: an epoch of this loader has {len(self)} batches.")
-        return self._order.batch(_epoch_order(self._order, self._epoch), i % len(self))
+        return self._order.batch(epoch_order(self._order, self._epoch), i % len(self))
 
     # -- position
 
@@ -307,22 +307,5 @@ class DataLoader:
         return infer_scans(self.setup, scans, model, self.batch_size, output)
 
 
-@functools.lru_cache(maxsize=8)
-def _epoch_order(order: Order, epoch: int) -> Array:
-    """Return the order of an epoch; those asked for last are kept, for loaders that are indexed."""
-    numbers = order.epoch(epoch)
-    numbers.setflags(write=False)
-    return numbers
-
-
 def _is_natural(value: Any) -> bool:
     return isinstance(value, Integral) and int(value) >= 0
-
-
-def _batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) -> Callable[[int, Buffers], Batch]:
-    """Return what makes batch `i`. It refers to no loader and no iterator, so that threads keep none alive."""
-
-    def make(i: int, buffers: Buffers) -> Batch:
-        return maker.make(order.batch(numbers, i), epoch, buffers)
-
-    return make

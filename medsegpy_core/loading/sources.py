@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -140,6 +141,9 @@ class Source(Protocol):
     def record_at(self, depth: int) -> Record:
         """Return the record that stands for a slice."""
 
+    def slice_files(self, depths: range) -> set[str]:
+        """Return the files that a read of these slices takes whole."""
+
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """Read a box of the image, and of the mask; see `ScanSource.read`."""
 
@@ -185,6 +189,13 @@ class ScanSource:
         i = bisect.bisect_left(records, wanted, key=lambda record: record.slice_id or 0)
         neighbours = records[max(0, i - 1) : i + 1]
         return min(neighbours, key=lambda record: abs((record.slice_id or 0) - wanted))
+
+    def slice_files(self, depths: range) -> set[str]:
+        """Return the files that a read of these slices takes whole; none of a volume, of which a box is a part."""
+        if self.scan.is_volume:
+            return set()
+        records = {id(record): record for record in map(self.record_at, depths)}.values()
+        return {os.fspath(f) for record in records for f in (record.file_name, record.sem_seg_file) if f is not None}
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """Read a box of the image, and of the mask.
@@ -265,6 +276,11 @@ class MemorySource:
     def record_at(self, depth: int) -> Record:
         """See `ScanSource.record_at`."""
         return self._files.record_at(depth)
+
+    def slice_files(self, depths: range) -> set[str]:
+        """See `ScanSource.slice_files`: there are none."""
+        del depths
+        return set()
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """See `ScanSource.read`."""
