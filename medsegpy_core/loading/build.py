@@ -82,14 +82,14 @@ def build_loader(
         LeakageError: A subject in training and in evaluation data.
     """
     cfg = cfg.copy()
-    names, dicts, datasets = _listed(cfg, dataset, is_test)
-    if names and not allow_leakage:
-        check_leakage(names, cfg)
+    listed, dicts, datasets = _listed(cfg, dataset, is_test)
+    if not allow_leakage:
+        check_leakage(listed, cfg)
     request = LoaderRequest(
         cfg=cfg,
         dicts=dicts,
         datasets=datasets,
-        batch_size=_batch_size(cfg, names, is_test) if batch_size is None else batch_size,
+        batch_size=_batch_size(cfg, list(listed), is_test) if batch_size is None else batch_size,
         is_test=is_test,
         shuffle=not is_test if shuffle is None else shuffle,
         drop_last=not is_test if drop_last is None else drop_last,
@@ -110,26 +110,22 @@ def build_loader(
 
 def _listed(
     cfg: Config, dataset: str | Sequence[str] | Sequence[DatasetDict], is_test: bool
-) -> tuple[list[str], list[DatasetDict], list[str]]:
-    """Return the names that were given, all dicts, and the dataset of each dict."""
+) -> tuple[dict[str, list[DatasetDict]], list[DatasetDict], list[str]]:
+    """Return what each dataset that was named returns, all dicts, and the dataset of each dict."""
     items = [dataset] if isinstance(dataset, str) else list(dataset)
     names = [item for item in items if isinstance(item, str)]
     if not names:
         dicts = [item for item in items if not isinstance(item, str)]
-        return [], cast("list[DatasetDict]", dicts), [role_dataset(cfg, is_test)] * len(items)
+        return {}, cast("list[DatasetDict]", dicts), [role_dataset(cfg, is_test)] * len(items)
     if len(names) != len(items):
         raise TypeError("build_loader takes names of datasets or dataset dicts, not both in one list.")
     if len(set(names)) != len(names):
         raise RecordError(f"A dataset is named twice: {names}. Its elements would come twice an epoch.")
-    lists = [list(DatasetCatalog.get(name)) for name in names]
-    for name, listed in zip(names, lists, strict=True):
-        if not listed:
+    listed = {name: list(DatasetCatalog.get(name)) for name in names}
+    for name, found in listed.items():
+        if not found:
             raise RecordError(f"Dataset {name!r} has no elements. Check what its function returns, and its scan_root.")
-    return (
-        names,
-        [d for dicts in lists for d in dicts],
-        [n for n, dicts in zip(names, lists, strict=True) for _ in dicts],
-    )
+    return listed, [d for found in listed.values() for d in found], [n for n, found in listed.items() for _ in found]
 
 
 def _batch_size(cfg: Config, names: Sequence[str], is_test: bool) -> int:

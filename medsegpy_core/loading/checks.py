@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 from medsegpy_core.catalog import DatasetCatalog, collection_of, dataset_spec
-from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import AugmentationError, DataWarning, LeakageError
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
     from medsegpy_core.records import Record
+    from medsegpy_core.typing import DatasetDict
 
-__all__ = ["check_augmentation", "check_leakage", "config_datasets"]
+__all__ = ["check_augmentation", "check_leakage", "config_datasets", "role_names"]
+
+
+def role_names(cfg: Config, key: str) -> tuple[str, ...]:
+    """Return the datasets that ``TRAIN_DATASET``, ``VAL_DATASET`` or ``TEST_DATASET`` names: none, one, or several."""
+    value = getattr(cfg, key)
+    return tuple(name for name in ((value,) if isinstance(value, str) else value) if name)
 
 
 def config_datasets(cfg: Config) -> dict[str, str]:
     """Return the datasets that the config names, and the key that names them."""
     keys = ("TRAIN_DATASET", "VAL_DATASET", "TEST_DATASET")
-    return {name: key for key in keys if (name := getattr(cfg, key))}
+    return {name: key for key in keys for name in role_names(cfg, key)}
 
 
 def check_augmentation(records: Sequence[Record], cfg: Config, is_test: bool) -> None:
@@ -36,8 +44,7 @@ def check_augmentation(records: Sequence[Record], cfg: Config, is_test: bool) ->
     first = found[0]
     raise AugmentationError(
         f"{first.where()} ({first.file_name}) is augmented (number {first.augmentation}), and so are {len(found) - 1} "
-        "more; "
-        f"but {reasons[first.dataset]}, where augmented copies would count a scan more than once. Leave them out "
+        f"more; but {reasons[first.dataset]}, where augmented copies would count a scan more than once. Leave them out "
         "(filter_dicts(dicts, 'augmentation', [0])), or pass allow_augmented=True to build_loader."
     )
 
@@ -47,7 +54,7 @@ def _judged(name: str, cfg: Config, is_test: bool) -> str:
     if is_test:
         return "the loader is built with is_test=True"
     for key in ("VAL_DATASET", "TEST_DATASET"):
-        if name and getattr(cfg, key) == name:
+        if name in role_names(cfg, key):
             return f"the config names {name!r} as {key}"
     spec = dataset_spec(name) if name in DatasetCatalog else None
     if spec is not None and spec.split in ("val", "test"):
@@ -55,45 +62,58 @@ def _judged(name: str, cfg: Config, is_test: bool) -> str:
     return ""
 
 
-def check_leakage(names: Sequence[str], cfg: Config) -> None:
-    """Raise `LeakageError` if a subject is in the config's training dataset and in one that it evaluates on.
+def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> None:
+    """Raise `LeakageError` if a subject is in the config's training data and in the data that it evaluates on.
 
     Subjects are the same if their collection is (by the metadata; by default the distribution of the plugin) and
-    their `subject_id`; the `scan_id` stands in where there is none. Nothing is checked unless one of `names` is in the
-    config.
+    their `subject_id`; the `scan_id` stands in where there is none. Nothing is checked unless one of the datasets is in
+    the config.
+
+    Args:
+        listed: The datasets that a loader is built of, and what they return.
+        cfg: The config.
     """
-    roles = config_datasets(cfg)
-    if not any(name in roles for name in names) or not cfg.TRAIN_DATASET:
-        return
-    training = _subjects(cfg.TRAIN_DATASET)
-    for key in ("VAL_DATASET", "TEST_DATASET"):
-        name = getattr(cfg, key)
-        if not name or (cfg.TRAIN_DATASET not in names and name not in names) or training is None:
+    subjects: dict[str, set[tuple[str, Any]]] = {}
+    for train, (key, other) in itertools.product(role_names(cfg, "TRAIN_DATASET"), _evaluation(cfg)):
+        if train not in listed and other not in listed:
             continue
-        shared = sorted((training & (_subjects(name) or set())), key=str)
+        for name in (train, other):
+            if name not in subjects:
+                subjects[name] = _subjects(name, listed.get(name))
+        shared = sorted(subjects[train] & subjects[other], key=str)
         if shared:
             what = ", ".join(str(subject) for _, subject in shared[:5]) + (", ..." if len(shared) > 5 else "")
             raise LeakageError(
-                f"{len(shared)} subject{'s are' if len(shared) > 1 else ' is'} in both {cfg.TRAIN_DATASET!r} "
-                "(TRAIN_DATASET) "
-                f"and {name!r} ({key}): {what} (collection {shared[0][0]!r}). A model is not judged on whom it was "
+                f"{len(shared)} subject{'s are' if len(shared) > 1 else ' is'} in both {train!r} (TRAIN_DATASET) and "
+                f"{other!r} ({key}): {what} (collection {shared[0][0]!r}). A model is not judged on whom it was "
                 "trained on: split by subject; give the datasets different `collection` metadata if these are "
                 "different people; or pass allow_leakage=True to build_loader."
             )
 
 
-def _subjects(name: str) -> set[tuple[str, int | str]] | None:
-    """Return (collection, subject) of a dataset; None, with a warning, if it cannot be listed here."""
+def _evaluation(cfg: Config) -> list[tuple[str, str]]:
+    return [(key, name) for key in ("VAL_DATASET", "TEST_DATASET") for name in role_names(cfg, key)]
+
+
+def _subjects(name: str, dicts: Sequence[DatasetDict] | None) -> set[tuple[str, Any]]:
+    """Return (collection, subject) of a dataset; nothing, with a warning, if it cannot be listed here."""
     try:
-        records = load_records(name)
+        dicts = DatasetCatalog.get(name) if dicts is None else dicts
+        collection = collection_of(name)
+        # As they are: the dicts may be custom ones, for a custom loader.
+        return {(collection, subject) for d in dicts if (subject := _subject(d)) is not None}
     except Exception as error:  # noqa: BLE001 - whatever the function of a dataset raises
         warnings.warn(
             f"Dataset {name!r}, which the config names, cannot be listed here, so that it is not checked for subjects "
-            "that "
-            f"are in training and evaluation data: {error}",
+            f"that are in training and evaluation data: {error}",
             DataWarning,
-            stacklevel=2,
+            stacklevel=4,
         )
+        return set()
+
+
+def _subject(d: object) -> int | str | None:
+    if not isinstance(d, Mapping):
         return None
-    collection = collection_of(name)
-    return {(collection, record.scan_id if record.subject_id is None else record.subject_id) for record in records}
+    subject = d.get("scan_id") if d.get("subject_id") is None else d["subject_id"]
+    return subject if isinstance(subject, Integral | str) else None  # type: ignore[return-value]

@@ -14,7 +14,7 @@ from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import CategoryError, DataWarning, RecordError
 from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Plan
-from medsegpy_core.loading.checks import check_augmentation
+from medsegpy_core.loading.checks import check_augmentation, role_names
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.padding import check_pad_mode
@@ -34,8 +34,8 @@ __all__ = ["Setup", "role_dataset"]
 
 def role_dataset(cfg: Config, is_test: bool) -> str:
     """Return the dataset whose metadata hold for dicts that come without a name: by its role in the config."""
-    roles = (cfg.TEST_DATASET, cfg.VAL_DATASET, cfg.TRAIN_DATASET) if is_test else (cfg.TRAIN_DATASET,)
-    return next((str(name) for name in roles if name), "")
+    keys = ("TEST_DATASET", "VAL_DATASET", "TRAIN_DATASET") if is_test else ("TRAIN_DATASET",)
+    return next((name for key in keys for name in role_names(cfg, key)), "")
 
 
 @frozen(eq=False)
