@@ -27,7 +27,7 @@ from medsegpy_evaluation.prediction_files import (
     scoring_settings,
 )
 from medsegpy_evaluation.report import write_report
-from medsegpy_evaluation.results import FailedScan, document_of
+from medsegpy_evaluation.results import FailedScan, counted, document_of
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings, score_scan, workers
 from medsegpy_evaluation.settings import make_settings, selected_categories
 from medsegpy_evaluation.statistics import Bootstrap
@@ -186,7 +186,7 @@ def _refuse(failed: Sequence[FailedScan]) -> None:
     if failed:
         listed = "".join(f"\n  {item}" for item in sorted(failed, key=lambda item: item.scan))
         raise PredictionsError(
-            f"{len(failed)} scans cannot be scored; --keep-going (keep_going=True) scores the others:{listed}"
+            f"{counted(len(failed), 'scan')} cannot be scored; keep_going=True (--keep-going) scores the rest:{listed}"
         )
 
 

@@ -10,7 +10,7 @@ from string import Template
 from typing import Any, Final
 
 from medsegpy_evaluation.charts import distribution_chart
-from medsegpy_evaluation.results import ranking_metric, worst_first
+from medsegpy_evaluation.results import counted, ranking_metric, worst_first
 from medsegpy_evaluation.writers import replace_file
 
 __all__ = ["write_report"]
@@ -95,7 +95,7 @@ def _overview(document: Mapping[str, Any]) -> str:
     scans = document["scans"]
     subjects = len({scan["subject"] for scan in scans})
     categories = ", ".join(map(escape, document["settings"]["categories"]))
-    return f"{len(scans)} scans of {subjects} subjects; categories: {categories}."
+    return f"{counted(len(scans), 'scan')} of {counted(subjects, 'subject')}; categories: {categories}."
 
 
 def _failed(failed: Sequence[Mapping[str, Any]]) -> str:
@@ -103,7 +103,7 @@ def _failed(failed: Sequence[Mapping[str, Any]]) -> str:
         return ""
     rows = [[scan["scan"], "; ".join(scan["problems"])] for scan in failed]
     return (
-        f"<h2>Not scored</h2><p>{len(failed)} scans could not be scored. They are in none of the numbers below.</p>"
+        f"<h2>Not scored</h2><p>{counted(len(failed), 'scan')} could not be scored, in none of the numbers below.</p>"
         + _table(["scan", "problem"], rows, text=2)
     )
 

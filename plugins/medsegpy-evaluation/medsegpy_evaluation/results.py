@@ -14,7 +14,7 @@ from medsegpy_evaluation.metrics import Metric
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings
 from medsegpy_evaluation.statistics import Bootstrap, grouped_means, rms_cv, summarize
 
-__all__ = ["FailedScan", "document_of", "ranking_metric", "worst_first"]
+__all__ = ["FailedScan", "counted", "document_of", "ranking_metric", "worst_first"]
 
 _FORMAT: Final = 1
 
@@ -131,6 +131,16 @@ def _versions(metrics: Sequence[Metric]) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a distribution"
     return found | {f"metric {metric.name}": metric.owner for metric in metrics if " " in metric.owner}
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "scan"), counted(2, "scan")
+        ('1 scan', '2 scans')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def ranking_metric(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

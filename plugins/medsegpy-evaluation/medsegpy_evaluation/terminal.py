@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from medsegpy_evaluation.results import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -49,9 +51,10 @@ def overview(document: Mapping[str, Any]) -> list[str]:
     """Return what else is to be said of an evaluation, in lines."""
     scans = document["scans"]
     subjects = len({scan["subject"] for scan in scans})
-    lines = [f"{len(scans)} scans of {subjects} subjects of {document['dataset']}."]
+    lines = [f"{counted(len(scans), 'scan')} of {counted(subjects, 'subject')} of {document['dataset']}."]
     if document["failed"]:
-        lines.append(f"{len(document['failed'])} scans could not be scored, and are in none of these numbers:")
+        failed = counted(len(document["failed"]), "scan")
+        lines.append(f"{failed} could not be scored, in none of these numbers:")
         lines += [f"  {item['scan']}: {'; '.join(item['problems'])}" for item in document["failed"]]
     return lines
 

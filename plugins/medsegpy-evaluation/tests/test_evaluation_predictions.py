@@ -340,7 +340,7 @@ def test_the_command_goes_on_where_it_is_asked_to(dataset, folder, tmp_path):
     assert f"Scan '{SCANS[2]}'" in strict.output
     lenient = invoke(dataset, "--predictions", folder, "--output", tmp_path / "out", "--keep-going")
     assert lenient.exit_code == 1
-    assert "1 scans could not be scored" in lenient.output
+    assert "1 scan could not be scored" in lenient.output
     assert "2 scans of 2 subjects" in lenient.output
 
 
