@@ -53,7 +53,7 @@ def test_elements_come_in_the_order_of_the_dicts(both):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    batch_size=st.integers(1, 14),
+    batch_size=st.integers(1, 12),
     drop_last=st.booleans(),
     workers=st.integers(0, 3),
     preload=st.booleans(),
@@ -73,12 +73,7 @@ def test_slices_and_volumes_give_the_same_batches(
         "is_test": is_test,
         "mask_dtype": mask_dtype,
     }
-    try:
-        loaders = [build_loader(cfg, dicts, **settings) for dicts in both]
-    except UserWarning:  # an epoch without a batch
-        assert drop_last
-        assert batch_size > 12
-        return
+    loaders = [build_loader(cfg, dicts, **settings) for dicts in both]
     for loader in loaders:
         assert len(loader) == (12 // batch_size if drop_last and not is_test else -(-12 // batch_size))
         batches = list(loader)

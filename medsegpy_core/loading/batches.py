@@ -108,9 +108,7 @@ class BatchMaker:
         """Say what an element is in an epoch."""
         row = self._row(number, epoch)
         h, w, d = row.box.window
-        # A box may lie in the padding, where there are no slices.
-        middle = min(max((d.start + d.stop) // 2, 0), row.source.geometry.shape[2] - 1)
-        return Element(row.source.record_at(middle), (h, w, d), number)
+        return Element(row.source.record_at((d.start + d.stop) // 2), (h, w, d), number)
 
     def make(self, numbers: Iterable[int], epoch: int, buffers: Buffers = fresh_buffer) -> Batch:
         """Make the batch of some elements in an epoch."""
@@ -186,7 +184,9 @@ class BatchMaker:
         return buffers("masks", (n, *size[:2], depth, self.channels), self.mask_dtype)
 
     def _read(self, row: Row, image: Array, mask: Array | None) -> None:
-        source, box, shape = row.source, row.box, row.source.geometry.shape
+        source, box, shape, channels = row.source, row.box, row.source.geometry.shape, row.source.geometry.channels
+        # One channel may be stored with a channel axis or without; both come in one batch.
+        image = image.reshape(*box.size, *(() if channels is None else (channels,)))
         if box.inside(shape):
             source.read(box.window, image, mask, self._mask_depth(box))
             return
@@ -217,7 +217,7 @@ class BatchMaker:
         first = rows[0]
         size, channels = first.box.size, first.source.geometry.channels
         for row in rows[1:]:
-            if row.box.size != size or row.source.geometry.channels != channels:
+            if row.box.size != size or (row.source.geometry.channels or 1) != (channels or 1):
                 raise ShapeError(
                     f"One batch has elements of different sizes: {_described(first)}, and {_described(row)}. Set "
                     "IMG_SIZE "
@@ -254,6 +254,6 @@ def _stack(arrays: Sequence[Array], what: str) -> Array:
 
 def _described(row: Row) -> str:
     channels = row.source.geometry.channels
-    record = row.source.record_at(max(0, row.box.start[2] + row.box.size[2] // 2))
+    record = row.source.record_at(row.box.start[2] + row.box.size[2] // 2)
     size = " x ".join(map(str, row.box.size[:2] if row.box.size[2] == 1 else row.box.size))
     return f"{record.file_name} is {size}" + ("" if channels is None else f" with {channels} channels")

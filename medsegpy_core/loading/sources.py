@@ -185,7 +185,7 @@ class ScanSource:
             return records[0]
         wanted = depth + 1
         if len(records) == records[0].scan_num_slices:
-            return records[depth]
+            return records[min(max(depth, 0), len(records) - 1)]
         i = bisect.bisect_left(records, wanted, key=lambda record: record.slice_id or 0)
         neighbours = records[max(0, i - 1) : i + 1]
         return min(neighbours, key=lambda record: abs((record.slice_id or 0) - wanted))
@@ -233,8 +233,9 @@ class ScanSource:
             if opened.image.shape != expected:
                 first = self.scan.records[0]
                 raise ShapeError(
-                    f"Slice {record.slice_id} of scan {record.scan_id!r} ({record.file_name}) is {opened.image.shape}, "
-                    f"but slice {first.slice_id} ({first.file_name}) is {expected}. The slices of a scan have one size."
+                    f"Slice {record.slice_id} of scan {record.scan_id!r} ({record.file_name}) is "
+                    f"{_by(opened.image.shape)}, but slice {first.slice_id} ({first.file_name}) is {_by(expected)}. "
+                    "The slices of a scan have one size."
                 )
             if image is not None:
                 read_into(opened.image, (*box, *_rest(opened.image, 2)), image)
@@ -291,6 +292,11 @@ class MemorySource:
             mask[...] = values
             if mask.dtype != np.uint8:
                 mask[values == UNLABELLED_UINT8] = UNLABELLED
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    """Return a shape as messages show it."""
+    return " x ".join(map(str, shape))
 
 
 def _rest(array: LazyArray, spatial: int) -> Selection:
