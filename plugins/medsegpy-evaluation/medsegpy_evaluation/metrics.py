@@ -22,7 +22,7 @@ from medsegpy_evaluation.surfaces import Box, SurfaceDistances, joint_box, surfa
 if TYPE_CHECKING:
     Bool: TypeAlias = NDArray[np.bool_]
 
-__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "metric_specs", "score_masks"]
+__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "score_masks"]
 
 
 class MaskPair:
@@ -188,16 +188,6 @@ METRICS: Final[dict[str, Metric]] = {
 
 
 @frozen
-class _OnMasks:
-    """A metric of this package in the form that `MetricSpec` asks for: a function of two masks and the spacing."""
-
-    name: str
-
-    def __call__(self, pred: Bool, truth: Bool, spacing: Sequence[float]) -> float:
-        return METRICS[self.name].of(MaskPair(pred, truth, spacing))
-
-
-@frozen
 class _OnPair:
     """The function of a `MetricSpec` in the form that `Metric` asks for."""
 
@@ -205,14 +195,6 @@ class _OnPair:
 
     def __call__(self, pair: MaskPair) -> float:
         return float(self.function(pair.pred, pair.truth, pair.spacing))
-
-
-def metric_specs() -> list[MetricSpec]:
-    """Return the metrics of this package as any plugin's; `NSD` is that at a tolerance of 1 mm."""
-    return [
-        MetricSpec(metric.name, _OnMasks(metric.name), metric.unit, metric.higher_is_better is not False)
-        for metric in METRICS.values()
-    ]
 
 
 def from_spec(spec: MetricSpec, owner: str = "") -> Metric:

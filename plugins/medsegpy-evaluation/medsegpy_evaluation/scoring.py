@@ -162,6 +162,8 @@ def problems_of(truth: Any, pred: Any, channels: int) -> list[str]:
         return [f"y_pred has the shape {pred.shape}, y_true {truth.shape}"]
     if truth.ndim < 2 or truth.shape[-1] != channels:
         return [f"the masks have the shape {truth.shape}, but {channels} channels on the last axis are expected"]
+    if not truth.size:
+        return [f"the masks have the shape {truth.shape}: there is no voxel"]
     if pred.dtype.kind not in "fbiu" or truth.dtype.kind not in "fbiu":
         return [f"y_pred is {pred.dtype} and y_true {truth.dtype}: numbers are expected"]
     return [*wrong_values("y_pred", pred, binary=False), *wrong_values("y_true", truth, binary=True)]
@@ -221,7 +223,7 @@ def score_scan(
     for category in range(len(settings.categories)):
         channel = settings.channel(category)
         source = (pred[..., channel], None) if labels is None else (labels, channel)
-        tasks.append((truth[..., channel], *source, category, identity["spacing"], settings, colors is not None))
+        tasks.append((identity, truth[..., channel], *source, category, settings, colors is not None))
     structures = tuple(run(_score_structure, tasks))
     picture = None
     if colors is not None:
@@ -232,16 +234,23 @@ def score_scan(
 
 
 def _score_structure(task: tuple[Any, ...]) -> StructureScores:
-    truth, pred, label, category, spacing, settings, with_errors = task
+    identity, truth, pred, label, category, settings, with_errors = task
+    name = settings.categories[category]
     threshold = settings.binarization.thresholds[category]
     # The planes lie strided among the other channels: brought together once, they are read many times faster.
     mask = np.ascontiguousarray(truth)
     mask = mask.view(np.bool_) if mask.dtype == np.uint8 else mask.astype(np.bool_)
     found = np.greater(pred, threshold) if label is None else np.equal(pred, label)
-    pair = MaskPair(np.ascontiguousarray(found), mask, spacing, settings.tolerance)
-    values = {metric.name: settings.policy.score(metric, pair) for metric in settings.metrics}
+    pair = MaskPair(np.ascontiguousarray(found), mask, identity["spacing"], settings.tolerance)
+    values = {}
+    for metric in settings.metrics:
+        try:
+            values[metric.name] = settings.policy.score(metric, pair)
+        except Exception as error:
+            error.add_note(f"This was the metric {metric.name!r} of {name!r} in scan {identity['scan']!r}.")
+            raise
     errors = _errors(pair) if with_errors else ()
-    return StructureScores(settings.categories[category], status_of(pair), values, pair.counts[:2], errors)
+    return StructureScores(name, status_of(pair), values, pair.counts[:2], errors)
 
 
 def _errors(pair: MaskPair) -> tuple[int, ...]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
+import doctest
+import importlib
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import h5py
@@ -247,6 +252,7 @@ def test_labels_instead_of_probabilities(dataset, dtype):
         (lambda i, o: o["y_true"].__setitem__((3, 3, 3, 0), 2), "y_true has values from 0 to 2"),
         (lambda i, o: o.update(y_true=o["y_true"] * 0.5), "y_true has values"),
         (lambda i, o: i.update(scan_spacing=(1.0, 1.0)), "spacing"),
+        (lambda i, o: o.update(y_pred=o["y_pred"][:0], y_true=o["y_true"][:0]), "no voxel"),
     ],
 )
 def test_bad_input_names_the_scan(dataset, change, said):
@@ -341,6 +347,19 @@ def test_metrics_of_other_plugins(dataset):
         SemSegEvaluator(dataset, Config(TEST_METRICS=["Voxels"]))
 
 
+def test_a_metric_that_fails_says_where(dataset):
+    class Broken:
+        @hookimpl
+        def medsegpy_register_metrics(self):
+            return [MetricSpec("Broken", lambda pred, truth, spacing: 1 / 0)]
+
+    manager = PluginManager([])
+    manager.register_plugin(Broken(), "broken")
+    with use_manager(manager), pytest.raises(ZeroDivisionError) as caught:
+        evaluated(dataset, [scan(1)], cfg=Config(TEST_METRICS=["Broken"]))
+    assert caught.value.__notes__ == ["This was the metric 'Broken' of 'dog' in scan '0000001_V00'."]
+
+
 def test_a_policy_of_ones_own(dataset):
     inputs, outputs = scan(1)
     outputs["y_pred"][:] = 0
@@ -420,6 +439,25 @@ def test_inference_on_dataset(dataset, tmp_path):
     assert [d["metrics"][0]["metric"] for d in both] == ["DSC", "HD"]
     assert both[0] == one
     assert (tmp_path / "HD" / "report.html").exists()
+
+
+def test_importing_and_loading_the_plugin_is_cheap():
+    code = """
+import sys
+from medsegpy_core.plugins import default_manager
+assert "HD95" in default_manager().metrics()
+print(*{"numpy", "scipy", "PIL", "rich", "h5py"} & set(sys.modules))
+"""
+    environment = os.environ | {"MEDSEGPY_LOAD_PLUGINS": "medsegpy-evaluation"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("module", ["metrics", "prediction_files", "results", "surfaces"])
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(importlib.import_module(f"medsegpy_evaluation.{module}"))
+    assert found.attempted
+    assert not found.failed
 
 
 def test_this_plugin_is_found():

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsegpy_core import ConfigError, MetricSpec, UnknownNameError
-from medsegpy_evaluation import MissingPolicy, score_masks
-from medsegpy_evaluation.metrics import METRICS, MaskPair, from_spec, metric_specs
+from medsegpy_evaluation import MissingPolicy, medsegpy_register_metrics, score_masks
+from medsegpy_evaluation.metrics import METRICS, MaskPair, from_spec
 
 ALL = list(METRICS)
 SPACING = (0.5, 1.0, 2.0)
@@ -141,10 +141,11 @@ def test_metrics_of_other_plugins_may_say_it_themselves():
 
 def test_as_hooks_bring_them():
     pred, truth = cubes(1)
-    specs = pickle.loads(pickle.dumps(metric_specs()))
+    specs = pickle.loads(pickle.dumps(medsegpy_register_metrics()))
     found = {spec.name: spec.function(pred, truth, SPACING) for spec in specs}
     assert found == score_masks(pred, truth, SPACING, ALL)
-    assert {spec.name: spec.unit for spec in specs}["HD95"] == "mm"
+    said = {spec.name: (spec.unit, spec.higher_is_better) for spec in specs}
+    assert said == {m.name: (m.unit, m.higher_is_better is not False) for m in METRICS.values()}
 
 
 def test_spacing_is_asked_for_only_where_it_is_needed():
