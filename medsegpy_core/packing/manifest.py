@@ -116,7 +116,8 @@ def register_packed(path: str | os.PathLike[str], name: str | None = None, repla
         description=f"packed from {manifest.name}",
     )
     DatasetCatalog.registry.register(spec, replace)
-    MetadataCatalog.get(chosen).view()  # what does not fit is told here
+    if replace:
+        MetadataCatalog.get(chosen).set(replace=True, **manifest.metadata)
     return chosen
 
 

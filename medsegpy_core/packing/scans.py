@@ -128,9 +128,7 @@ def _pack_unit(task: Task, unit: _Unit, file: Any) -> dict[str, Any]:
                     made.attrs[said] = np.asarray(value, np.float64)
         hashes[name] = content_hash(array)
     labels = {"sem_seg_key": f"{unit.group}/seg"} if first.labelled else {}
-    d = {**_common(unit), "image_key": f"{unit.group}/volume", **labels, **arrays.axes_keys()}
-    if arrays.label_map:
-        d["label_map"] = True
+    d = {**_common(unit), "image_key": f"{unit.group}/volume", **labels, **arrays.layout_keys()}
     return {"dict": encoded(d, f"scan {first.scan_id!r}"), "labelled": first.labelled, "hashes": hashes}
 
 
@@ -211,14 +209,10 @@ class _Arrays:
         if self.mask is not None:
             yield "seg", self.mask, self.mask_axes
 
-    def axes_keys(self) -> DatasetDict:
-        """Return the keys of a dataset dict that name the axes, where they are not the usual ones."""
-        said = {}
-        if self.image_axes not in ("HW", "HWD"):
-            said["image_axes"] = self.image_axes
-        if self.mask is not None and self.mask_axes not in ("HWC", "HWDC", "HW", "HWD"):
-            said["sem_seg_axes"] = self.mask_axes
-        return said
+    def layout_keys(self) -> DatasetDict:
+        """Return the keys of a dataset dict that say how the arrays lie, all of them: metadata may say otherwise."""
+        said: DatasetDict = {"image_axes": self.image_axes}
+        return said if self.mask is None else {**said, "sem_seg_axes": self.mask_axes, "label_map": self.label_map}
 
 
 def _stays_label_map(mask: LazyArray | None) -> bool:
