@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scans import make_scan, save, save_slices, save_volume
 
 from medsegpy_core import (
     Config,
@@ -33,7 +34,6 @@ from medsegpy_core.catalog import dataset_spec
 from medsegpy_core.cli.app import cli
 from medsegpy_core.hdf5 import unpack_bitfield
 from medsegpy_core.packing import verify_packed
-from scans import make_scan, save, save_slices, save_volume
 
 SHAPE = (12, 10, 7)
 METADATA = {
@@ -391,7 +391,7 @@ def test_links_that_leave_the_folder_are_refused(manifest, tmp_path):
 
 def test_a_set_may_be_moved(manifest, tmp_path):
     before = np.array(load_scan(register_packed(manifest, "before"), "0000001_V00")[0])
-    os.rename(manifest.parent, tmp_path / "moved")
+    manifest.parent.rename(tmp_path / "moved")
     register_packed(tmp_path / "moved", "after")
     assert np.array_equal(load_scan("after", "0000001_V00")[0], before)
     assert packed_dicts(tmp_path / "moved" / "original.h5") == DatasetCatalog.get("after")

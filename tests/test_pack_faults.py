@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,10 @@ def start(dicts, out, code=WATCH, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def waiting_at(scan):
+    return WATCH.replace("yield name", f"yield name\n        if name.startswith({scan!r}): input()")
+
+
 def whole(out, name="original"):
     """Whether a packed set holds what the source holds."""
     register_packed(out / "original.json", "packed", replace=True)
@@ -67,8 +72,7 @@ def visible(out):
 def test_what_a_killed_process_did_is_not_done_again(dicts, tmp_path):
     out = tmp_path / "out"
     # The third name is printed before its scan is asked for: the process waits there to be killed.
-    process = start(dicts, out, WATCH.replace("yield name", "yield name\n        if name.startswith('0000002'): input()"),
-                    stdin=subprocess.PIPE)  # fmt: skip
+    process = start(dicts, out, waiting_at("0000002"), stdin=subprocess.PIPE)
     assert [process.stdout.readline().strip() for _ in range(3)] == [f"{n:07d}_V00" for n in range(3)]
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -102,8 +106,7 @@ def test_killed_at_any_moment_and_begun_again_it_ends_whole(dicts, tmp_path):
 
 def test_stopped_by_ctrl_c_it_keeps_what_is_done(dicts, tmp_path):
     out = tmp_path / "out"
-    process = start(dicts, out, WATCH.replace("yield name", "yield name\n        if name.startswith('0000001'): input()"),
-                    stdin=subprocess.PIPE)  # fmt: skip
+    process = start(dicts, out, waiting_at("0000001"), stdin=subprocess.PIPE)
     [process.stdout.readline() for _ in range(2)]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
@@ -114,7 +117,7 @@ def test_stopped_by_ctrl_c_it_keeps_what_is_done(dicts, tmp_path):
 
 def test_a_second_process_is_told_of_the_first(dicts, tmp_path):
     out = tmp_path / "out"
-    first = start(dicts, out, WATCH.replace("yield name", "yield name\n        input()"), stdin=subprocess.PIPE)
+    first = start(dicts, out, waiting_at(""), stdin=subprocess.PIPE)
     first.stdout.readline()
     with pytest.raises(OSError, match=f"another process .process {first.pid} on .* packs into this place"):
         pack_dataset("original", out)
@@ -179,21 +182,20 @@ def test_a_file_system_that_is_full(dicts, tmp_path, kilobytes):
 
 def test_a_source_that_cannot_be_read_is_named_and_the_rest_is_kept(dicts, tmp_path):
     out = tmp_path / "out"
-    content = open(dicts[4]["file_name"], "rb").read()
-    with open(dicts[4]["file_name"], "wb") as file:
-        file.write(content[: len(content) // 2])
+    source = Path(dicts[4]["file_name"])
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 2])
     with pytest.raises(ReadError, match=r"0000004_V00\.h5"):
         pack_dataset("original", out)
     assert visible(out) == []
-    with open(dicts[4]["file_name"], "wb") as file:
-        file.write(content)
+    source.write_bytes(content)
     assert pack_dataset("original", out).scans_packed == 2
     assert whole(out)
 
 
 def test_in_several_processes_too(dicts, tmp_path):
     out = tmp_path / "out"
-    os.remove(dicts[3]["file_name"])
+    Path(dicts[3]["file_name"]).unlink()
     with pytest.raises(ReadError, match=r"0000003_V00\.h5"):
         pack_dataset("original", out, jobs=2)
     assert visible(out) == []
