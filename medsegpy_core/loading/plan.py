@@ -76,13 +76,14 @@ def covering_starts(size: int, patch: int, pad: int, stride: int) -> list[int]:
     """Return `axis_starts`, and where the grid stops short of the end one patch more, flush with it, so that every
     voxel is covered.
 
-    A stride that is larger than the patch is taken as the patch, which leaves no gaps.
+    A stride that is larger than the patch is taken as the patch, which leaves no gaps. Patches that lie in the padding
+    altogether are left out.
 
     Example:
         >>> covering_starts(10, 4, 0, 4)
         [0, 4, 6]
     """
-    starts = axis_starts(size, patch, pad, min(stride, patch))
+    starts = [start for start in axis_starts(size, patch, pad, min(stride, patch)) if -patch < start < size]
     if starts[-1] + patch < size:
         starts.append(size - patch)
     return starts
@@ -115,7 +116,7 @@ def compute_patches(
         (None: nothing).
 
     Raises:
-        ValueError: The numbers of axes differ.
+        ValueError: The numbers of axes differ, or patches fit into the padding: those hold no voxel to pad from.
 
     Example:
         >>> compute_patches((8,), (4,), pad_size=1)
@@ -129,6 +130,8 @@ def compute_patches(
         raise ValueError(
             f"img_size {img_size}, pad_size {pad_size} and strides {strides} differ in their number of axes."
         )
+    if any(p >= n for p, n in zip(pads, patch, strict=True)):
+        raise ValueError(f"pad_size {pad_size} must be smaller than patch_size {patch_size} on every axis.")
     patches = []
     for start in grid_starts(img_size, patch, pads, steps):
         box = Box(start, tuple(patch))
