@@ -34,6 +34,8 @@ Box: TypeAlias = tuple[slice, ...]
 
 # How many neighbouring positions are tried: 2,000 is a ball of 7.8 voxels' radius where the spacing is isotropic.
 _NEIGHBOURS = 2000
+# How many are tried at first; then as many again, and so on.
+_FIRST = 64
 # Trials (points times positions) that are made in one call of NumPy: few enough to stay in the cache.
 _TRIALS = 1 << 16
 # Points that are worked on at once: a surface that fills the scan (noise) must not need many times its memory.
@@ -41,7 +43,7 @@ _POINTS = 1 << 19
 # What things cost, in seconds, on an ordinary core; only their ratios matter, and only for the time it takes.
 _TRIAL = 4e-9
 _TREE_BUILD, _TREE_QUERY = 1.5e-7, 8e-6
-_TRANSFORM = 1.2e-7
+_TRANSFORM = 8e-8
 
 
 @frozen(eq=False)
@@ -226,15 +228,19 @@ class _Search:
         `costs` are what a tree and what a transform would cost beforehand.
         """
         left: Ints = np.flatnonzero(target_map.take(points) == 0)
-        done = 1
+        done, progress = 1, 1.0
         while left.size and done < self.steps.size:
-            # To go on is worth it if trying as much again as has been tried costs less than the other ways.
-            trials = min(max(done, 64), self.steps.size - done)
-            if left.size * trials * _TRIAL > min(costs[0] + left.size * _TREE_QUERY, costs[1]):
+            end, before = min(max(2 * done, _FIRST), self.steps.size), left.size
+            # Worth it if trying as much again as has been tried costs less than the other ways, of which it spares the
+            # less the fewer points were found last time.
+            others = min(costs[0] + before * _TREE_QUERY, costs[1])
+            if before * (end - done) * _TRIAL > progress * others:
                 break
-            count = min(max(1, _TRIALS // left.size), self.steps.size - done)
-            left = self._try(points, left, slice(done, done + count), target_map, distances)
-            done += count
+            while left.size and done < end:
+                count = min(max(1, _TRIALS // left.size), end - done)
+                left = self._try(points, left, slice(done, done + count), target_map, distances)
+                done += count
+            progress = max(0.1, 1 - left.size / before)
         return left
 
     def _try(self, points: Ints, left: Ints, which: slice, target_map: Marks, distances: Float) -> Ints:

@@ -137,7 +137,7 @@ def simpleitk(pred, truth):
         images.append(image)
     overlap = sitk.LabelOverlapMeasuresImageFilter()
     overlap.Execute(*images)
-    surfaces = [sitk.GetArrayViewFromImage(sitk.LabelContour(i, fullyConnected=False)) > 0 for i in images]
+    surfaces = [sitk.GetArrayFromImage(sitk.LabelContour(i)) > 0 for i in images]
     maps = [sitk.SignedMaurerDistanceMap(sitk.LabelContour(i), False, False, True) for i in images]
     # Negative inside of a contour that is thicker than a voxel, where the distance to it is 0.
     fields = [np.maximum(sitk.GetArrayViewFromImage(m), 0) for m in maps]
