@@ -38,7 +38,10 @@ def sizes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
     "--layout", type=click.Choice(["slices", "patches"]), default="slices", show_default=True, help="What is read."
 )
 @click.option(
-    "--patch", callback=sizes, metavar="H,W,D", help="The chunks of the layout patches; 64,64,64 if not given."
+    "--patch",
+    callback=sizes,
+    metavar="H,W,D",
+    help="The chunks of the layout patches; one piece, with gzip 32,32,32, if not given.",
 )
 @click.option("--compression", type=click.Choice(["none", "gzip"]), default="none", show_default=True)
 @click.option("--shards", type=click.IntRange(1), default=1, show_default=True, help="How many files.")

@@ -88,7 +88,7 @@ def pack_dataset(
             ``packed`` in ``MEDSEGPY_DATASETS``.
         layout: ``"slices"`` or ``"patches"``, see `PackLayout`.
         compression: ``"none"`` or ``"gzip"``.
-        patch: H, W and D of the chunks of the layout ``patches``; None: 64 x 64 x 64.
+        patch: H, W and D of the chunks of the layout ``patches``; None: in one piece, with gzip 32 x 32 x 32.
         shards: How many files.
         jobs: How many processes pack scans.
         overwrite: Whether to replace a packed dataset that was made of other files or with other settings.
@@ -102,7 +102,7 @@ def pack_dataset(
         ReadError: A scan cannot be read, or was not written as it should have been.
         OSError: The disk is full. What is done stays; no file is half-written.
     """
-    chosen = PackLayout(layout, compression) if patch is None else PackLayout(layout, compression, patch)
+    chosen = PackLayout(layout, compression, patch)
     folder, stem = _place(name, out)
     scans = group_scans(load_records(name))
     if not scans:

@@ -15,7 +15,9 @@ def main() -> None:
     """Print the tables; with ``--write`` also put them into docs/benchmarks.md, between the comments that name them."""
     names = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="*", default=names, metavar="NAME", help=f"of {', '.join(names)}; all by default")
+    parser.add_argument(
+        "--only", nargs="*", default=names, metavar="NAME", help=f"of {', '.join(names)}; all by default"
+    )
     parser.add_argument("--tables", nargs="*", default=(), help="only these tables of a benchmark")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--write", action="store_true", help="write the tables into docs/benchmarks.md")

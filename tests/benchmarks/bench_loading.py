@@ -26,7 +26,11 @@ _MEDSEGPY = "MedSegPy's way (h5py loop)"
 def run(rounds: int, only: Sequence[str] = ()) -> Iterator[str]:
     """Yield the tables, as Markdown."""
     tables: dict[str, Callable[[Material, Path, int], str]] = {
-        "slices": _slices, "gzip": _gzip, "cold": _cold, "patches": _patches, "order": _order,
+        "slices": _slices,
+        "gzip": _gzip,
+        "cold": _cold,
+        "patches": _patches,
+        "order": _order,
     }
     with tempfile.TemporaryDirectory(prefix="medsegpy-bench-") as folder:
         material = make_material(Path(folder) / "sets", scans=2)
@@ -46,7 +50,12 @@ def _register(name: str, get_dicts: Callable[[], list[dict[str, Any]]]) -> None:
 def _loader(name: str, tag: str = "DefaultDataLoader", threads: int = THREADS, **options: Any) -> Any:
     size = PATCH if "Patch" in tag else ()
     cfg = Config(
-        TRAIN_DATASET=name, TAG=tag, SEED=0, NUM_WORKERS=threads, IMG_SIZE=size, PATCHES_PER_SCAN=16,
+        TRAIN_DATASET=name,
+        TAG=tag,
+        SEED=0,
+        NUM_WORKERS=threads,
+        IMG_SIZE=size,
+        PATCHES_PER_SCAN=16,
         FOREGROUND_RATIO=0.0,
     )
     return build_loader(cfg, name, batch_size=PATCH_BATCH if size else BATCH, **options)
@@ -83,7 +92,10 @@ def _slices(material: Material, scratch: Path, rounds: int) -> str:
         *others,
         Case("files as they are", _epochs(_loader("bench_slices"))),
         Case("files as they are, reused buffers", _epochs(_loader("bench_slices", reuse_buffers=True), 3)),
-        Case("files as they are, uint8 masks", _epochs(_loader("bench_slices", reuse_buffers=True, mask_dtype="uint8"), 3)),
+        Case(
+            "files as they are, uint8 masks",
+            _epochs(_loader("bench_slices", reuse_buffers=True, mask_dtype="uint8"), 3),
+        ),
         Case("packed", _epochs(_loader("bench_packed_slices"), 2)),
         Case("packed, reused buffers", _epochs(_loader("bench_packed_slices", reuse_buffers=True), 6)),
         Case("packed, mmap, reused buffers", _epochs(_loader("bench_packed_slices", reuse_buffers=True, mmap=True), 6)),
@@ -99,7 +111,9 @@ def _slices(material: Material, scratch: Path, rounds: int) -> str:
         Target("packed, reused buffers", _MEDSEGPY, 27),
         Target("packed, reused buffers", "memcpy, 2 threads", 0.6),
     ]
-    return markdown("2D slices, batch 16, float32 masks, warm", interleaved(cases, rounds, "slices"), _MEDSEGPY, targets, absent)
+    return markdown(
+        "2D slices, batch 16, float32 masks, warm", interleaved(cases, rounds, "slices"), _MEDSEGPY, targets, absent
+    )
 
 
 def _gzip(material: Material, scratch: Path, rounds: int) -> str:
@@ -118,7 +132,13 @@ def _gzip(material: Material, scratch: Path, rounds: int) -> str:
         Case("gzip files", _epochs(_loader("bench_gzip", reuse_buffers=True))),
     ]
     targets = [Target("gzip files", _MEDSEGPY, 7), Target("gzip files", "h5py alone: open and read", 3.4)]
-    return markdown("2D slices, gzip files with h5py's own chunks, warm", interleaved(cases, rounds, "slices"), _MEDSEGPY, targets, ())
+    return markdown(
+        "2D slices, gzip files with h5py's own chunks, warm",
+        interleaved(cases, rounds, "slices"),
+        _MEDSEGPY,
+        targets,
+        (),
+    )
 
 
 def _cold(material: Material, scratch: Path, rounds: int) -> str:
@@ -132,26 +152,38 @@ def _cold(material: Material, scratch: Path, rounds: int) -> str:
         Case("files as they are", _epochs(_loader("bench_slices", reuse_buffers=True)), forget),
     ]
     targets = [Target("files as they are", _MEDSEGPY, 7)]
-    return markdown("2D slices, cold: the files are not in the page cache", interleaved(cases, rounds, "slices"), _MEDSEGPY, targets, ())
+    return markdown(
+        "2D slices, cold: the files are not in the page cache",
+        interleaved(cases, rounds, "slices"),
+        _MEDSEGPY,
+        targets,
+        (),
+    )
 
 
 def _patches(material: Material, scratch: Path, rounds: int) -> str:
-    packed = limits.pack("bench_volumes", scratch / "packed-contiguous", "contiguous")
-    _register("bench_packed_contiguous", packed)
-    chunked = limits.pack("bench_volumes", scratch / "packed-patches", "patches", PATCH)
-    _register("bench_packed_patches", chunked)
+    packed = limits.pack("bench_volumes", scratch / "packed-patches", "patches")
+    _register("bench_packed_patches", packed)
+    chunked = limits.pack("bench_volumes", scratch / "packed-chunks", "patches", (64, 64, 64))
+    _register("bench_packed_chunks", chunked)
     volumes = sorted(material.volumes.iterdir())
     others, absent = peers.patch_cases(volumes, scratch)
     rng = np.random.default_rng(0)
 
     def medsegpy() -> int:
         for _ in range(4):
-            ancestor.patch_batch([(volumes[int(rng.integers(2))], limits.random_box(rng)) for _ in range(2)], CATEGORIES)
+            ancestor.patch_batch(
+                [(volumes[int(rng.integers(2))], limits.random_box(rng)) for _ in range(2)], CATEGORIES
+            )
         return 8
 
     tag = "RandomPatchDataLoader"
     cases = [Case(_MEDSEGPY, medsegpy), *others]
-    for title, name in (("file as it is", "bench_volumes"), ("packed", "bench_packed_contiguous"), ("packed in chunks", "bench_packed_patches")):
+    for title, name in (
+        ("file as it is", "bench_volumes"),
+        ("packed", "bench_packed_patches"),
+        ("packed in chunks of 64^3", "bench_packed_chunks"),
+    ):
         for mapped in (False, True):
             loader = _loader(name, tag, reuse_buffers=True, mmap=mapped)
             cases.append(Case(f"{title}{', mmap' if mapped else ''}, to 4 x float32", _epochs(loader, 2)))
@@ -170,12 +202,19 @@ def _patches(material: Material, scratch: Path, rounds: int) -> str:
         Target(mapped, "MONAI CacheDataset + random crop", 15),
         Target(mapped, "TorchIO Queue, uniform sampler", 60),
     ]
-    return markdown("3D patches of 128 x 128 x 64, batch 2, warm", interleaved(cases, rounds, "patches"), _MEDSEGPY, targets, absent)
+    return markdown(
+        "3D patches of 128 x 128 x 64, batch 2, warm", interleaved(cases, rounds, "patches"), _MEDSEGPY, targets, absent
+    )
 
 
 def _order(material: Material, scratch: Path, rounds: int) -> str:
     loader = _loader("bench_slices", reuse_buffers=True)
-    loaders = {"the loader": _epochs(loader, 3), "a bare loop over the same reads": limits.bare_loop(loader, THREADS, 3)}
+    loaders = {
+        "the loader": _epochs(loader, 3),
+        "a bare loop over the same reads": limits.bare_loop(loader, THREADS, 3),
+    }
     results = interleaved([Case(name, work) for name, work in loaders.items()], 2 * rounds, "slices")
     targets = [Target("the loader", "a bare loop over the same reads", 0.95)]
-    return markdown("Order and prefetch against a bare loop, 2 threads", results, "a bare loop over the same reads", targets, ())
+    return markdown(
+        "Order and prefetch against a bare loop, 2 threads", results, "a bare loop over the same reads", targets, ()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from medsegpy_core import pack_dataset, packed_dicts
 from medsegpy_core.datasets import make_records
 from medsegpy_core.lazy import read_into
 from medsegpy_core.loading.fetch import KeptBuffers
@@ -17,12 +19,21 @@ from medsegpy_core.loading.sources import Opener
 from tests.benchmarks.material import SHAPE, Material, bits_of
 from tests.benchmarks.peers import BATCH, PATCH, collated
 
-__all__ = ["bare_loop", "copy_slices", "crop", "random_box", "read_stored"]
+__all__ = ["bare_loop", "copy_slices", "crop", "pack", "random_box", "read_stored"]
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2)
+
+
+def pack(
+    name: str, out: Path, layout: str, patch: tuple[int, int, int] | None = None
+) -> Callable[[], list[dict[str, Any]]]:
+    """Pack a dataset and return what lists it."""
+    packed = pack_dataset(name, out, layout=layout, patch=patch)
+    os.sync()
+    return lambda: packed_dicts(packed.manifest)
 
 
 def random_box(rng: np.random.Generator) -> tuple[slice, ...]:

@@ -32,13 +32,24 @@ def collated(mask: np.ndarray) -> np.ndarray:
     )
 
 
-def read_slice(item: dict[str, str]) -> dict[str, np.ndarray]:
+def _read_slice(item: dict[str, str]) -> dict[str, np.ndarray]:
     """Read a slice as channels first, float32: what networks in PyTorch take."""
     with h5py.File(item["image"], "r") as file:
         image = file["data"][:, :, 0]
     with h5py.File(item["label"], "r") as file:
         mask = collated(file["data"][:, :, 0])
     return {"image": image[None], "label": np.moveaxis(mask, -1, 0).astype(np.float32)}
+
+
+def _cacheable(function: Callable[[Any], Any]) -> Any:
+    """Return a transform: MONAI caches what its own class of transforms returns, and nothing of plain functions."""
+    from monai.transforms import Transform
+
+    class Read(Transform):
+        def __call__(self, item: Any) -> Any:
+            return function(item)
+
+    return Read()
 
 
 def _epoch(loader: Any, key: str, limit: int | None = None) -> Callable[[], int]:
@@ -58,7 +69,7 @@ def slice_cases(slices: Path, volume: Path, scratch: Path) -> tuple[list[Case], 
     else:
         absent.append("MONAI")
     if _have("torchio", "torch"):
-        cases.append(_torchio_slices(volume))
+        cases.append(_torchio_slices(_with_labels([volume], scratch)[0]))
     else:
         absent.append("TorchIO")
     return cases, absent
@@ -67,10 +78,10 @@ def slice_cases(slices: Path, volume: Path, scratch: Path) -> tuple[list[Case], 
 def _monai_slices(items: Sequence[dict[str, str]], scratch: Path) -> list[Case]:
     from monai.data import CacheDataset, DataLoader, Dataset, PersistentDataset
 
+    read_slice = _cacheable(_read_slice)
+
     def loader(dataset: Any, workers: int) -> Any:
-        return DataLoader(
-            dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-        )
+        return DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
     plain = Dataset(items, read_slice)
     persistent = PersistentDataset(items, read_slice, cache_dir=scratch / "persistent")
@@ -91,11 +102,21 @@ def _torchio_reader(key: str) -> Callable[[Any], tuple[Any, np.ndarray]]:
             if key == "volume":
                 array = file["volume"][:]
             else:
-                # A label map: four classes as one channel is the best that TorchIO can be given.
-                array = (collated(file["seg"][:]) * np.arange(1, 5, dtype=np.uint8)).max(axis=-1)
+                array = file["labels"][:]
         return torch.from_numpy(array[None]), np.eye(4)
 
     return read
+
+
+def _with_labels(volumes: Sequence[Path], scratch: Path) -> list[Path]:
+    """Write the volumes with a label map at hand: the best that TorchIO can be given."""
+    found = []
+    for path in volumes:
+        found.append(scratch / f"{path.stem}-labels.h5")
+        with h5py.File(path, "r") as source, h5py.File(found[-1], "w") as file:
+            file["volume"] = source["volume"][:]
+            file["labels"] = (collated(source["seg"][:]) * np.arange(1, 5, dtype=np.uint8)).max(axis=-1)
+    return found
 
 
 def _torchio_queue(volumes: Sequence[Path], patch: tuple[int, int, int], per_volume: int, labels: bool) -> Any:
@@ -118,7 +139,9 @@ def _torchio_slices(volume: Path) -> Case:
     import torchio
 
     queue = _torchio_queue([volume], (384, 384, 1), 160, labels=False)
-    return Case("TorchIO Queue, slices", _epoch(_quiet(torchio.SubjectsLoader(queue, batch_size=BATCH, num_workers=0)), "label"))
+    return Case(
+        "TorchIO Queue, slices", _epoch(_quiet(torchio.SubjectsLoader(queue, batch_size=BATCH, num_workers=0)), "label")
+    )
 
 
 class _quiet:
@@ -146,8 +169,9 @@ def patch_cases(volumes: Sequence[Path], scratch: Path) -> tuple[list[Case], lis
     if _have("torchio", "torch"):
         import torchio
 
+        labelled = _with_labels(volumes[:1], scratch)
         for name, labels in (("uniform", False), ("label", True)):
-            queue = _torchio_queue(volumes[:1], PATCH, 8, labels)
+            queue = _torchio_queue(labelled, PATCH, 16, labels)
             loader = _quiet(torchio.SubjectsLoader(queue, batch_size=2, num_workers=0))
             cases.append(Case(f"TorchIO Queue, {name} sampler", _epoch(loader, "label")))
     else:
@@ -175,7 +199,7 @@ def _monai_patches(volumes: Sequence[Path]) -> list[Case]:
     def case(name: str, crop: Any, copy_cache: bool, limit: int) -> Case:
         # The same few volumes several times, so that an epoch is worth timing; they are in the cache once each.
         dataset = CacheDataset(
-            items, Compose([read, crop]), progress=False, copy_cache=copy_cache, hash_as_key=True
+            items, Compose([_cacheable(read), crop]), progress=False, copy_cache=copy_cache, hash_as_key=True
         )
         return Case(name, _epoch(DataLoader(dataset, batch_size=2, shuffle=True, num_workers=0), "image", limit))
 
