@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         RandomPatchDataLoader,
         S25dDataLoader,
         build_loader,
+        compute_patches,
         filter_dicts,
         load_scan,
     )
@@ -115,6 +116,7 @@ __all__ = [
     "ZeroMeanNormalization",
     "__version__",
     "build_loader",
+    "compute_patches",
     "filter_dicts",
     "hookimpl",
     "load_scan",
@@ -143,7 +145,7 @@ _MODULES = {
     "hdf5": "write_slices write_volume",
     "hookspecs": "hookimpl",
     "loading": "DefaultDataLoader N5dDataLoader PatchDataLoader RandomPatchDataLoader S25dDataLoader build_loader "
-    "filter_dicts load_scan",
+    "compute_patches filter_dicts load_scan",
     "metadata": "Metadata",
     "naming": "SliceName parse_slice_name",
     "opening": "open_scan",
