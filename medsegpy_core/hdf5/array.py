@@ -64,7 +64,7 @@ class LazyReads:
         out = _empty([s.stop - s.start for s in box], self.dtype, self.path)
         if out.size:
             self.read_into(box, out)
-        return np.ascontiguousarray(out[rest])
+        return np.asarray(out[rest], order="C")  # not ascontiguousarray, which makes an axis of none
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.access import current_access
 from medsegpy_core.hdf5.policy import list_links, open_file, regular_file
 
 __all__ = ["holds_dataset", "is_hdf5", "root_and_groups"]
@@ -56,6 +57,10 @@ def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dic
     Raises:
         ReadError: The file cannot be read.
     """
+    if current_access().isolate:
+        from medsegpy_core.hdf5.isolation import groups_by_helper
+
+        return groups_by_helper(path, into_groups)
     import h5py
 
     with open_file(path) as file:

@@ -35,11 +35,11 @@ _scratch = threading.local()
 _zeros: set[tuple[bytes, int, int, Any]] = set()
 
 
-def read_ranges(fd: int, layout: Layout, selection: Selection, out: Array) -> None:
+def read_ranges(file: int | Array, layout: Layout, selection: Selection, out: Array) -> None:
     """Read a box of a contiguous or chunked dataset.
 
     Args:
-        fd: The open file.
+        file: The open file, or its bytes where it is mapped into memory.
         layout: Where the data lie.
         selection: One ``slice(start, stop)`` per axis, within bounds, none of them empty.
         out: An array of that shape; values are cast to its type.
@@ -49,11 +49,11 @@ def read_ranges(fd: int, layout: Layout, selection: Selection, out: Array) -> No
     """
     vetted = layout.form.vetted
     if layout.table is not None:
-        _read_chunked(fd, layout, selection, out)
+        _read_chunked(file, layout, selection, out)
     elif layout.offset < 0:
         out[...] = np.frombuffer(vetted.fill, vetted.raw)[0]
     else:
-        _read_contiguous(fd, layout.offset, vetted.shape, vetted.raw, selection, out)
+        _read_contiguous(file, layout.offset, vetted.shape, vetted.raw, selection, out)
 
 
 def read_bytes(fd: int, offset: int, buffer: Any) -> None:
@@ -99,9 +99,20 @@ def _scratch_bytes(size: int) -> Array:
     return kept[:size]
 
 
+def _mapped(file: Array, offset: int, size: int) -> Array:
+    """Return a part of a file that is mapped."""
+    if offset + size > len(file):
+        raise ReadError(f"the file ends at byte {len(file):,}, in the middle of the data")
+    return file[offset : offset + size]
+
+
 def _read_contiguous(
-    fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
+    file: int | Array, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
 ) -> None:
+    if isinstance(file, np.ndarray):
+        stored = _mapped(file, offset, math.prod(shape) * dtype.itemsize)
+        out[...] = np.ndarray(shape, dtype, stored)[selection]
+        return
     sizes = out.shape
     rank = len(shape)
     # `whole` axes from here on are taken in full, so that a run covers them and the axis before.
@@ -112,7 +123,7 @@ def _read_contiguous(
     direct = out.dtype == dtype and out.flags.c_contiguous
     if whole <= 1:
         start = selection[0].start * math.prod(shape[1:]) if whole else 0
-        _read_run(fd, offset + start * itemsize, dtype, out, direct)
+        _read_run(file, offset + start * itemsize, dtype, out, direct)
         return
     strides = tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(rank))
     split = _split(sizes, strides, itemsize, whole)
@@ -121,13 +132,13 @@ def _read_contiguous(
     outer = itertools.product(*(range(n) for n in sizes[:split]))
     if split == whole - 1:
         for index in outer:
-            _read_run(fd, base + sum(map(int.__mul__, index, strides)), dtype, out[index], direct)
+            _read_run(file, base + sum(map(int.__mul__, index, strides)), dtype, out[index], direct)
         return
     span = sum((n - 1) * stride for n, stride in zip(inner, strides[split:], strict=True)) + itemsize
     scratch = _scratch_bytes(span)
     box = np.ndarray(inner, dtype, scratch, strides=strides[split:])
     for index in outer:
-        read_bytes(fd, base + sum(map(int.__mul__, index, strides)), scratch)
+        read_bytes(file, base + sum(map(int.__mul__, index, strides)), scratch)
         out[index] = box
 
 
@@ -155,7 +166,7 @@ def _split(sizes: tuple[int, ...], strides: tuple[int, ...], itemsize: int, whol
     return best
 
 
-def _read_chunked(fd: int, layout: Layout, selection: Selection, out: Array) -> None:
+def _read_chunked(file: int | Array, layout: Layout, selection: Selection, out: Array) -> None:
     vetted, table = layout.form.vetted, layout.table
     chunks = vetted.chunks
     if chunks is None or table is None:
@@ -171,10 +182,12 @@ def _read_chunked(fd: int, layout: Layout, selection: Selection, out: Array) -> 
             low, high = max(part.start, first), min(part.stop, first + chunk)
             local.append(slice(low - first, high - first))
             target.append(slice(low - part.start, high - part.start))
-        _read_chunk(fd, layout, table, number, tuple(local), out[tuple(target)])
+        _read_chunk(file, layout, table, number, tuple(local), out[tuple(target)])
 
 
-def _read_chunk(fd: int, layout: Layout, table: array[int], number: int, local: Selection, out: Array) -> None:
+def _read_chunk(
+    file: int | Array, layout: Layout, table: array[int], number: int, local: Selection, out: Array
+) -> None:
     vetted = layout.form.vetted
     shape = vetted.chunks or ()
     offset, stored, mask = table[3 * number : 3 * number + 3]
@@ -185,10 +198,13 @@ def _read_chunk(fd: int, layout: Layout, table: array[int], number: int, local: 
     if all(mask >> i & 1 for i in range(len(vetted.filters))):
         if stored != size:
             raise ReadError(f"chunk {number} has {stored:,} bytes instead of {size:,}")
-        _read_contiguous(fd, offset, shape, vetted.raw, local, out)
+        _read_contiguous(file, offset, shape, vetted.raw, local, out)
         return
-    raw = _scratch_bytes(stored)
-    read_bytes(fd, offset, raw)
+    if isinstance(file, np.ndarray):
+        raw = _mapped(file, offset, stored)
+    else:
+        raw = _scratch_bytes(stored)
+        read_bytes(file, offset, raw)
     seen = (raw.tobytes(), mask, size, vetted.filters) if stored * _ZERO_RATIO < size else None
     if seen in _zeros:
         out[...] = 0

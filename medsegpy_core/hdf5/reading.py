@@ -6,9 +6,12 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.access import current_access
 from medsegpy_core.hdf5.library import read_box
+from medsegpy_core.hdf5.maps import SMALLEST_MAP, kept_map, map_file
 from medsegpy_core.hdf5.policy import regular_file, stamp_of
 from medsegpy_core.hdf5.ranges import read_ranges
+from medsegpy_core.hdf5.vetting import PLUGIN_FILTERS
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
@@ -31,9 +34,13 @@ def read_located(path: str, layout: Layout, selection: Selection, out: Array) ->
         StaleError: The file is another one by now.
         ReadError: It cannot be read, or changes while it is read.
     """
+    access = current_access()
     try:
-        if layout.form.route == "ranges":
-            _read_ranges(path, layout, selection, out)
+        if access.isolate and _needs_c_code(layout):
+            _read_elsewhere(path, layout, selection, out)
+        elif layout.form.route == "ranges":
+            if not (access.mmap and _read_map(path, layout, selection, out)):
+                _read_ranges(path, layout, selection, out, access.mmap)
         elif stamp_of(regular_file(path)) != layout.stamp:
             raise StaleError
         else:
@@ -44,16 +51,44 @@ def read_located(path: str, layout: Layout, selection: Selection, out: Array) ->
         raise ReadError(error.reason, path, layout.key) from error
 
 
-def _read_ranges(path: str, layout: Layout, selection: Selection, out: Array) -> None:
+def _needs_c_code(layout: Layout) -> bool:
+    """Say whether reading runs code that a file can crash: the library, or a filter of hdf5plugin."""
+    return layout.form.route == "library" or any(number in PLUGIN_FILTERS for number, _ in layout.form.vetted.filters)
+
+
+def _read_elsewhere(path: str, layout: Layout, selection: Selection, out: Array) -> None:
+    from medsegpy_core.hdf5.isolation import read_by_helper
+
+    if stamp_of(regular_file(path)) != layout.stamp or not read_by_helper(path, layout, selection, out):
+        raise StaleError
+
+
+def _read_map(path: str, layout: Layout, selection: Selection, out: Array) -> bool:
+    """Read from a map that is kept; False: there is none."""
+    found = kept_map(path, layout.stamp)
+    if found is None:
+        return False
+    if stamp_of(regular_file(path)) != layout.stamp:
+        raise StaleError
+    read_ranges(found.data, layout, selection, out)
+    if stamp_of(regular_file(path)) != layout.stamp:
+        raise ReadError("the file changed while it was read")
+    return True
+
+
+def _read_ranges(path: str, layout: Layout, selection: Selection, out: Array, mapped: bool) -> None:
     try:
         fd = os.open(path, _FLAGS)
     except OSError as error:
         regular_file(path)  # says what is wrong with it, if anything is
         raise ReadError(f"the file cannot be opened: {error.strerror}") from error
     try:
-        if stamp_of(os.fstat(fd)) != layout.stamp:
+        status = os.fstat(fd)
+        if stamp_of(status) != layout.stamp:
             raise StaleError
-        read_ranges(fd, layout, selection, out)
+        large = mapped and status.st_size >= SMALLEST_MAP
+        found = map_file(path, fd, status.st_size, layout.stamp) if large else None
+        read_ranges(fd if found is None else found.data, layout, selection, out)
         if stamp_of(os.fstat(fd)) != layout.stamp:
             raise ReadError("the file changed while it was read")
     finally:

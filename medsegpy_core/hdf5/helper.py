@@ -1,0 +1,94 @@
+"""What runs in the helper process of `isolation`: it answers one request after the other, within limits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import signal
+import socket
+from typing import Any
+
+import numpy as np
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.layout import locate
+from medsegpy_core.hdf5.looking import root_and_groups
+from medsegpy_core.hdf5.messages import receive, receive_header, send
+from medsegpy_core.hdf5.policy import Stamp
+from medsegpy_core.hdf5.reading import StaleError, read_located
+
+__all__ = ["serve"]
+
+# More than this process gives itself: it only ends by itself where nobody is left to end it.
+_GRACE_SECONDS = 5.0
+
+
+def serve(fd: int) -> None:
+    """Answer requests until the other side is gone.
+
+    Args:
+        fd: Its end of the connection.
+    """
+    import h5py  # noqa: F401 -- so that its memory does not count
+
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    own = _own_memory()
+    with socket.socket(fileno=fd) as connection, contextlib.suppress(EOFError, ConnectionError):
+        send(connection, None)
+        while True:
+            size, _ = receive_header(connection)
+            request = bytearray(size)
+            receive(connection, request)
+            operation, path, arguments, seconds, memory = pickle.loads(request)  # noqa: S301 -- of our own parent
+            _limit_memory(own, memory)
+            # The kernel ends this process then, whatever the library is doing.
+            signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_SECONDS)
+            answer, extra = _answer(operation, path, arguments)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            send(connection, answer, extra)
+
+
+def _own_memory() -> int | None:
+    """Return how many bytes of address space this process has; None: not to be known on this system."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _limit_memory(own: int | None, memory: int) -> None:
+    if own is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = own + int(memory)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _answer(operation: str, path: str, arguments: tuple[Any, ...]) -> tuple[tuple[str, Any], Any]:
+    try:
+        if operation == "locate":
+            return ("done", locate(path, arguments[0])), b""
+        if operation == "groups":
+            return ("done", root_and_groups(path, *arguments)), b""
+        return _read(path, *arguments)
+    except ReadError as error:
+        return ("error", (error.reason, error.key)), b""
+    except MemoryError:
+        return ("error", ("there is not enough memory to read it", None)), b""
+
+
+def _read(path: str, key: str, stamp: Stamp, bounds: tuple[tuple[int, int], ...]) -> tuple[tuple[str, Any], Any]:
+    layout = locate(path, (key,))
+    if layout.stamp != stamp:
+        return ("stale", None), b""
+    box = np.empty([stop - start for start, stop in bounds], layout.form.vetted.raw.newbyteorder("="))
+    try:
+        read_located(path, layout, tuple(slice(start, stop) for start, stop in bounds), box)
+    except StaleError:
+        return ("stale", None), b""
+    return ("done", None), box

@@ -1,0 +1,254 @@
+"""The HDF5 library in a helper process: a file that crashes or hangs it is a `ReadError` here.
+
+There is one helper for each process. It is started when it is first needed, as a new interpreter (a fork would take
+over locks and threads), and replaced when a file has ended it. It opens files and says where their data lie, which is
+remembered here, so that an epoch over files that are known asks it for nothing; it reads what byte ranges cannot.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.access import current_access
+from medsegpy_core.hdf5.messages import receive, receive_header, send
+from medsegpy_core.hdf5.policy import Stamp, regular_file, stamp_of
+from medsegpy_core.locks import ForkSafeLock
+
+if TYPE_CHECKING:
+    from medsegpy_core.hdf5.layout import Layout
+    from medsegpy_core.typing import Array, Selection
+
+__all__ = ["groups_by_helper", "locate_by_helper", "read_by_helper"]
+
+_PROGRAM: Final = (
+    "import sys; sys.path[:] = sys.argv[2:]; from medsegpy_core.hdf5.helper import serve; serve(int(sys.argv[1]))"
+)
+_START_SECONDS: Final = 60.0
+_BYTES_PER_SECOND: Final = 10e6  # what a slow network drive gives
+_MAX_ANSWER: Final = 64 << 20
+_MAX_FATAL: Final = 4096
+
+# An answer is made of these and of plain values. What a file did to the helper must not decide what is imported here.
+_ANSWERS: Final = frozenset(
+    {
+        ("array", "_array_reconstructor"),
+        ("array", "array"),
+        ("medsegpy_core.hdf5.attributes", "Said"),
+        ("medsegpy_core.hdf5.layout", "Form"),
+        ("medsegpy_core.hdf5.layout", "Layout"),
+        ("medsegpy_core.hdf5.vetting", "Vetted"),
+        ("numpy", "dtype"),
+    }
+)
+
+
+class _Answer(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in _ANSWERS:
+            raise pickle.UnpicklingError(f"{module_name}.{global_name}")
+        return super().find_class(module_name, global_name)
+
+
+class _EndedError(Exception):
+    """The helper ended, or had to be ended; says why, and whether it would happen again."""
+
+    def __init__(self, reason: str, again: bool):
+        super().__init__(reason)
+        self.again = again
+
+
+class _Helper:
+    """The other process, and the connection to it."""
+
+    def __init__(self) -> None:
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter with our own program
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), *sys.path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                # Control-C is for this process, which then ends the helper.
+                process_group=0,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            )
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            size, _ = receive_header(self._connection, deadline)
+            receive(self._connection, bytearray(size), deadline)
+        except (OSError, EOFError) as error:
+            self.end()
+            status = self._process.returncode
+            raise ReadError(
+                f"the helper process of isolate=True did not start (exit status {status}). Try what it says: "
+                f"{sys.executable} -c 'import medsegpy_core.hdf5.helper'"
+            ) from error
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: tuple[Any, ...], seconds: float, out: Array | None) -> tuple[str, Any]:
+        deadline = time.monotonic() + seconds
+        try:
+            send(self._connection, request, deadline=deadline)
+            kind, value = self._receive(out, deadline)
+        except TimeoutError:
+            self.stop()
+            raise _EndedError(f"the HDF5 library did not come to an end within {seconds:.3g} s", True) from None
+        except BaseException as error:
+            # Whatever it was, Control-C included: an answer that is still to come would be taken for the next one.
+            self.end()
+            if isinstance(error, Exception):
+                raise self._ended() from error
+            raise
+        return kind, value
+
+    def _receive(self, out: Array | None, deadline: float) -> tuple[str, Any]:
+        size, extra = receive_header(self._connection, deadline)
+        if size > _MAX_ANSWER or extra not in (0, 0 if out is None else out.nbytes):
+            raise EOFError  # the file made it talk nonsense
+        answer = bytearray(size)
+        receive(self._connection, answer, deadline)
+        if extra and out is not None:
+            receive(self._connection, out.reshape(-1).view(np.uint8).data, deadline)
+        kind, value = _Answer(io.BytesIO(answer)).load()
+        return kind, value
+
+    def _ended(self) -> _EndedError:
+        status = self._process.returncode
+        if status == -signal.SIGALRM:
+            return _EndedError("the HDF5 library did not come to an end in time", True)
+        if status < 0 and -status != signal.SIGKILL:
+            return _EndedError(f"the HDF5 library crashes on it ({signal.Signals(-status).name})", True)
+        if status == -signal.SIGKILL:
+            return _EndedError("the helper process was killed (SIGKILL) while it read the file", False)
+        return _EndedError(f"the helper process ended (exit status {status}) while it read the file", True)
+
+    def end(self) -> None:
+        """End the process. One that crashes is given a moment, so that its own signal is what is told."""
+        self._connection.close()
+        try:
+            self._process.wait(0.5 if self._process.poll() is None else 0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """End the process at once."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def forget(self) -> None:
+        """Let go of it in a forked child, whose process it is not."""
+        self._connection.close()
+        self._process.returncode = 0  # nothing to wait for, and no warning about that
+
+
+_helper: _Helper | None = None
+_lock = ForkSafeLock()
+# What ended the helper: path to stamp and reason. It is refused at once from then on, until the file changes.
+_fatal: dict[str, tuple[Stamp, str]] = {}
+
+
+def _stop() -> None:
+    global _helper
+    helper, _helper = _helper, None
+    if helper is not None:
+        helper.stop()
+
+
+def _forget() -> None:
+    global _helper
+    helper, _helper = _helper, None
+    if helper is not None:
+        helper.forget()
+
+
+atexit.register(_stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | None = None) -> tuple[str, Any]:
+    """Ask the helper; returns what kind of answer it is, and the answer.
+
+    Raises:
+        ReadError: The helper says so, or the file has ended it.
+    """
+    global _helper  # noqa: PLW0603
+    access = current_access()
+    stamp = stamp_of(regular_file(path))
+    known = _fatal.get(path)
+    if known is not None and known[0] == stamp:
+        raise ReadError(known[1], path)
+    extra = 0 if out is None else out.nbytes
+    seconds = access.seconds + extra / _BYTES_PER_SECOND
+    # The helper has a working directory of its own.
+    request = (operation, os.path.abspath(path), arguments, seconds, access.memory + extra)  # noqa: PTH100
+    with _lock:
+        if _helper is None or not _helper.alive:
+            _stop()
+            _helper = _Helper()
+        try:
+            kind, value = _helper.ask(request, seconds, out)
+        except _EndedError as ended:
+            _helper = None
+            if ended.again:
+                if len(_fatal) >= _MAX_FATAL:
+                    _fatal.clear()
+                _fatal[path] = stamp, str(ended)
+            raise ReadError(str(ended), path) from ended
+        except BaseException:
+            _helper = None
+            raise
+    if kind == "error":
+        reason, key = value
+        raise ReadError(reason, path, key)
+    return kind, value
+
+
+def locate_by_helper(path: str, keys: Sequence[str]) -> Layout:
+    """Do what `layout.locate` does."""
+    layout: Layout = _ask("locate", path, (tuple(keys),))[1]
+    return layout
+
+
+def read_by_helper(path: str, layout: Layout, selection: Selection, out: Array) -> bool:
+    """Do what `reading.read_located` does; False: the file is another one by now."""
+    dtype = layout.form.vetted.raw.newbyteorder("=")
+    box = out if out.dtype == dtype and out.flags.c_contiguous else _empty(out.shape, dtype)
+    bounds = tuple((s.start, s.stop) for s in selection)
+    if _ask("read", path, (layout.key, layout.stamp, bounds), box)[0] == "stale":
+        return False
+    if box is not out:
+        out[...] = box
+    return True
+
+
+def groups_by_helper(path: str, into_groups: bool) -> tuple[list[str], dict[str, list[str]]]:
+    """Do what `looking.root_and_groups` does."""
+    root, groups = _ask("groups", path, (into_groups,))[1]
+    return root, groups
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError as error:
+        raise ReadError("there is not enough memory to read it") from error
