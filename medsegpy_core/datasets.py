@@ -142,16 +142,10 @@ def _directory(root: str | os.PathLike[str]) -> Path:
 def _claiming(folder: Path) -> list[Reader]:
     """Return the readers that claim, by suffix, a file of the folder, and can list one."""
     names = os.listdir(folder)
-    suffixes = {"." + name.rpartition(".")[2].lower() for name in names}
+    # One search in one text: there may be hundreds of thousands of names.
+    endings = "\n".join(names).lower() + "\n"
     readers = [
-        reader
-        for reader in all_readers().values()
-        # ".nii.gz" is claimed where ".gz" occurs and a name has the whole of it.
-        if any(
-            "." + suffix.rpartition(".")[2] in suffixes
-            and (suffix.count(".") == 1 or any(name.lower().endswith(suffix) for name in names))
-            for suffix in reader.suffixes
-        )
+        reader for reader in all_readers().values() if any(suffix + "\n" in endings for suffix in reader.suffixes)
     ]
     able = [reader for reader in readers if hasattr(reader, "scan")]
     if not able and names:
