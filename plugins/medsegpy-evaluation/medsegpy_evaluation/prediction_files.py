@@ -14,10 +14,11 @@ from attrs import evolve
 from numpy.typing import NDArray
 
 from medsegpy_core import ReadError, Record
+from medsegpy_core.categories import channels_of
 from medsegpy_core.errors import closest_match
 from medsegpy_core.hdf5 import open_array
 from medsegpy_core.readers import all_readers, find_reader
-from medsegpy_core.typing import LazyArray
+from medsegpy_core.typing import CategoryId, LazyArray
 from medsegpy_evaluation.scoring import Binarization, ScoreSettings, largest_channel, wrong_values
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "decided",
     "default_channels",
     "file_stem",
+    "labelled",
     "list_predictions",
     "open_prediction",
     "problems_of_layout",
@@ -115,73 +117,88 @@ def _channels_in(path: Path) -> tuple[str, ...] | None:
 
 
 def problems_of_layout(
-    shape: Sequence[int], expected: Sequence[int], channels: Sequence[str], settings: ScoreSettings
+    shape: Sequence[int], expected: Sequence[int], names: Sequence[str] | None, settings: ScoreSettings
 ) -> list[str]:
     """Say why a prediction does not fit a scan, by its shape and the names of its channels.
 
     Args:
         shape: Of the prediction.
         expected: The spatial shape of the scan.
-        channels: The names of the prediction's channels.
+        names: Those of the prediction's channels; None: nobody says.
         settings: What is to be scored.
     """
+    channels = default_channels(settings) if names is None else names
+    is_map = len(shape) == len(expected)
     problems = []
-    spatial = tuple(shape[: len(expected)])
-    if spatial != tuple(expected) or len(shape) - len(expected) not in (0, 1):
+    if tuple(shape[: len(expected)]) != tuple(expected) or len(shape) - len(expected) not in (0, 1):
         problems.append(f"the prediction has the shape {tuple(shape)}, the scan {tuple(expected)}")
-    elif len(shape) > len(expected) and shape[-1] != len(channels):
+    elif not is_map and shape[-1] != len(channels):
         problems.append(f"the prediction has {shape[-1]} channels for {len(channels)} names: {_listed(channels)}")
     missing = [name for name in settings.categories if name not in channels]
     if missing:
         hint = closest_match(missing[0], channels).rstrip("?.")
         problems.append(f"the prediction has no channel for {_listed(missing)}; it has {_listed(channels)}.{hint}")
-    is_map = len(shape) == len(expected)
     if settings.binarization.activation == "softmax" and not is_map and BACKGROUND not in channels:
         problems.append(f"the largest channel is asked for, but none of {_listed(channels)} is the {BACKGROUND!r}")
     return problems
 
 
-def decided(array: Array, channels: Sequence[str], spatial: int, settings: ScoreSettings) -> tuple[Array, list[str]]:
-    """Turn a prediction into masks of the categories.
+def decided(array: Array, names: Sequence[str] | None, settings: ScoreSettings) -> tuple[Array, list[str]]:
+    """Turn probabilities, or binary masks, into masks of the categories.
 
     Args:
-        array: H x W [x D] with 0 for none and v for the channel v - 1 (the background not counted), or H x W [x D] x C.
-        channels: The names of its channels.
-        spatial: How many axes are spatial.
+        array: H x W [x D] x C.
+        names: Those of its channels; None: nobody says.
         settings: How probabilities become masks.
 
     Returns:
         uint8, H x W [x D] x categories, and what is wrong with the values.
     """
-    if array.dtype.kind not in "fbiu":
-        return array, [f"the prediction is {array.dtype}: numbers are expected"]
-    masks = np.zeros((*array.shape[:spatial], len(settings.categories)), np.uint8)
-    if array.ndim == spatial:
-        return _from_label_map(array, channels, masks, settings)
     if problems := wrong_values("the prediction", array, binary=False):
         return array, problems
-    if settings.binarization.activation == "softmax":
-        largest = largest_channel(array)
-        for category, name in enumerate(settings.categories):
-            np.equal(largest, list(channels).index(name), out=masks[..., category], casting="unsafe")
-        return masks, []
+    channels = list(default_channels(settings) if names is None else names)
+    masks = np.zeros((*array.shape[:-1], len(settings.categories)), np.uint8)
+    largest = largest_channel(array) if settings.binarization.activation == "softmax" else None
     for category, name in enumerate(settings.categories):
-        plane = array[..., list(channels).index(name)]
-        np.greater(plane, settings.binarization.thresholds[category], out=masks[..., category], casting="unsafe")
+        channel, out = channels.index(name), masks[..., category]
+        if largest is not None:
+            np.equal(largest, channel, out=out, casting="unsafe")
+        else:
+            np.greater(array[..., channel], settings.binarization.thresholds[category], out=out, casting="unsafe")
     return masks, []
 
 
-def _from_label_map(
-    array: Array, channels: Sequence[str], masks: Array, settings: ScoreSettings
+def labelled(
+    array: Array, names: Sequence[str] | None, category_ids: Sequence[CategoryId], values: int, settings: ScoreSettings
 ) -> tuple[Array, list[str]]:
-    names = [name for name in channels if name != BACKGROUND]
+    """Turn a label map into masks of the categories; 0 is none of them.
+
+    Args:
+        array: H x W [x D].
+        names: The value v is the v-th of these, the background not counted; None: v is channel v - 1 of the dataset's
+            masks, as in its own label maps, so that collated categories are found in their parts.
+        category_ids: Of the categories.
+        values: How many channels the dataset's masks have.
+        settings: What is to be scored.
+
+    Returns:
+        uint8, H x W [x D] x categories, and what is wrong with the values.
+    """
+    if names is not None:
+        names = [name for name in names if name != BACKGROUND]
+        wanted = [[names.index(name) + 1] for name in settings.categories]
+        values = len(names)
+    else:
+        wanted = [[channel + 1 for channel in channels_of(category_id)] for category_id in category_ids]
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     # `not >=` and `not <=` hold for NaN, too.
-    if not low >= 0 or not high <= len(names) or (array.dtype.kind == "f" and bool((array != np.rint(array)).any())):
-        wanted = f"whole numbers from 0 (none) to {len(names)} ({_listed(names)}) are expected"
-        return array, [f"the label map has values from {low:g} to {high:g}; {wanted}"]
-    for category, name in enumerate(settings.categories):
-        np.equal(array, names.index(name) + 1, out=masks[..., category], casting="unsafe")
+    if not low >= 0 or not high <= values or (array.dtype.kind == "f" and bool((array != np.rint(array)).any())):
+        expected = f"whole numbers from 0 (none) to {values} are expected"
+        return array, [f"the label map has values from {low:g} to {high:g}; {expected}"]
+    masks = np.zeros((*array.shape, len(settings.categories)), np.uint8)
+    for category, numbers in enumerate(wanted):
+        for number in numbers:
+            masks[..., category] |= array == number
     return masks, []
 
 

@@ -20,7 +20,7 @@ from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.prediction_files import (
     decided,
-    default_channels,
+    labelled,
     list_predictions,
     open_prediction,
     problems_of_layout,
@@ -110,9 +110,10 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """Score predictions that lie in a folder, one file a scan, named by the scan's id.
 
-    HDF5 files hold ``probs`` (H x W x D x C) or ``labels`` (H x W x D, value v for the v-th category; or H x W x D x C,
-    binary); other formats are read by the installed readers, as a label map or with channels. Scans are scored side by
-    side, each worker holding one. Without `keep_going`, everything is checked before anything is scored.
+    HDF5 files hold ``probs`` (H x W x D x C) or ``labels``: H x W x D, where v is channel v - 1 of the dataset's masks,
+    or H x W x D x C, binary. Other formats are read by the installed readers, as a label map or with channels. Scans
+    are scored side by side, each worker holding one. Without `keep_going`, everything is checked before anything is
+    scored.
 
     Args:
         dataset: A registered dataset.
@@ -248,10 +249,15 @@ def _prepared(job: Job) -> tuple[dict[str, Any], Any] | FailedScan:
 
 def _predicted(job: Job, header: Header) -> tuple[Any, list[str]]:
     with open_prediction(job.path) as (array, said):
-        names = job.channels or said or default_channels(job.settings)
+        names = job.channels or said
         if problems := problems_of_layout(array.shape, header.shape, names, job.settings):
             return None, problems
-        return decided(array[...], names, len(header.shape), job.settings)
+        data = array[...]
+    if data.dtype.kind not in "fbiu":
+        return None, [f"the prediction is {data.dtype}: numbers are expected"]
+    if data.ndim == len(header.shape):
+        return labelled(data, names, job.category_ids, job.truth.channels, job.settings)
+    return decided(data, names, job.settings)
 
 
 def _state(path: Path) -> tuple[int, int] | None:

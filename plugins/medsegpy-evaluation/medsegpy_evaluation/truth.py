@@ -45,12 +45,12 @@ class TrueScan:
     Attributes:
         records: Its volume, or its slices in order.
         reader: What opens them.
-        channels: How many channels a label map has, where the metadata say so.
+        channels: How many channels a label map has, by the metadata.
     """
 
     records: tuple[Record, ...]
     reader: Reader = field(repr=False)
-    channels: int | None = None
+    channels: int
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def list_scans(dataset: str) -> dict[str, TrueScan]:
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.scan_id, []).append(record)
-    channels = label_channels(dataset)
+    channels = label_channels(dataset) or 0
     scans = {}
     for scan_id in sorted(groups):
         members = tuple(sorted(groups[scan_id], key=lambda record: record.slice_id or 0))

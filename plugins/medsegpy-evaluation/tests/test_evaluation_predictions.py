@@ -155,11 +155,28 @@ def test_label_maps_and_the_largest_channel(dataset, tmp_path):
     for number, scan in enumerate(SCANS):
         probs = np.random.default_rng(number).dirichlet(np.ones(4), SHAPE).astype(np.float32)
         save(raw / f"{scan}.h5", probs=probs)
-        save(maps / f"{scan}.h5", labels=probs.argmax(axis=-1).astype(np.uint8))
+        save(maps / f"{scan}.h5", ["background", *NAMES], labels=probs.argmax(axis=-1).astype(np.uint8))
     found = run(dataset, raw, cfg=cfg)
     assert found["metrics"] == run(dataset, maps, cfg=Config(TEST_METRICS=["DSC"]))["metrics"]
     assert found["settings"]["activation"] == "softmax"
     assert 0 < found["summary"][0]["mean"] < 1
+
+
+def test_label_maps_without_names_are_those_of_the_dataset(dataset, tmp_path):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    labels = np.random.default_rng(0).integers(0, 4, SHAPE)
+    for scan in SCANS:
+        save(folder / f"{scan}.h5", labels=labels)
+    document = run(dataset, folder, cfg=Config(TEST_METRICS=["DSC"], CATEGORIES=[1, (0, 2)]))
+    truth = volume(2)[1] > 0
+    found = {row["category"]: row["value"] for row in document["metrics"] if row["scan"] == SCANS[2]}
+    # Channel v - 1: human is 2, and what collates the channels 0 and 2 is 1 and 3.
+    for name, pred, true in (
+        ("human", labels == 2, truth[..., 1]),
+        ("pet", (labels == 1) | (labels == 3), truth[..., 0] | truth[..., 2]),
+    ):
+        assert found[name] == pytest.approx(2 * (pred & true).sum() / (pred.sum() + true.sum()))
 
 
 def test_thresholds_are_declared(dataset, folder):
