@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from medsegpy_core.catalog import MetadataCatalog
 from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import CategoryError, DataWarning, RecordError
+from medsegpy_core.hdf5.access import Access
 from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Plan
 from medsegpy_core.loading.checks import check_augmentation, role_names
@@ -69,7 +70,7 @@ class Setup:
             raise RecordError(f"{_named(names)} no elements. Check what its function returns, and its scan_root.")
         if not options.allow_augmented:
             check_augmentation(records, cfg, request.is_test)
-        opener = Opener.of(records)
+        opener = Opener.of(records, Access(mmap=options.mmap, isolate=options.isolate))
         collation = Collation(_category_ids(cfg, names, records, opener), cfg.INCLUDE_BACKGROUND)
         files = [ScanSource(scan, opener, collation) for scan in group_scans(records)]
         if not _is_single_slice(windows):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from attrs import define, frozen
 
 from medsegpy_core.errors import ShapeError
+from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
 from medsegpy_core.lazy import full_selection, read_into
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.opening import CanonicalScan, label_channels, open_record
@@ -91,20 +92,34 @@ class Opener:
 
     readers: dict[tuple[str, str | None, str], Reader]
     label_channels: dict[str, int | None]
+    access: Access = DEFAULT_ACCESS
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> Opener:
-        """Look up the readers, and what they need, for all of the records."""
+    def of(cls, records: Sequence[Record], access: Access = DEFAULT_ACCESS) -> Opener:
+        """Look up the readers, and what they need, for all of the records.
+
+        Files are read as `access` says; where that is the default, as is said here and now, see `accessing`.
+        """
+        access = current_access() if access == DEFAULT_ACCESS else access
         readers: dict[tuple[str, str | None, str], Reader] = {}
-        for record in records:
-            key = _reader_key(record)
-            if key not in readers:
-                readers[key] = find_reader(record)
-        return cls(readers, {name: label_channels(name) for name in {record.dataset for record in records}})
+        with accessing(access):  # a reader may have to look into a file to say whether it is its own
+            for record in records:
+                key = _reader_key(record)
+                if key not in readers:
+                    readers[key] = find_reader(record)
+        return cls(readers, {name: label_channels(name) for name in {record.dataset for record in records}}, access)
 
     def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
-        """Open a record."""
+        """Open a record; its arrays are read as `access` says while it is open, in this thread."""
+        return self._open(record) if self.access == DEFAULT_ACCESS else self._open_so(record)
+
+    def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         return open_record(record, self.readers[_reader_key(record)], self.label_channels[record.dataset])
+
+    @contextmanager
+    def _open_so(self, record: Record) -> Iterator[CanonicalScan]:
+        with accessing(self.access), self._open(record) as opened:
+            yield opened
 
 
 def _reader_key(record: Record) -> tuple[str, str | None, str]:
