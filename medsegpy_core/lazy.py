@@ -90,7 +90,7 @@ class _View:
         out = np.empty([s.stop - s.start for s in box], self.dtype)
         if out.size:
             self.read_into(box, out)
-        return np.ascontiguousarray(out[rest])
+        return np.asarray(out[rest], order="C")  # not ascontiguousarray, which makes an axis of none
 
     def read_into(self, selection: Selection, out: Array) -> None:
         raise AssertionError("every view has its own")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from medsegpy_core.cli import plugins_test
 from medsegpy_core.cli.output import console, print_json, table
 from medsegpy_core.errors import PluginWarning
 from medsegpy_core.plugin_records import Owner, PluginInfo
@@ -18,17 +19,20 @@ __all__ = ["command", "show_plugins"]
 _STYLE = {"active": "green", "failed": "bold red", "blocked": "yellow"}
 
 
-@click.command("plugins")
+@click.group("plugins", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with one object for each plugin.")
 @click.option("--check", is_flag=True, help="Exit with status 1 if a plugin failed, or two claim one name.")
 @click.option("--trace", is_flag=True, help="Write to stderr what is imported and called, and how long it takes.")
-def command(as_json: bool, check: bool, trace: bool) -> None:
+@click.pass_context
+def command(ctx: click.Context, as_json: bool, check: bool, trace: bool) -> None:
     """Say which plugins are installed, what they bring, and which failed.
 
     A plugin that fails fails alone. MEDSEGPY_LOAD_PLUGINS, a comma list of distributions, limits what is loaded.
     """
     if trace:
         os.environ["MEDSEGPY_TRACE_PLUGINS"] = "1"
+    if ctx.invoked_subcommand is not None:
+        return
     with warnings.catch_warnings():
         # The table says it.
         warnings.simplefilter("ignore", PluginWarning)
@@ -41,6 +45,9 @@ def command(as_json: bool, check: bool, trace: bool) -> None:
         click.echo(f"Contested: {_contest(kind, name, owners)}", err=True)
     if check and (contested or any(info.status == "failed" for info in infos)):
         raise click.exceptions.Exit(1)
+
+
+command.add_command(plugins_test.command)
 
 
 def show_plugins(infos: Sequence[PluginInfo]) -> None:

@@ -1,0 +1,202 @@
+"""What must hold for datasets, check by check. Each takes names, and raises `CheckError`."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog, collection_of, dataset_owner, dataset_spec
+from medsegpy_core.categories import normalize_category_ids, required_channels
+from medsegpy_core.datasets import load_records
+from medsegpy_core.errors import MedSegPyError, RecordError
+from medsegpy_core.loading.sources import group_scans
+from medsegpy_core.opening import label_channels, open_record
+from medsegpy_core.plugins import default_manager
+from medsegpy_core.readers import find_reader
+from medsegpy_core.records import Record
+from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
+from medsegpy_core.testing.processes import in_new_interpreter
+from medsegpy_core.typing import DatasetDict
+
+__all__ = [
+    "check_augmentation",
+    "check_files",
+    "check_listing",
+    "check_metadata",
+    "check_new_process",
+    "check_records",
+    "check_registered",
+    "check_splits",
+]
+
+
+def check_registered(name: str) -> None:
+    """Check that there is a dataset of this name, and that nobody else claims it."""
+    try:
+        dataset_owner(name)
+    except MedSegPyError as error:
+        failed = [f"plugin {info.name!r} failed: {info.error}" for info in default_manager().infos() if info.error]
+        raise CheckError(". ".join([str(error).rstrip("."), *failed])) from error
+
+
+def check_listing(name: str) -> None:
+    """Check that the dataset is listed the same way twice, with something in it, and that changing a list changes
+    nothing but that list."""
+    first = _listed(name)
+    require(first, f"dataset {name!r} has no elements. Check what its function returns, and where its files are")
+    kept = pickle.loads(_pickled(first, name))  # noqa: S301 -- pickled in the line itself
+    require(kept == first, f"the dicts of {name!r} are others after pickling")
+    first[0]["scan_id"] = "changed by somebody"
+    first.clear()
+    require(
+        _listed(name) == kept,
+        f"dataset {name!r} is listed in two ways, one after the other: sort what is listed, "
+        "and return new dicts each time",
+    )
+
+
+def check_new_process(names: Sequence[str]) -> None:
+    """Check that a new process, with another hash seed, lists the same.
+
+    Raises:
+        CheckError: It does not.
+        NotCheckableError: A dataset is registered in this process only, by a function that does not pickle.
+    """
+    installed = [name for name in names if dataset_owner(name).distribution]
+    found = in_new_interpreter(_all_listed, installed) if installed else {}
+    for name in set(names) - set(installed):
+        load = dataset_spec(name).load
+        try:
+            pickle.dumps(load)
+        except Exception as error:
+            raise NotCheckableError(f"the function of {name!r} does not pickle: {error}") from error
+        found[name] = list(in_new_interpreter(load))
+    for name in names:
+        require(
+            found[name] == _listed(name),
+            f"dataset {name!r} is listed in another way in a new process: sort what is listed, never list a set",
+        )
+
+
+def check_records(name: str) -> None:
+    """Check that all dicts are standard dataset dicts, each slice and volume once, and that records pickle."""
+    try:
+        records = load_records(name)
+    except RecordError as error:
+        raise CheckError(str(error)) from error
+    again = pickle.loads(_pickled(records, name))  # noqa: S301 -- pickled in the line itself
+    require(again == records, f"the records of {name!r} are others after pickling")
+    for scan in group_scans(records):
+        missing = ", ".join(map(str, scan.missing[:5]))
+        require(not missing, f"scan {scan.key[1]!r} of {name!r} lacks slices {missing}: inference on it is refused")
+
+
+def check_metadata(name: str) -> None:
+    """Check that all required metadata are there, and that none contradicts another."""
+    try:
+        view = MetadataCatalog.get(name).view().require()
+        ids = normalize_category_ids(view.category_ids)
+    except MedSegPyError as error:
+        raise CheckError(str(error)) from error
+    require(ids, f"the category_ids of {name!r} are empty")
+    pickle.dumps(view)
+
+
+def check_splits(names: Sequence[str]) -> None:
+    """Check that no subject of a collection is in two splits, over all of the datasets.
+
+    Args:
+        names: The datasets. Those without a split are passed over.
+    """
+    where: dict[tuple[str, Any], dict[str, str]] = {}
+    for name in names:
+        split = dataset_spec(name).split
+        if split is not None:
+            for record in load_records(name):
+                subject = record.scan_id if record.subject_id is None else record.subject_id
+                where.setdefault((collection_of(name), subject), {}).setdefault(split, name)
+    shared = {subject: splits for (_, subject), splits in where.items() if len(splits) > 1}
+    if shared:
+        subject, splits = next(iter(shared.items()))
+        raise CheckError(
+            f"{len(shared)} subjects are in two splits, as {subject!r} in {' and '.join(map(repr, splits.values()))}: "
+            "split by subject (medsegpy_core.split_by_subject), or give the datasets different `collection` metadata "
+            "if these are different people"
+        )
+
+
+def check_augmentation(name: str) -> None:
+    """Check that a dataset that models are judged on has no augmented elements."""
+    split = dataset_spec(name).split
+    if split not in ("val", "test"):
+        return
+    augmented = [record for record in load_records(name) if record.augmentation]
+    if augmented:
+        raise CheckError(
+            f"{name!r} is a {split} split, but {len(augmented)} of its elements are augmented, as "
+            f"{augmented[0].file_name}: leave them out (medsegpy_core.filter_dicts(dicts, 'augmentation', [0]))"
+        )
+
+
+def check_files(name: str, scans: int = 3) -> None:
+    """Check that files can be opened, that image and mask fit together, and that the metadata fit the masks.
+
+    Args:
+        name: The dataset.
+        scans: How many scans are looked at: the first, the last, and some between. Of each, the first and last element.
+    """
+    try:
+        records = load_records(name)
+    except RecordError as error:
+        raise CheckError(str(error)) from error
+    found = group_scans(records)
+    step = max(1, (len(found) - 1) // max(1, scans - 1))
+    chosen = list(dict.fromkeys([*found[::step][:scans], *found[-1:]]))
+    ids = MetadataCatalog.get(name).get("category_ids")
+    channels = None if ids is None else required_channels(normalize_category_ids(ids))
+    for scan in chosen:
+        for record in dict.fromkeys([scan.records[0], scan.records[-1]]):
+            _check_file(record, channels)
+
+
+def _check_file(record: Record, channels: int | None) -> None:
+    try:
+        with open_record(record, find_reader(record), label_channels(record.dataset)) as scan:
+            box = tuple(itertools.repeat(slice(0, 1), len(scan.image.shape)))
+            scan.image[box]
+            if scan.mask is None:
+                return
+            values = scan.mask[...]
+    except MedSegPyError as error:
+        raise CheckError(f"{record.where()}: {error}") from error
+    strange = sorted({float(value) for value in (values.min(initial=0), values.max(initial=0))} - {0.0, 1.0})
+    require(
+        not strange,
+        f"{record.where()}: the mask {record.sem_seg_file} holds {strange}, expected 0 and 1. If it is a label map, "
+        "say label_map=True in the dict or the metadata",
+    )
+    if channels is not None:
+        require(
+            values.shape[-1] >= channels,
+            f"{record.where()}: the mask {record.sem_seg_file} has {values.shape[-1]} channels, but the metadata's "
+            f"category_ids need {channels}",
+        )
+
+
+def _all_listed(names: Sequence[str]) -> dict[str, list[DatasetDict]]:
+    return {name: _listed(name) for name in names}
+
+
+def _listed(name: str) -> list[DatasetDict]:
+    return list(DatasetCatalog.get(name))
+
+
+def _pickled(value: Any, name: str) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except Exception as error:
+        raise CheckError(
+            f"the dicts of {name!r} cannot be pickled, so that no loader can be sent to another process: {error}"
+        ) from error

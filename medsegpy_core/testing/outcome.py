@@ -1,0 +1,42 @@
+"""How a check ends: quietly, with a `CheckError`, or with a `NotCheckableError`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import frozen
+
+from medsegpy_core.errors import MedSegPyError
+
+__all__ = ["CheckError", "Finding", "NotCheckableError", "require"]
+
+
+class CheckError(MedSegPyError, AssertionError):
+    """A plugin does not do what its kind of plugin must. The message says what, and what to do about it."""
+
+
+class NotCheckableError(MedSegPyError):
+    """What a check needs is not there: a file with a mask, a file that is large enough, an operating system."""
+
+
+@frozen
+class Finding:
+    """How one check of one subject ended.
+
+    Attributes:
+        subject: What was checked: ``"reader 'nifti'"``, ``"dataset 'knee_train'"``.
+        check: What of it, in a few words.
+        status: ``"passed"``, ``"failed"``, or ``"skipped"``.
+        message: Why it failed or was skipped; empty where it passed.
+    """
+
+    subject: str
+    check: str
+    status: Literal["passed", "failed", "skipped"]
+    message: str = ""
+
+
+def require(condition: object, message: str) -> None:
+    """Raise `CheckError` unless the condition holds."""
+    if not condition:
+        raise CheckError(message)
