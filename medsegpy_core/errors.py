@@ -99,19 +99,25 @@ class ReadError(MedSegPyError, OSError):
         reason: What is wrong.
         path: The file, or None where no single file is to blame.
         key: The dataset inside the file, or None.
+        element: The dataset and the element of it that were read, in words; None where neither is known.
     """
 
-    def __init__(self, reason: str, path: str | Path | None = None, key: str | None = None):
+    def __init__(self, reason: str, path: str | Path | None = None, key: str | None = None, element: str | None = None):
         self.reason = reason
         self.path = None if path is None else Path(path)
         self.key = key
-        where = [str(self.path)] if path is not None else []
-        if key is not None:
-            where.append(f"dataset {key!r}")
-        super().__init__(f"{', '.join(where)}: {reason}" if where else reason)
+        self.element = element
+        super().__init__(reason)
 
-    def __reduce__(self) -> tuple[type, tuple[str, Path | None, str | None]]:
-        return type(self), (self.reason, self.path, self.key)
+    def __str__(self) -> str:
+        where = [str(self.path)] if self.path is not None else []
+        if self.key is not None:
+            where.append(f"dataset {self.key!r}")
+        text = f"{', '.join(where)}: {self.reason}" if where else self.reason
+        return text if self.element is None else f"{text} ({self.element})"
+
+    def __reduce__(self) -> tuple[type, tuple[str, Path | None, str | None, str | None]]:
+        return type(self), (self.reason, self.path, self.key, self.element)
 
 
 class MedSegPyWarning(UserWarning):

@@ -79,8 +79,13 @@ def open_record(record: Record, reader: Reader, channels: int | None = None) -> 
         reader: Its reader.
         channels: How many channels a label map has; None: as many as its largest value needs.
     """
-    with reader.open(record) as scan:
-        yield canonical(scan, record, channels)
+    try:
+        with reader.open(record) as scan:
+            yield canonical(scan, record, channels)
+    except ReadError as error:
+        # Errors while data are read come here too. Who reads knows the file, but not of which dataset it is.
+        error.element = error.element or record.where()
+        raise
 
 
 def canonical(scan: OpenScan, record: Record, channels: int | None) -> CanonicalScan:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from medsegpy_core.catalog import DatasetCatalog
 from medsegpy_core.datasets import load_records, make_records
-from medsegpy_core.errors import RecordError, UnknownNameError, closest_match
+from medsegpy_core.errors import RecordError, ShapeError, UnknownNameError, closest_match
 from medsegpy_core.loading.checks import check_leakage, config_datasets
 from medsegpy_core.loading.loaders import BUILT_IN
 from medsegpy_core.loading.setup import role_dataset
@@ -19,6 +19,7 @@ from medsegpy_core.specs import LoaderOptions, LoaderRequest, LoaderSpec
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
+    from medsegpy_core.records import Record
     from medsegpy_core.typing import Array, DatasetDict, Transform
 
 __all__ = ["build_loader", "filter_dicts", "load_scan"]
@@ -148,10 +149,9 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
     Raises:
         UnknownNameError: There is no such dataset, or no such scan in it.
         RecordError: Slices of the scan are missing.
+        ShapeError: Slices of the scan differ in size.
         ReadError: A file cannot be read.
     """
-    import numpy as np
-
     scans = group_scans(load_records(name))
     found = sorted((scan for scan in scans if scan.key[1] == scan_id), key=lambda scan: scan.key[2])
     if not found:
@@ -174,8 +174,22 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
             masks.append(opened.mask[...] if opened.mask is not None else None)
     if scan.is_volume:
         return images[0], masks[0]
-    mask = None if any(m is None for m in masks) else np.stack([m for m in masks if m is not None], axis=2)
-    return np.stack(images, axis=2), mask
+    labels = [mask for mask in masks if mask is not None]
+    mask = _stacked(labels, scan.records) if len(labels) == len(masks) else None
+    return _stacked(images, scan.records), mask
+
+
+def _stacked(planes: Sequence[Array], records: Sequence[Record]) -> Array:
+    import numpy as np
+
+    for plane, record in zip(planes, records, strict=True):
+        if plane.shape != planes[0].shape:
+            sizes = [" x ".join(map(str, shape)) for shape in (planes[0].shape, plane.shape)]
+            raise ShapeError(
+                f"The slices of scan {record.scan_id!r} differ: {records[0].file_name} has {sizes[0]}, "
+                f"{record.file_name} has {sizes[1]}."
+            )
+    return np.stack(planes, axis=2)
 
 
 def filter_dicts(dicts: Sequence[DatasetDict], key: str, values: Collection[Any]) -> list[DatasetDict]:
