@@ -78,4 +78,4 @@ def test_damaged_files(tmp_path):
 
 @pytest.mark.slow
 def test_many_damaged_files(tmp_path):
-    fuzz(tmp_path / "a.h5", 1000, 5000)
+    fuzz(tmp_path / "a.h5", 1000, 2500)
