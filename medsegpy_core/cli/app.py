@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "demo": ("demo", "Show the main job on real images: from a dataset's name to a picture."),
     "pack": ("pack", "Rewrite a dataset into one HDF5 file, laid out for fast reading."),
     "plugins": ("plugins", "Say which plugins are installed, what they bring, and which failed."),
+    "profile": ("profile", "Say where a loader's time goes, and what would make it faster."),
     "view": ("view", "Draw a scan with its segmentation into a PNG."),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,12 +27,12 @@ def main() -> None:
             print(table, flush=True)
             tables.append(table)
         if asked.write:
-            page = PAGE.read_text()
-            between = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-            if not between.search(page):
+            page, text = PAGE.read_text(), "\n".join(tables)
+            if f"<!-- begin {name} -->\n" not in page or f"<!-- end {name} -->" not in page:
                 parser.error(f"{PAGE} has no place for {name}: <!-- begin {name} --> ... <!-- end {name} -->")
-            text = "\n".join(tables)
-            PAGE.write_text(between.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", page))
+            before, _, rest = page.partition(f"<!-- begin {name} -->\n")
+            after = rest.partition(f"<!-- end {name} -->")[2]
+            PAGE.write_text(f"{before}<!-- begin {name} -->\n\n{text}\n<!-- end {name} -->{after}")
 
 
 if __name__ == "__main__":

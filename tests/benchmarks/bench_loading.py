@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def _ancestor_slices(folder: Path, batches: int = 6) -> Case:
 def _slices(material: Material, scratch: Path, rounds: int) -> str:
     packed = limits.pack("bench_slices", scratch / "packed-slices", "slices")
     _register("bench_packed_slices", packed)
-    others, absent = peers.slice_cases(material.slices, sorted(material.volumes.iterdir())[0], scratch)
+    others, absent = peers.slice_cases(material.slices, min(material.volumes.iterdir()), scratch)
     cases = [
         _ancestor_slices(material.slices),
         *others,

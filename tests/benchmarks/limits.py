@@ -13,11 +13,12 @@ import numpy as np
 
 from medsegpy_core import pack_dataset, packed_dicts
 from medsegpy_core.datasets import make_records
+from medsegpy_core.hdf5.access import Access, accessing
 from medsegpy_core.lazy import read_into
 from medsegpy_core.loading.fetch import KeptBuffers
 from medsegpy_core.loading.sources import Opener
 from tests.benchmarks.material import SHAPE, Material, bits_of
-from tests.benchmarks.peers import BATCH, PATCH, collated
+from tests.benchmarks.peers import BATCH, PATCH
 
 __all__ = ["bare_loop", "copy_slices", "crop", "pack", "random_box", "read_stored"]
 
@@ -111,7 +112,7 @@ def read_stored(dicts: list[dict[str, Any]], mmap: bool) -> Callable[[], int]:
     def work(thread: int) -> None:
         rng, (image, bits) = starts[thread], outs[thread]
         for n in range(32):
-            with opener.open(records[n % len(records)]) as scan:
+            with accessing(Access(mmap=mmap)), opener.open(records[n % len(records)]) as scan:
                 box = random_box(rng)
                 read_into(scan.image, box, image)
                 read_into(scan.mask.packed, (*box, slice(0, 1)), bits)

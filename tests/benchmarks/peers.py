@@ -99,10 +99,7 @@ def _torchio_reader(key: str) -> Callable[[Any], tuple[Any, np.ndarray]]:
 
     def read(path: Any) -> tuple[Any, np.ndarray]:
         with h5py.File(path, "r") as file:
-            if key == "volume":
-                array = file["volume"][:]
-            else:
-                array = file["labels"][:]
+            array = file[key][:]
         return torch.from_numpy(array[None]), np.eye(4)
 
     return read
@@ -125,7 +122,7 @@ def _torchio_queue(volumes: Sequence[Path], patch: tuple[int, int, int], per_vol
     subjects = [
         torchio.Subject(
             image=torchio.ScalarImage(path, reader=_torchio_reader("volume")),
-            label=torchio.LabelMap(path, reader=_torchio_reader("seg")),
+            label=torchio.LabelMap(path, reader=_torchio_reader("labels")),
         )
         for path in volumes
     ]

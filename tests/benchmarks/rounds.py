@@ -67,8 +67,10 @@ def interleaved(cases: Sequence[Case], rounds: int, unit: str) -> Results:
 def markdown(title: str, results: Results, baseline: str, targets: Sequence[Target], absent: Sequence[str]) -> str:
     """Write the results as two tables: all cases against the baseline, and the targets."""
     lines = [f"### {title}", "", f"| | {results.unit}/s | x {baseline} |", "|---|--:|--:|"]
-    for name in sorted(results.rates, key=results.rate):
-        lines.append(f"| {name} | {results.rate(name):,.0f} | {results.ratio(name, baseline):.2f} |")
+    lines += [
+        f"| {name} | {results.rate(name):,.0f} | {results.ratio(name, baseline):.2f} |"
+        for name in sorted(results.rates, key=results.rate)
+    ]
     lines += [f"| {name} | not installed | |" for name in absent]
     shown = [t for t in targets if t.case in results.rates and t.against in results.rates]
     if shown:

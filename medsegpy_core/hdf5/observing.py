@@ -1,0 +1,96 @@
+"""What reading costs: bytes read and decoded, and the time that took. For `medsegpy profile` and `datasets show`.
+
+While nobody observes, reading pays nothing for it: `observed` puts counting functions in the place of the real ones.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from attrs import define
+
+from medsegpy_core.hdf5 import ranges, reading
+
+__all__ = ["Costs", "observed"]
+
+_one_at_a_time: Final = threading.Lock()
+
+
+@define
+class Costs:
+    """What was read while it was observed, over all threads.
+
+    Attributes:
+        bytes_read: From files, by byte ranges; and what the HDF5 library was asked for.
+        bytes_decoded: What chunks were decoded to.
+        seconds_reading: In system calls and in the library.
+        seconds_decoding: In decompression.
+    """
+
+    bytes_read: int = 0
+    bytes_decoded: int = 0
+    seconds_reading: float = 0.0
+    seconds_decoding: float = 0.0
+
+    @property
+    def bytes_touched(self) -> int:
+        """The bytes that had to be gone through: decoded ones where there is a filter, else those that were read."""
+        return max(self.bytes_read, self.bytes_decoded)
+
+
+@contextmanager
+def observed() -> Iterator[Costs]:
+    """Count what is read within the ``with`` block, in all threads; of mapped files only what is decoded."""
+    costs = Costs()
+    with _one_at_a_time:
+        real = [getattr(module, name) for module, name, _ in _OBSERVED]
+        for (module, name, counting), function in zip(_OBSERVED, real, strict=True):
+            setattr(module, name, counting(costs, function))
+        try:
+            yield costs
+        finally:
+            for (module, name, _), function in zip(_OBSERVED, real, strict=True):
+                setattr(module, name, function)
+
+
+def _counting_reads(costs: Costs, real: Callable[..., None]) -> Callable[..., None]:
+    def read_bytes(fd: int, offset: int, buffer: Any) -> None:
+        began = time.perf_counter()
+        real(fd, offset, buffer)
+        costs.seconds_reading += time.perf_counter() - began
+        costs.bytes_read += buffer.nbytes
+
+    return read_bytes
+
+
+def _counting_decodes(costs: Costs, real: Callable[..., Any]) -> Callable[..., Any]:
+    def decode(stored: Any, filters: Any, mask: int, size: int) -> Any:
+        began = time.perf_counter()
+        found = real(stored, filters, mask, size)
+        costs.seconds_decoding += time.perf_counter() - began
+        costs.bytes_decoded += size
+        return found
+
+    return decode
+
+
+def _counting_library(costs: Costs, real: Callable[..., Any]) -> Callable[..., Any]:
+    def read_box(*args: Any) -> Any:
+        began = time.perf_counter()
+        found = real(*args)
+        costs.seconds_reading += time.perf_counter() - began
+        costs.bytes_read += found.nbytes
+        return found
+
+    return read_box
+
+
+_OBSERVED: Final = (
+    (ranges, "read_bytes", _counting_reads),
+    (ranges, "decode", _counting_decodes),
+    (reading, "read_box", _counting_library),
+)

@@ -1,0 +1,165 @@
+"""A loader's time split into stages, with its own code and instrumented sources; the real loader stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import evolve, frozen
+
+from medsegpy_core.hdf5.observing import observed
+from medsegpy_core.lazy import LabelMapView, read_into
+from medsegpy_core.loading.batches import BatchMaker
+from medsegpy_core.loading.collate import Collation
+from medsegpy_core.loading.fetch import KeptBuffers
+from medsegpy_core.loading.sources import Opener, ScanSource, Source
+from medsegpy_core.opening import CanonicalScan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from medsegpy_core.loading import DataLoader
+    from medsegpy_core.records import Record
+    from medsegpy_core.typing import Array, LazyArray, Selection
+
+__all__ = ["STAGES", "stage_seconds"]
+
+# Stage to seconds.
+Clock = defaultdict[str, float]
+
+STAGES: Final = ("locate", "read", "decode", "collate", "transform", "other", "wait")
+
+
+def stage_seconds(loader: DataLoader, batches: int) -> dict[str, float]:
+    """Make the first batches of a loader in this thread and return the seconds that each stage takes a batch.
+
+    * ``locate``: opening records: finding where their data lie, or that the file is still the same.
+    * ``read``: bringing stored values into memory, without
+    * ``decode``: decompression.
+    * ``collate``: from the channels of a mask to categories.
+    * ``transform``: `PREPROCESSING` and `transform`.
+    * ``other``: choosing elements, padding, and what Python does between.
+    * ``wait``: of opening and reading, what was not spent on the processor: waiting for the disk. It is not counted in
+      the other stages.
+    """
+    clock: Clock = defaultdict(float)
+    maker = _instrumented(loader.setup.maker, clock)
+    buffers = KeptBuffers()
+    with observed() as costs:
+        began = time.perf_counter()
+        for i in range(batches):
+            numbers = [element.number for element in loader.elements(i)]
+            maker.make(numbers, loader.epoch, buffers)
+        total = time.perf_counter() - began
+    clock["decode"] = costs.seconds_decoding
+    clock["read"] -= clock["decode"]
+    clock["collate"] -= clock["read in collate"]
+    named = {stage: max(0.0, clock[stage]) for stage in STAGES}
+    named["other"] = max(0.0, total - sum(named.values()))
+    return {stage: named[stage] / batches for stage in STAGES}
+
+
+def _instrumented(maker: BatchMaker, clock: Clock) -> BatchMaker:
+    sources: list[Source] = []
+    for source in maker.sources:
+        if isinstance(source, ScanSource):
+            sources.append(
+                evolve(source, opener=_Opener(source.opener, clock), collation=_Collation.of(source.collation, clock))
+            )
+        else:
+            sources.append(source)
+    pipeline = maker.pipeline
+    return evolve(maker, sources=sources, pipeline=pipeline and _timed(pipeline, "transform", clock))
+
+
+def _timed(function: Callable[..., Any], stage: str, clock: Clock) -> Callable[..., Any]:
+    def timed(*args: Any) -> Any:
+        with _stage(stage, clock):
+            return function(*args)
+
+    return timed
+
+
+@contextmanager
+def _stage(stage: str, clock: Clock) -> Iterator[None]:
+    """Add the time on the processor to a stage, and the rest to ``wait``."""
+    began, on_processor = time.perf_counter(), time.thread_time()
+    try:
+        yield
+    finally:
+        busy = time.thread_time() - on_processor
+        clock[stage] += busy
+        clock["wait"] += max(0.0, time.perf_counter() - began - busy)
+
+
+class _Opener(Opener):
+    """An opener that times opening, and whose arrays time reading."""
+
+    def __init__(self, opener: Opener, clock: Clock):
+        object.__setattr__(self, "readers", opener.readers)
+        object.__setattr__(self, "label_channels", opener.label_channels)
+        object.__setattr__(self, "_real", opener)
+        object.__setattr__(self, "_clock", clock)
+
+    def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
+        return self._open(record)
+
+    @contextmanager
+    def _open(self, record: Record) -> Iterator[CanonicalScan]:
+        real: Opener = self._real  # type: ignore[attr-defined]
+        clock: Clock = self._clock  # type: ignore[attr-defined]
+        with contextlib.ExitStack() as stack:
+            with _stage("locate", clock):
+                opened = stack.enter_context(real.open(record))
+            mask = opened.mask
+            if isinstance(mask, LabelMapView):
+                mask = LabelMapView(_Array(mask.labels, clock), mask.known_channels, mask.path)
+            elif mask is not None:
+                mask = _Array(mask, clock)
+            yield CanonicalScan(_Array(opened.image, clock), mask, opened.metadata)
+
+
+class _Array:
+    """A lazy array that times its reading."""
+
+    def __init__(self, array: LazyArray, clock: Clock):
+        self._array = array
+        self._clock = clock
+        self.shape = array.shape
+        self.dtype = array.dtype
+
+    def __getitem__(self, selection: Any) -> Array:
+        found: Array = _timed(self._array.__getitem__, "read", self._clock)(selection)
+        return found
+
+    def read_into(self, selection: Selection, out: Array) -> None:
+        _timed(read_into, "read", self._clock)(self._array, selection, out)
+
+    @property
+    def packed(self) -> LazyArray | None:
+        packed = getattr(self._array, "packed", None)
+        return None if packed is None else _Array(packed, self._clock)
+
+
+@frozen
+class _Collation(Collation):
+    """A collation that is timed, and knows how much of that was reading."""
+
+    clock: Clock | None = None
+
+    @classmethod
+    def of(cls, collation: Collation, clock: Clock) -> _Collation:
+        return cls(collation.category_ids, collation.background, clock)
+
+    def read(self, mask: LazyArray, selection: Selection, out: Array, path: Path | None) -> None:
+        if self.clock is None:
+            return super().read(mask, selection, out, path)
+        before, began = self.clock["read"] + self.clock["wait"], time.perf_counter()
+        super().read(mask, selection, out, path)
+        self.clock["collate"] += time.perf_counter() - began
+        self.clock["read in collate"] += self.clock["read"] + self.clock["wait"] - before
+        return None
