@@ -249,7 +249,8 @@ def _stack(arrays: Sequence[Array], what: str) -> Array:
             f"The transforms made {what} of different shapes in one batch: {', '.join(map(str, sorted(shapes)))}. "
             "Crop or pad them to one shape, or use a batch size of 1."
         )
-    return np.stack(arrays)
+    # Into a new array, as numpy.stack keeps the memory order of what a transform has flipped or turned.
+    return np.stack(arrays, out=np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype))
 
 
 def _described(row: Row) -> str:

@@ -1,0 +1,276 @@
+"""Transforms in loaders: order, random numbers, threads, and what they leave alone."""
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from scans import everything, make_scan, same, save_slices, save_volume
+
+from medsegpy_core import PluginError, ShapeError, build_loader, register_transform
+from medsegpy_core.config import Config
+
+IMAGE, MASK = make_scan((4, 3, 8), 2)
+
+
+@pytest.fixture(scope="module")
+def dicts(tmp_path_factory):
+    return save_slices(tmp_path_factory.mktemp("scan"), IMAGE, MASK)
+
+
+def make(dicts, transform=None, cfg=None, **options):
+    cfg = cfg or Config(NUM_WORKERS=2)
+    cfg.SEED = 0
+    return build_loader(
+        cfg, dicts, **{"shuffle": False, "drop_last": False, "batch_size": 3, "transform": transform, **options}
+    )
+
+
+def noise(image, mask, rng):
+    return image + rng.normal(size=image.shape), mask
+
+
+def swap(image, mask):
+    return image * 2, 1 - mask
+
+
+def test_a_transform_is_called_with_one_element(dicts):
+    shapes = set()
+
+    class Look:
+        thread_safe = True
+
+        def __call__(self, image, mask):
+            shapes.add((image.shape, mask.shape, image.dtype, mask.dtype))
+            return image, mask
+
+    list(make(dicts, Look(), cfg=Config(CATEGORIES=[(0, 1)], INCLUDE_BACKGROUND=True)))
+    assert shapes == {((4, 3, 1), (4, 3, 2), np.dtype("float32"), np.dtype("float32"))}
+    shapes.clear()
+    list(make(dicts, Look(), cfg=Config(TAG="PatchDataLoader", IMG_SIZE=(2, 3, 4))))
+    assert shapes == {((2, 3, 4, 1), (2, 3, 4, 2), np.dtype("float32"), np.dtype("float32"))}
+
+
+def test_preprocessing_comes_first(dicts):
+    register_transform("AddOne", lambda amount=1: lambda image, mask: (image + amount, mask))
+    cfg = Config(PREPROCESSING=["AddOne", "AddOne"], PREPROCESSING_ARGS=[{}, {"amount": 4}])
+    images, masks = everything(make(dicts, swap, cfg))
+    np.testing.assert_array_equal(images[..., 0], ((np.moveaxis(IMAGE, 2, 0) + 1) + 4) * 2)
+    np.testing.assert_array_equal(masks, 1 - np.moveaxis(MASK, 2, 0))
+
+
+@pytest.mark.parametrize("mask_dtype", ["float32", "uint8"])
+def test_batches_keep_their_types(dicts, mask_dtype):
+    def wide(image, mask):
+        return image.astype(np.float64), mask.astype(np.int64)
+
+    for batch in make(dicts, wide, mask_dtype=mask_dtype):
+        assert [array.dtype for array in batch] == [np.float32, mask_dtype]
+        assert all(array.flags.c_contiguous for array in batch)
+
+
+def test_batches_are_contiguous_whatever_the_transform_returns(dicts):
+    def flip(image, mask):
+        return image[::-1, ::-1].swapaxes(0, 1), mask[::-1, ::-1].swapaxes(0, 1)
+
+    images, masks = make(dicts, flip)[0]
+    assert images.shape == (3, 3, 4, 1)
+    assert images.flags.c_contiguous
+    assert masks.flags.c_contiguous
+    np.testing.assert_array_equal(images[0, ..., 0], IMAGE[::-1, ::-1, 0].T)
+
+
+# -- random numbers
+
+
+def test_random_numbers_come_from_seed_epoch_and_element(dicts):
+    first = everything(make(dicts, noise))[0]
+    for options in ({"batch_size": 1}, {"batch_size": 8, "is_test": True}):
+        for workers in (0, 3):
+            np.testing.assert_array_equal(
+                everything(make(dicts, noise, Config(NUM_WORKERS=workers), **options))[0], first
+            )
+    loader = make(dicts, noise)
+    loader.set_epoch(1)
+    other = everything(loader)[0]
+    assert (other != first).mean() > 0.99
+    draws = first[..., 0] - np.moveaxis(IMAGE, 2, 0)
+    assert len({draw.tobytes() for draw in draws}) == 8
+
+
+def test_a_sample_can_be_made_again_from_its_number(dicts):
+    cfg = Config(NUM_WORKERS=0)
+    shuffled = make(dicts, noise, cfg, shuffle=True)
+    plain = everything(make(dicts, noise, cfg))[0]
+    for i in range(len(shuffled)):
+        for element, image in zip(shuffled.elements(i), shuffled[i][0], strict=True):
+            np.testing.assert_array_equal(image, plain[element.number])
+
+
+def test_random_numbers_of_a_patch_are_not_those_that_placed_it(tmp_path):
+    volume = save_volume(tmp_path, np.zeros((9, 9, 9), np.float32), np.zeros((9, 9, 9, 1), np.uint8))
+    cfg = Config(TAG="RandomPatchDataLoader", IMG_SIZE=(3, 3, 3), PATCHES_PER_SCAN=50, FOREGROUND_RATIO=0.0)
+    drawn = []
+
+    class Draw:
+        thread_safe = True
+
+        def __call__(self, image, mask, rng):
+            drawn.append(tuple(rng.integers(0, 7, 3)))
+            return image, mask
+
+    loader = make([volume], Draw(), cfg, batch_size=50)
+    loader[0]
+    starts = [tuple(w.start for w in e.window) for e in loader.elements(0)]
+    assert sum(a == b for a, b in zip(starts, drawn, strict=True)) < 10
+
+
+def test_rng_of_keyword_and_of_partial(dicts):
+    def keyword(image, mask, *, rng):
+        return noise(image, mask, rng)
+
+    class Method:
+        def __call__(self, image, mask, rng=None):
+            assert rng is not None
+            return noise(image, mask, rng)
+
+    assert same(make(dicts, keyword), make(dicts, noise))
+    assert same(make(dicts, Method()), make(dicts, noise))
+
+
+# -- raw images and truth
+
+
+def in_place(image, mask):
+    image[...] = 0
+    mask[...] = 0
+    return image, mask
+
+
+@pytest.mark.parametrize("transform", [in_place, swap])
+@pytest.mark.parametrize("preload", [False, True])
+def test_raw_images_are_those_before_the_transforms(dicts, transform, preload):
+    cfg = Config(PRELOAD_DATA=preload, PREPROCESSING=["ZeroMeanNormalization"])
+    loader = make(dicts, transform, cfg, is_test=True)
+    for _ in range(2):
+        images, _, raw = everything(loader)
+        np.testing.assert_array_equal(raw[..., 0], np.moveaxis(IMAGE, 2, 0))
+        assert not np.array_equal(images, raw)
+    images, _, raw = everything(make(dicts, is_test=True))
+    np.testing.assert_array_equal(images, raw)
+
+
+@pytest.mark.parametrize("transform", [in_place, swap])
+@pytest.mark.parametrize("tag", ["DefaultDataLoader", "PatchDataLoader"])
+@pytest.mark.parametrize("is_test", [False, True])
+def test_the_truth_is_the_mask_before_the_transforms(dicts, transform, tag, is_test):
+    cfg = Config(TAG=tag, IMG_SIZE=() if tag == "DefaultDataLoader" else (4, 3, 4))
+    ((inputs, outputs),) = make(dicts, transform, cfg, is_test=is_test).inference(lambda x: x.repeat(2, -1))
+    np.testing.assert_array_equal(inputs["x"], IMAGE)
+    np.testing.assert_array_equal(outputs["y_true"], MASK)
+    expected, _ = transform(IMAGE.copy(), MASK.copy())
+    np.testing.assert_array_equal(outputs["y_pred"], expected[..., None].repeat(2, -1))
+
+
+def test_preloaded_data_survive_transforms_in_place(dicts):
+    loader = make(dicts, in_place, Config(PRELOAD_DATA=True))
+    assert not everything(loader)[0].any()
+    plain = make(dicts, None, Config(PRELOAD_DATA=True))
+    np.testing.assert_array_equal(everything(plain)[0][..., 0], np.moveaxis(IMAGE, 2, 0))
+
+
+# -- threads and processes
+
+
+class Counting:
+    """Has a buffer of its own, as many transforms have, and knows who uses it."""
+
+    def __init__(self):
+        self.threads = set()
+        self.copies = [self]
+        self.inside = 0
+
+    def __deepcopy__(self, memo):
+        other = Counting()
+        other.copies = self.copies
+        self.copies.append(other)
+        return other
+
+    def __call__(self, image, mask):
+        self.threads.add(threading.get_ident())
+        self.inside += 1
+        assert self.inside == 1
+        result = image + sum(range(1000)) * 0
+        self.inside -= 1
+        return result, mask
+
+
+def test_each_thread_has_its_own_copy(dicts):
+    transform = Counting()
+    list(make(dicts, transform, Config(NUM_WORKERS=3), batch_size=1))
+    assert not transform.threads
+    assert all(len(copy.threads) <= 1 for copy in transform.copies)
+    assert sum(len(copy.threads) for copy in transform.copies) >= 1
+
+
+def test_a_thread_safe_transform_is_not_copied(dicts):
+    transform = Counting()
+    transform.thread_safe = True
+    transform.__class__ = type(
+        "Shared", (Counting,), {"__call__": lambda self, image, mask: (self.threads.add(1) or image, mask)}
+    )
+    list(make(dicts, transform))
+    assert transform.copies == [transform]
+    assert transform.threads == {1}
+
+
+def test_what_cannot_be_copied_says_what_to_do(dicts):
+    class Locked:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __call__(self, image, mask):
+            return image, mask
+
+    with pytest.raises(TypeError):
+        copy.deepcopy(Locked())
+    with pytest.raises(PluginError, match="thread_safe"):
+        list(make(dicts, Locked()))
+
+
+def test_a_loader_with_transforms_pickles(dicts):
+    cfg = Config(PREPROCESSING=["Windowing"], PREPROCESSING_ARGS=[{"bounds": (-50, 50)}])
+    loader = make(dicts, noise, cfg)
+    list(loader)
+    assert same(pickle.loads(pickle.dumps(loader)), loader)
+
+
+# -- what may go wrong
+
+
+def test_shapes_that_differ_in_a_batch(dicts):
+    def crop(image, mask, rng):
+        n = int(rng.integers(1, 5))
+        return image[:n], mask[:n]
+
+    with pytest.raises(ShapeError, match="transforms"):
+        list(make(dicts, crop, batch_size=8))
+    assert len(list(make(dicts, crop, batch_size=1))) == 8
+
+
+@pytest.mark.parametrize("result", [None, 3, (1, 2), "ab", (np.zeros((4, 3, 1)),)])
+def test_results_that_are_none(dicts, result):
+    with pytest.raises(PluginError, match="return"):
+        list(make(dicts, lambda image, mask: result))
+
+
+def test_a_transform_that_changes_the_size_cannot_be_used_for_inference(dicts):
+    loader = make(dicts, lambda image, mask: (image[:2], mask[:2]))
+    with pytest.raises(ShapeError, match="expected"):
+        list(loader.inference(lambda x: x.repeat(2, -1)))
+
+
+def test_what_is_no_transform(dicts):
+    with pytest.raises(TypeError, match="called"):
+        make(dicts, 3)
