@@ -17,6 +17,7 @@ import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.decode import DecodeError, decode
+from medsegpy_core.hdf5.sharing import keep_chunk, kept_chunk
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
@@ -200,6 +201,9 @@ def _read_chunk(
             raise ReadError(f"chunk {number} has {stored:,} bytes instead of {size:,}")
         _read_contiguous(file, offset, shape, vetted.raw, local, out)
         return
+    if (kept := kept_chunk(layout, number)) is not None:
+        out[...] = kept[local]
+        return
     if isinstance(file, np.ndarray):
         raw = _mapped(file, offset, stored)
     else:
@@ -215,4 +219,7 @@ def _read_chunk(
         raise ReadError(f"chunk {number} decodes to {error}") from error
     if seen is not None and len(_zeros) < _MAX_ZEROS and not elements.view(np.uint8).any():
         _zeros.add(seen)
-    out[...] = elements.reshape(shape)[local]
+    elements = elements.reshape(shape)
+    if elements.shape != out.shape:  # the rest of it may be wanted as well
+        keep_chunk(layout, number, elements)
+    out[...] = elements[local]

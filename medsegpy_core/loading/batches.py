@@ -9,6 +9,7 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.errors import ShapeError
+from medsegpy_core.hdf5.sharing import sharing_chunks
 from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box, read_padded
@@ -131,8 +132,9 @@ class BatchMaker:
         size, channels = self._common_size(rows)
         images = self._images(len(rows), size, channels, buffers)
         masks = self._masks(len(rows), size, buffers)
-        for i, row in enumerate(rows):
-            self._read(row, images[i], masks[i])
+        with sharing_chunks():
+            for i, row in enumerate(rows):
+                self._read(row, images[i], masks[i])
         images, masks = self._as_images(images, size, channels), self._as_masks(masks)
         if self.pipeline is None:
             return (images, masks, images.copy()) if self.keeps_raw else (images, masks)

@@ -1,0 +1,64 @@
+"""Chunks that the elements of a batch share are decoded once."""
+
+import h5py
+import numpy as np
+import pytest
+
+from medsegpy_core import Config, build_loader
+from medsegpy_core.hdf5 import ranges
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The stored chunks that are decoded, in order."""
+    seen = []
+
+    def counting(stored, *rest, decode=ranges.decode):
+        seen.append(bytes(stored))
+        return decode(stored, *rest)
+
+    monkeypatch.setattr(ranges, "decode", counting)
+    return seen
+
+
+@pytest.fixture
+def volume(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(20, 18, 16)).astype(np.float32)
+    mask = (rng.random((20, 18, 16, 2)) < 0.5).astype(np.uint8)
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("volume", data=image, chunks=(10, 18, 8), compression="gzip")
+        file.create_dataset("seg", data=mask, chunks=(10, 18, 8, 2), compression="gzip")
+    return [{"file_name": str(path), "sem_seg_file": str(path), "scan_id": "scan"}], image, mask
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_slices_of_one_volume_decode_each_chunk_once_a_batch(volume, decoded, workers):
+    dicts, image, mask = volume
+    loader = build_loader(Config(NUM_WORKERS=workers), dicts, batch_size=16, shuffle=False)
+    (batch,) = loader
+    np.testing.assert_array_equal(batch[0][..., 0], np.moveaxis(image, 2, 0))
+    np.testing.assert_array_equal(batch[1], np.moveaxis(mask, 2, 0))
+    assert len(decoded) == len(set(decoded)) == 8
+
+
+def test_what_is_kept_ends_with_the_batch(volume, decoded):
+    dicts, *_ = volume
+    loader = build_loader(Config(NUM_WORKERS=0), dicts, batch_size=4, shuffle=False)
+    loader[0]
+    first = len(decoded)
+    loader[0]
+    assert len(decoded) == 2 * first
+
+
+def test_a_file_that_changes_is_not_read_from_what_was_kept(volume, tmp_path):
+    dicts, image, _ = volume
+    loader = build_loader(Config(NUM_WORKERS=0), dicts, batch_size=4, shuffle=False)
+    before = loader[0][0].copy()
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file, h5py.File(dicts[0]["file_name"]) as old:
+        file.create_dataset("volume", data=image + 1, chunks=(10, 18, 8), compression="gzip")
+        old.copy("seg", file)
+    other.replace(dicts[0]["file_name"])
+    np.testing.assert_array_equal(loader[0][0], before + 1)
