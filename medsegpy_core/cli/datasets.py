@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog, dataset_owner, dataset_spec
 from medsegpy_core.cli.output import by, console, print_json, table, track
 from medsegpy_core.errors import MedSegPyError
+
+if TYPE_CHECKING:
+    from medsegpy_core.profiling import AccessCost
 
 __all__ = ["command"]
 
@@ -54,10 +57,29 @@ def show_dataset(name: str, as_json: bool, fast: bool) -> None:
     watch = partial(track, description=f"Reading {name}")
     counted = survey(name, fast, lambda scans, total: watch(scans, total=total)).as_dict(name)
     metadata = MetadataCatalog.get(name).as_dict()
+    reads = _access_costs(name)
     if as_json:
-        print_json(identity | counted | {"metadata": {key: _for_json(value) for key, value in metadata.items()}})
-    else:
-        _print_counts(identity, counted, metadata)
+        found = {key: _for_json(value) for key, value in metadata.items()}
+        print_json(identity | counted | {"metadata": found, "reads": [_as_dict(cost) for cost in reads]})
+        return
+    _print_counts(identity, counted, metadata)
+    for cost in reads:
+        if cost.wasteful:
+            console().print(f"\nLayout: {cost.advice(name)}.", markup=False)
+
+
+def _access_costs(name: str) -> list[AccessCost]:
+    """Return what reading a slice and a patch of the first scan costs."""
+    from medsegpy_core.datasets import load_records
+    from medsegpy_core.loading.sources import Opener, group_scans
+    from medsegpy_core.profiling import access_costs
+
+    records = load_records(name)
+    return access_costs(group_scans(records)[0], Opener.of(records)) if records else []
+
+
+def _as_dict(cost: AccessCost) -> dict[str, Any]:
+    return {"what": cost.what, "bytes_touched": cost.touched, "bytes_needed": cost.needed, "wasteful": cost.wasteful}
 
 
 def _identity(name: str, must_exist: bool = False) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class PackLayout:
     """The layout of packed arrays.
 
     * ``slices``: depth first, so that a slice is one range of bytes. With gzip, a chunk is a slice.
-    * ``patches``: H x W x D as ever. In chunks of `patch`, of which a patch touches few; without `patch` and without gzip
-      in one piece, which is read fastest where the file is in the page cache.
+    * ``patches``: H x W x D as ever. In chunks of `patch`, of which a patch touches few; without `patch` and without
+      gzip in one piece, which is read fastest where the file is in the page cache.
 
     Attributes:
         name: Which of them.

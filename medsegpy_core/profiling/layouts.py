@@ -16,7 +16,7 @@ from medsegpy_core.opening import CanonicalScan
 if TYPE_CHECKING:
     from medsegpy_core.typing import LazyArray, Selection
 
-__all__ = ["Access", "access_costs"]
+__all__ = ["AccessCost", "access_costs"]
 
 _PATCH: Final = (64, 64, 64)
 # Where a better layout is worth telling of.
@@ -25,7 +25,7 @@ _BITS: Final = 8
 
 
 @frozen
-class Access:
+class AccessCost:
     """What one read of a kind costs.
 
     Attributes:
@@ -43,17 +43,16 @@ class Access:
         """Whether it costs more than twice what a better layout would."""
         return self.touched > _WASTE * self.needed
 
-    @property
-    def advice(self) -> str:
-        """What to do about it."""
+    def advice(self, dataset: str) -> str:
+        """Say what to do about it, in the dataset of this name."""
         layout = "slices" if self.what == "slice" else "patches"
         return (
             f"reading a {self.what} goes through {self.touched / self.needed:.1f} times the bytes that it needs; "
-            f"medsegpy pack NAME --layout {layout} mends that"
+            f"medsegpy pack {dataset} --layout {layout} mends that"
         )
 
 
-def access_costs(scan: Scan, opener: Opener) -> list[Access]:
+def access_costs(scan: Scan, opener: Opener) -> list[AccessCost]:
     """Read a slice and a patch of a scan, and return what that took; empty for files that are not HDF5.
 
     Raises:
@@ -77,7 +76,7 @@ def _patch(shape: Sequence[int]) -> Selection:
     return tuple(slice((n - size) // 2, (n - size) // 2 + size) for n, size in zip(shape, sizes, strict=True))
 
 
-def _cost(what: str, opened: CanonicalScan, box: Selection) -> Access:
+def _cost(what: str, opened: CanonicalScan, box: Selection) -> AccessCost:
     voxels = int(np.prod([part.stop - part.start for part in box]))
     channels = int(np.prod(opened.image.shape[len(box) :]))
     needed = voxels * channels * opened.image.dtype.itemsize
@@ -88,7 +87,7 @@ def _cost(what: str, opened: CanonicalScan, box: Selection) -> Access:
             _read(mask, box)
             packed = -(-opened.mask.shape[-1] // _BITS)
             needed += voxels * (mask.dtype.itemsize if mask is not opened.mask else packed)
-    return Access(what, costs.bytes_touched, needed)
+    return AccessCost(what, costs.bytes_touched, needed)
 
 
 def _read(array: LazyArray, box: Selection) -> None:

@@ -127,7 +127,7 @@ def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Pro
         memory=in_flight * batch_bytes + _RECORD_BYTES * len(dicts),
         preload_memory=_preload_memory(loader),
         advice=[
-            cost.advice.replace("NAME", dataset)
+            cost.advice(dataset)
             for cost in access_costs(scan, loader.setup.files[0].opener)
             if cost.wasteful and (cost.what == "patch") == (cfg.TAG in _PATCH_TAGS)
         ],
