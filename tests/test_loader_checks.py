@@ -145,6 +145,35 @@ def test_collections_tell_people_apart(register):
         build_loader(cfg, "train")
 
 
+def test_the_collection_is_the_distribution_of_the_plugin(site, plugins, register):
+    for name in ("one", "two"):
+        site.add(
+            name,
+            f"""
+            from medsegpy_core import DatasetSpec, hookimpl
+
+            def load():
+                return [{{"file_name": "x.h5", "sem_seg_file": "x.h5", "scan_id": "s", "subject_id": 1, "reader": "r"}}]
+
+            @hookimpl
+            def medsegpy_register_datasets():
+                return [DatasetSpec(name="{name}_" + split, load=load) for split in ("train", "test")]
+
+            @hookimpl
+            def medsegpy_register_loaders():
+                from medsegpy_core import LoaderSpec
+                return [LoaderSpec(name="Raw_{name}", build=lambda request: request.dicts)]
+            """,
+        )
+    plugins()
+    register("mine", (1,))
+    cfg = Config(TAG="Raw_one", TRAIN_DATASET="one_train", TEST_DATASET="two_test", VAL_DATASET="mine")
+    build_loader(cfg, "one_train")
+    cfg.TEST_DATASET = "one_test"
+    with pytest.raises(LeakageError, match="medsegpy-one"):
+        build_loader(cfg, "one_train")
+
+
 def test_the_scan_stands_in_for_the_subject(tmp_path):
     dicts = [{k: v for k, v in d.items() if k != "subject_id"} for d in save_slices(tmp_path, *make_scan((3, 3, 2), 1))]
     for name, listed in (("train", dicts), ("test", dicts), ("val", [{**d, "scan_id": "other"} for d in dicts])):

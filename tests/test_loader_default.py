@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import threading
+import time
 
 import h5py
 import numpy as np
@@ -280,6 +281,29 @@ def test_a_child_forked_in_the_middle_of_a_pass(both):
         assert queue.get() == expected
         process.join(30)
         assert len(list(iterator)) == len(expected) - 1
+
+
+def _slowly(image, mask):
+    time.sleep(0.02)
+    return image, mask
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.timeout(30)
+def test_a_child_goes_on_with_the_pass_of_its_parent(both, reuse):
+    cfg = Config(SEED=1, NUM_WORKERS=3)
+    loader = build_loader(cfg, both[0], batch_size=1, transform=_slowly, reuse_buffers=reuse)
+    expected = [[array.tobytes() for array in batch] for batch in loader]
+    loader.set_epoch(0)
+    iterator = iter(loader)
+    next(iterator)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=_digest, args=(iterator, queue))
+    process.start()
+    assert queue.get() == expected[1:]
+    process.join(30)
+    assert [[array.tobytes() for array in batch] for batch in iterator] == expected[1:]
 
 
 @pytest.mark.parametrize("tag", ["DefaultDataLoader", "RandomPatchDataLoader"])

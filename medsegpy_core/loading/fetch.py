@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,8 +67,10 @@ class BatchIterator(Iterator[Batch]):
         self._stop = stop
         self._delivered = delivered
         self._exhausted: Callable[[], None] | None = exhausted
+        self._workers = workers
         self._ahead = workers + 1 if workers else 0
-        self._pool = ThreadPoolExecutor(workers, "medsegpy-fetch") if workers else None
+        self._pool = _threads(workers)
+        self._process = os.getpid()
         self._pending: deque[tuple[Future[Batch], Buffers]] = deque()
         self._out: deque[Buffers] = deque()
         self._free: list[Buffers] | None = None
@@ -85,6 +88,8 @@ class BatchIterator(Iterator[Batch]):
                 exhausted()
             raise StopIteration
         try:
+            if self._process != os.getpid():
+                self._begin_again()
             self._recycle()
             batch, buffers = self._take()
         except BaseException:
@@ -107,6 +112,13 @@ class BatchIterator(Iterator[Batch]):
     def __del__(self) -> None:
         self.close()
 
+    def _begin_again(self) -> None:
+        """Go on in a process made by fork: the threads, and what they were making, stayed in the other one."""
+        self._process, self._pool, self._submitted = os.getpid(), _threads(self._workers), self._next
+        if self._free is not None:
+            self._free += [buffers for _, buffers in self._pending]
+        self._pending.clear()
+
     def _take(self) -> tuple[Batch, Buffers]:
         if self._pool is None:
             buffers = self._buffers()
@@ -126,3 +138,7 @@ class BatchIterator(Iterator[Batch]):
             buffers = self._out.popleft()
             if self._free is not None:
                 self._free.append(buffers)
+
+
+def _threads(workers: int) -> ThreadPoolExecutor | None:
+    return ThreadPoolExecutor(workers, "medsegpy-fetch") if workers else None
