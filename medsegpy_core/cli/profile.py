@@ -47,9 +47,8 @@ def command(
     if threads is not None:
         cfg.NUM_WORKERS = threads
     found = profile(cfg, name, batch_size or (2 if "Patch" in tag else 16), batches)
-    said = attrs.asdict(found)
     if as_json:
-        print_json(said)
+        print_json(attrs.asdict(found) | {"suggestions": [attrs.asdict(trial) for trial in found.suggestions]})
         return
     screen = console()
     screen.print(

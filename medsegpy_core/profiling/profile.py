@@ -24,7 +24,7 @@ from medsegpy_core.profiling.stages import stage_seconds
 if TYPE_CHECKING:
     from medsegpy_core.typing import DatasetDict
 
-__all__ = ["Profile", "Suggestion", "profile"]
+__all__ = ["Profile", "Trial", "profile"]
 
 # A change that gains less is not worth a word.
 _WORTH_IT: Final = 1.1
@@ -37,8 +37,8 @@ Loaders = Callable[..., DataLoader]
 
 
 @frozen
-class Suggestion:
-    """A change, and what it gained on the sample.
+class Trial:
+    """A change that was tried, and what it gained on the sample.
 
     Attributes:
         change: What to do.
@@ -67,7 +67,7 @@ class Profile:
         memory: Bytes that the loader will take: batches in flight, and what is known of every element.
         preload_memory: Bytes that `PRELOAD_DATA` would take.
         advice: What the layout of the files costs.
-        suggestions: What was tried and helped, the best first.
+        trials: What was tried, the best first.
     """
 
     dataset: str
@@ -81,7 +81,12 @@ class Profile:
     memory: int
     preload_memory: int
     advice: list[str]
-    suggestions: list[Suggestion]
+    trials: list[Trial]
+
+    @property
+    def suggestions(self) -> list[Trial]:
+        """What was tried and helped, the best first."""
+        return [trial for trial in self.trials if trial.gain >= _WORTH_IT]
 
 
 def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Profile:
@@ -109,9 +114,9 @@ def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Pro
     trials = dict(_trials(cfg, dataset, dicts, batch_size))
     now = _now(cfg)
     rates = _rates({now: loader} | trials, batches)
-    suggestions = [Suggestion(change, rates[change], rates[change] / rates[now]) for change in trials]
+    tried = [Trial(change, rates[change], rates[change] / rates[now]) for change in trials]
     scan = loader.setup.files[0].scan
-    suggestions += _packed(cfg, dataset, dicts, scan, loader.setup.files[0].opener, batch_size, batches)
+    tried += _packed(cfg, dataset, dicts, scan, loader.setup.files[0].opener, batch_size, batches)
     found = loader[0]
     batch_bytes = sum(array.nbytes for array in found)
     in_flight = cfg.NUM_WORKERS + _PREFETCHED + _DELIVERED if cfg.NUM_WORKERS else _DELIVERED
@@ -131,9 +136,7 @@ def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Pro
             for cost in access_costs(scan, loader.setup.files[0].opener)
             if cost.wasteful and (cost.what == "patch") == (cfg.TAG in _PATCH_TAGS)
         ],
-        suggestions=sorted(
-            (s for s in suggestions if s.gain >= _WORTH_IT), key=lambda suggestion: suggestion.gain, reverse=True
-        ),
+        trials=sorted(tried, key=lambda trial: trial.gain, reverse=True),
     )
 
 
@@ -169,7 +172,7 @@ def _trials(
 
 def _packed(
     cfg: Config, dataset: str, dicts: Sequence[DatasetDict], scan: Scan, opener: Opener, batch_size: int, batches: int
-) -> list[Suggestion]:
+) -> list[Trial]:
     """Pack one scan in each layout that suits the loader, and measure it against the same scan as it is."""
     layout = "patches" if cfg.TAG in _PATCH_TAGS else "slices"
     own = [d for d in dicts if d["scan_id"] == scan.key[1] and (d.get("augmentation") or scan.key[2]) == scan.key[2]]
@@ -187,7 +190,7 @@ def _packed(
             command += "" if compression == "none" else f" --compression {compression}"
             loaders[command] = _build(cfg, dataset, units, batch_size)
         rates = _rates(loaders, batches)
-    return [Suggestion(name, rate, rate / rates[as_it_is]) for name, rate in rates.items() if name != as_it_is]
+    return [Trial(name, rate, rate / rates[as_it_is]) for name, rate in rates.items() if name != as_it_is]
 
 
 def _rates(loaders: dict[str, DataLoader], batches: int) -> dict[str, float]:
