@@ -49,15 +49,19 @@ def make_records(dicts: Sequence[DatasetDict], datasets: Sequence[str]) -> list[
 
     Raises:
         RecordError: One of them lacks a key or has a wrong type, or two of them are the same slice.
+        ReadError: A file lies outside the dataset's `scan_root`, whose metadata say that it is `contained`.
     """
     root = datasets_root()
     layouts = {name: _layout(name) for name in set(datasets)}
+    containers = {name: container for name in layouts if (container := _container(name, root)) is not None}
     counts: dict[str, int] = {}
     records = []
     for d, dataset in zip(dicts, datasets, strict=True):
         index = counts.get(dataset, 0)
         counts[dataset] = index + 1
         record = _absolute(Record.from_dict(d, dataset, index), root)
+        if dataset in containers:
+            containers[dataset].check(record)
         if layout := {key: value for key, value in layouts[dataset].items() if key not in record.extra}:
             record = record.with_extra(layout)
         if dataset and d.get("augmentation") is None and augmentation_in_name(d) is None:
@@ -82,6 +86,45 @@ def _absolute(record: Record, root: Path) -> Record:
     if image.is_absolute() and (mask is None or mask.is_absolute()):
         return record
     return evolve(record, file_name=root / image, sem_seg_file=None if mask is None else root / mask)
+
+
+class _Container:
+    """A folder that the files of a dataset may not leave, neither by ``..`` nor by a link."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._real = os.path.realpath(root)
+        self._folders: dict[str, str] = {}  # what a folder really is: few folders hold many files
+
+    def check(self, record: Record) -> None:
+        """Raise `ReadError` if a file of the record lies elsewhere."""
+        for path in filter(None, (record.file_name, record.sem_seg_file)):
+            if not self._holds(str(path)):
+                raise ReadError(
+                    f"{record.where()} names this file, which is not in {self._root}"
+                    f"{'' if os.path.realpath(path) == str(path) else f' (it leads to {os.path.realpath(path)})'}. The "
+                    "metadata of the dataset say contained=True: only files inside its scan_root are read",
+                    path,
+                )
+
+    def _holds(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114 -- there may be 200,000
+            real = os.path.realpath(path)
+        else:
+            real_folder = self._folders.get(folder)
+            if real_folder is None:
+                real_folder = self._folders[folder] = os.path.realpath(folder)
+            real = f"{real_folder}{os.sep}{name}"
+        return real.startswith(self._real.rstrip(os.sep) + os.sep)
+
+
+def _container(dataset: str, root: Path) -> _Container | None:
+    """Return what the files of a dataset may not leave; None: they may lie anywhere."""
+    metadata = MetadataCatalog.get(dataset) if dataset else None
+    if metadata is None or not metadata.get("contained"):
+        return None
+    return _Container(root / Path(metadata.view().require("scan_root").scan_root).expanduser())
 
 
 def _check_unique(records: Sequence[Record]) -> None:

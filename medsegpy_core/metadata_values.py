@@ -175,6 +175,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "category_colors": (lambda value: _all(value, _is_color), "a list of (R, G, B), each from 0 to 255"),
     "collection": (_is_text, "the name of a collection of subjects"),
     "label_map": (lambda value: isinstance(value, bool), "True or False"),
+    "contained": (lambda value: isinstance(value, bool), "True or False"),
     "image_axes": _AXES,
     "sem_seg_axes": _AXES,
 }

@@ -177,7 +177,8 @@ def _absolute(d: dict[str, Any], folder: Path, manifest: Path) -> DatasetDict:
 
 def _metadata(said: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Give category ids back their form: JSON has no tuples, and a list is no key."""
-    metadata = {**said, "scan_root": str(folder)}
+    # It may come from anywhere, and has nothing to say about where its files may lie.
+    metadata = {**said, "scan_root": str(folder), "contained": True}
     if "category_ids" in metadata:
         metadata["category_ids"] = [tuple(c) if isinstance(c, list) else c for c in metadata["category_ids"]]
     return metadata
