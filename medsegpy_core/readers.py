@@ -16,7 +16,7 @@ from medsegpy_core.records import Record
 from medsegpy_core.registry import Registry
 from medsegpy_core.typing import Reader
 
-__all__ = ["all_readers", "find_reader", "named_reader", "reader_names", "register_reader"]
+__all__ = ["all_readers", "find_reader", "named_reader", "reader_by_name", "reader_names", "register_reader"]
 
 _registry: Registry[Reader] = Registry("readers")
 
@@ -66,14 +66,11 @@ def find_reader(record: Record | Mapping[str, Any]) -> Reader:
         UnknownNameError: No reader claims it, or there is none of the name that the dict gives.
         ReadError: The first bytes had to decide, but there is no such file.
     """
-    name, file_name = _asked(record)
-    if name is not None:
-        return named_reader(name)
-    path = os.fspath(file_name)
-    readers = [owned for owners in _registry.claims().values() for owned in owners]
+    if (decided := reader_by_name(record)) is not None:
+        return decided
+    path = os.fspath(_asked(record)[1])
+    readers = _all_owned()
     by_suffix = _longest_suffix(os.path.basename(path).lower(), readers)
-    if len(by_suffix) == 1:
-        return by_suffix[0].record
     claiming = _probed(Path(path), by_suffix or readers)
     if len(claiming) == 1:
         return claiming[0].record
@@ -85,6 +82,23 @@ def find_reader(record: Record | Mapping[str, Any]) -> Reader:
         f"{'' if claiming else ' by its suffix, and none by its content'}. "
         f"Say which in the dataset dict, as in reader={(claiming or by_suffix)[0].record.name!r}."
     )
+
+
+def reader_by_name(record: Record | Mapping[str, Any]) -> Reader | None:
+    """Return the reader that the dict names, or that alone claims the suffix of the file; None: its content decides.
+
+    Raises:
+        UnknownNameError: There is no reader of the name that the dict gives.
+    """
+    name, file_name = _asked(record)
+    if name is not None:
+        return named_reader(name)
+    by_suffix = _longest_suffix(os.path.basename(os.fspath(file_name)).lower(), _all_owned())
+    return by_suffix[0].record if len(by_suffix) == 1 else None
+
+
+def _all_owned() -> list[Owned[Reader]]:
+    return [owned for owners in _registry.claims().values() for owned in owners]
 
 
 def _asked(record: Record | Mapping[str, Any]) -> tuple[str | None, str | os.PathLike[str]]:

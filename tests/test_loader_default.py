@@ -4,6 +4,8 @@ import multiprocessing
 import pickle
 import threading
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -21,6 +23,7 @@ from medsegpy_core import (
     build_loader,
     filter_dicts,
     load_scan,
+    register_reader,
 )
 from medsegpy_core.config import Config
 
@@ -231,6 +234,33 @@ def test_filter_dicts(both):
     assert [d["slice_id"] for d in filter_dicts(both[0], "subject_id", [2])] == [1, 2, 3]
     assert filter_dicts(both[0], "gone", [None]) == both[0]
     assert filter_dicts(both[0], "subject_id", []) == []
+
+
+class Probing:
+    """A reader of ".h5" files, as the plugin's, that knows its own by their content."""
+
+    name, suffixes = "probing", (".h5",)
+
+    def probe(self, path):
+        with h5py.File(path) as file:
+            return "mine" in file
+
+    @contextmanager
+    def open(self, record):
+        with h5py.File(record.file_name) as file:
+            yield SimpleNamespace(image=file["mine"][...] + 1000, mask=file["labels"][...], metadata={})
+
+
+def test_where_suffixes_do_not_decide_each_file_is_looked_at(tmp_path):
+    register_reader(Probing())
+    image, mask = SCANS[1]
+    theirs = save_volume(tmp_path, image, mask, subject=1)
+    path = save(tmp_path / "other.h5", mine=image, labels=mask)
+    ours = {"file_name": path, "sem_seg_file": path, "scan_id": "other"}
+    for dicts in ([theirs, ours], [ours, theirs]):
+        images, _ = everything(build_loader(Config(), dicts, shuffle=False, batch_size=4))
+        for d, found in zip(dicts, np.split(images[..., 0], 2), strict=True):
+            np.testing.assert_array_equal(found, np.moveaxis(image + (1000 if d is ours else 0), 2, 0))
 
 
 # -- other processes and threads

@@ -132,6 +132,8 @@ def test_no_labels_at_all_is_an_error_that_names_the_dataset_and_the_remedy(bare
     loader = build_loader(config(), "bare", is_test=True)
     with pytest.raises(RecordError, match=r"'bare'.*keep_unlabelled"):
         next(iter(loader))
+    with pytest.raises(RecordError, match=r"'bare'.*keep_unlabelled"):
+        loader[0]
     assert len(list(loader.inference(lambda x: np.repeat(x, 2, -1)))) == 1
     images, masks = build_loader(config(), "bare", keep_unlabelled=True, batch_size=6, shuffle=False)[0]
     np.testing.assert_array_equal(images[..., 0], np.moveaxis(IMAGE, 2, 0))

@@ -188,6 +188,7 @@ class DataLoader:
     def _numbers(self, i: int) -> Array:
         """Return the elements of batch `i` of the current epoch."""
         if not -len(self) <= i < len(self):
+            self.setup.require_elements()
             raise IndexError(f"There is no batch {i}: an epoch of this loader has {len(self)} batches.")
         return self._order.batch(epoch_order(self._order, self._epoch), i % len(self))
 

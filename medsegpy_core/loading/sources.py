@@ -16,7 +16,7 @@ from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current
 from medsegpy_core.lazy import full_selection, read_into
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.opening import CanonicalScan, label_channels, open_record
-from medsegpy_core.readers import find_reader
+from medsegpy_core.readers import find_reader, reader_by_name
 from medsegpy_core.records import Record, ScanKey
 from medsegpy_core.typing import LazyArray, Reader, Selection
 
@@ -101,12 +101,16 @@ class Opener:
         Files are read as `access` says; where that is the default, as is said here and now, see `accessing`.
         """
         access = current_access() if access == DEFAULT_ACCESS else access
-        readers: dict[tuple[str, str | None, str], Reader] = {}
+        by_name: dict[tuple[str, str | None, str], Reader | None] = {}
+        by_content: dict[tuple[str, str | None, str], Reader] = {}
         with accessing(access):  # a reader may have to look into a file to say whether it is its own
             for record in records:
                 key = _reader_key(record)
-                if key not in readers:
-                    readers[key] = find_reader(record)
+                if key not in by_name:
+                    by_name[key] = reader_by_name(record)
+                if by_name[key] is None and (file := _file_key(record)) not in by_content:
+                    by_content[file] = find_reader(record)
+        readers = {**by_content, **{key: reader for key, reader in by_name.items() if reader is not None}}
         return cls(readers, {name: label_channels(name) for name in {record.dataset for record in records}}, access)
 
     def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
@@ -114,7 +118,8 @@ class Opener:
         return self._open(record) if self.access == DEFAULT_ACCESS else self._open_so(record)
 
     def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
-        return open_record(record, self.readers[_reader_key(record)], self.label_channels[record.dataset])
+        reader = self.readers.get(_reader_key(record)) or self.readers[_file_key(record)]
+        return open_record(record, reader, self.label_channels[record.dataset])
 
     @contextmanager
     def _open_so(self, record: Record) -> Iterator[CanonicalScan]:
@@ -125,6 +130,10 @@ class Opener:
 def _reader_key(record: Record) -> tuple[str, str | None, str]:
     # Two parts, for ".nii.gz".
     return record.dataset, record.reader, ".".join(record.file_name.name.rsplit(".", 2)[1:])
+
+
+def _file_key(record: Record) -> tuple[str, str | None, str]:
+    return record.dataset, record.reader, str(record.file_name)
 
 
 @frozen
