@@ -88,7 +88,7 @@ READERS = '''
         class array(NpyArray):
             def __init__(self, path):
                 super().__init__(path)
-                self.file = open(path, "rb")
+                self.file = open(path, "rb", buffering=0)
             def __del__(self):
                 self.file.close()
             def __getitem__(self, selection):

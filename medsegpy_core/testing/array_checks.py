@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from medsegpy_core.testing.outcome import require
@@ -22,6 +24,8 @@ __all__ = ["check_array", "check_array_in_threads", "same"]
 _SELECTIONS: Final = 40
 _BOXES: Final = 10
 _THREADS: Final = 8
+_MOMENTS: Final = 300  # in which a thread hesitates in one read
+_SECONDS: Final = 0.5  # after which a thread begins no further read
 
 
 def same(a: Array, b: Array) -> bool:
@@ -70,13 +74,19 @@ def check_array_in_threads(array: LazyArray, what: str, seed: int = 0) -> None:
 
     def read(number: int) -> str:
         rng = np.random.default_rng((seed, number))
+        boxes = [_box(array.shape, rng) for _ in range(_BOXES)]
         barrier.wait()
-        for box in [_box(array.shape, rng) for _ in range(_BOXES)]:
-            if not same(array[box], np.ascontiguousarray(whole[box])):
+        until = time.monotonic() + _SECONDS
+        for box in boxes:
+            with _hesitant():
+                part = array[box]
+            if not same(part, np.ascontiguousarray(whole[box])):
                 return f"{what}[{_shown(box)}]"
+            if time.monotonic() > until:
+                break
         return ""
 
-    with _frequent_switches(), ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads:
         wrong = [shown for shown in threads.map(read, range(_THREADS)) if shown]
     require(
         not wrong,
@@ -86,14 +96,26 @@ def check_array_in_threads(array: LazyArray, what: str, seed: int = 0) -> None:
 
 
 @contextmanager
-def _frequent_switches() -> Iterator[None]:
-    """Let threads take turns more often, so that a race is seen."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+def _hesitant() -> Iterator[None]:
+    """Let this thread stop for a moment before each line of Python, so that others run between any two.
+
+    Where a race is rare, as it is on a machine with few cores, it would be seen in one run of many.
+    """
+    before = sys.gettrace()
+    moments = iter(range(_MOMENTS))
+
+    def hesitate(_frame: FrameType, event: str, _argument: object) -> Any:
+        if event == "line":
+            if next(moments, None) is None:
+                return None  # no more of this frame
+            time.sleep(1e-6)
+        return hesitate
+
+    sys.settrace(hesitate)
     try:
         yield
     finally:
-        sys.setswitchinterval(before)
+        sys.settrace(before)
 
 
 def _check_result(part: Any, shape: tuple[int, ...], array: LazyArray, shown: str) -> None:
