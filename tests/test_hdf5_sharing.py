@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from medsegpy_core import Config, build_loader
-from medsegpy_core.hdf5 import ranges
+from medsegpy_core.hdf5 import open_array, ranges
+from medsegpy_core.hdf5.sharing import sharing_chunks
 
 
 @pytest.fixture
@@ -62,3 +63,14 @@ def test_a_file_that_changes_is_not_read_from_what_was_kept(volume, tmp_path):
         old.copy("seg", file)
     other.replace(dicts[0]["file_name"])
     np.testing.assert_array_equal(loader[0][0], before + 1)
+
+
+@pytest.mark.parametrize("options", [{"fletcher32": True}, {"shuffle": True}])
+def test_chunks_that_are_stored_as_they_are_survive_the_next_read(tmp_path, options):
+    image = np.arange(1600, dtype=np.uint16).astype(np.uint8).reshape(40, 40) + np.arange(40, dtype=np.uint8)[:, None]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=image, chunks=(10, 40), **options)
+    array = open_array(tmp_path / "a.h5", "data")
+    with sharing_chunks():
+        for start in (0, 10, 5):
+            assert np.array_equal(array[start : start + 5], image[start : start + 5])

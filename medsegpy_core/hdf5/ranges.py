@@ -221,5 +221,6 @@ def _read_chunk(
         _zeros.add(seen)
     elements = elements.reshape(shape)
     if elements.shape != out.shape:  # the rest of it may be wanted as well
-        keep_chunk(layout, number, elements)
+        # A checksum alone, or a shuffle of single bytes, leaves the stored bytes: memory that the next read fills.
+        keep_chunk(layout, number, elements.copy() if np.may_share_memory(elements, raw) else elements)
     out[...] = elements[local]
