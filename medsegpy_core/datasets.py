@@ -82,8 +82,8 @@ def _layout(dataset: str) -> dict[str, Any]:
 
 
 def _absolute(record: Record, root: Path) -> Record:
-    image, mask = record.file_name, record.sem_seg_file
-    if image.is_absolute() and (mask is None or mask.is_absolute()):
+    image, mask = record.files
+    if os.path.isabs(image) and (mask is None or os.path.isabs(mask)):  # noqa: PTH117
         return record
     return evolve(record, file_name=root / image, sem_seg_file=None if mask is None else root / mask)
 

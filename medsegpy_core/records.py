@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 from attrs import evolve, field, frozen
+from attrs.converters import optional
 
 from medsegpy_core.errors import RecordError
 from medsegpy_core.naming import parse_scan_name, parse_slice_name
@@ -38,6 +40,13 @@ class FrozenDict(dict[str, Any]):
 _NOTHING = FrozenDict()
 
 
+def _as_text(path: str | os.PathLike[str]) -> str:
+    """Return a path as `pathlib` writes it."""
+    text = os.fspath(path)
+    plain = "//" not in text and "/./" not in text and not text.startswith("./") and not text.endswith(("/", "/."))
+    return text if plain and os.sep == "/" else str(Path(text))
+
+
 @frozen
 class Record:
     """One slice or one volume of a dataset.
@@ -46,8 +55,6 @@ class Record:
         dataset: The name of the dataset, empty where the dict came without one.
         index: The position in the dataset's list.
         kind: ``"slice"`` or ``"volume"``.
-        file_name: The file with the image.
-        sem_seg_file: The file with the mask; None: unlabelled.
         image_key: Path of the image inside its file; several give several channels; None: the default.
         sem_seg_key: Path of the mask inside its file; None: the default.
         scan_id: The scan this element belongs to.
@@ -64,8 +71,9 @@ class Record:
     dataset: str
     index: int
     kind: Literal["slice", "volume"]
-    file_name: Path
-    sem_seg_file: Path | None
+    # As text: 400,000 objects of pathlib would cost 170 MB.
+    _image_file: str = field(alias="file_name", converter=_as_text)
+    _mask_file: str | None = field(alias="sem_seg_file", converter=optional(_as_text))
     image_key: str | tuple[str, ...] | None
     sem_seg_key: str | None
     scan_id: str
@@ -96,32 +104,33 @@ class Record:
         if augmentation is None:
             augmentation = augmentation_in_name(d) or 0
         image_key = d.get("image_key")
+        others = [key for key in d if key not in _TYPED]
         # `d.get` throughout: None stands for "not given" in optional keys.
         return cls(
             dataset=dataset,
             index=index,
             kind=kind,
-            file_name=Path(d["file_name"]),
-            sem_seg_file=None if d.get("sem_seg_file") is None else Path(d["sem_seg_file"]),
+            file_name=d["file_name"],
+            sem_seg_file=d.get("sem_seg_file"),
             image_key=image_key if image_key is None or isinstance(image_key, str) else tuple(image_key),
             sem_seg_key=d.get("sem_seg_key"),
-            scan_id=d["scan_id"],
+            scan_id=_shared(d["scan_id"]),
             slice_id=_int(d.get("slice_id")),
             scan_num_slices=_int(d["scan_num_slices"]) if kind == "slice" else _int(d.get("scan_num_slices")),
             subject_id=_int(d.get("subject_id")),
             time_point=_int(d.get("time_point")),
             augmentation=int(augmentation),
             reader=d.get("reader"),
-            scan=_frozen(d, lambda key: key.startswith("scan_") and key not in _TYPED),
-            extra=_frozen(d, lambda key: not key.startswith("scan_") and key not in _TYPED),
+            scan=_frozen(d, [key for key in others if key.startswith("scan_")]),
+            extra=_frozen(d, [key for key in others if not key.startswith("scan_")]),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the dataset dict of this record: ``Record.from_dict(record.to_dict())`` gives it again,
         but for the name of the dataset and the position in it."""
-        d: dict[str, Any] = {"file_name": str(self.file_name), "scan_id": self.scan_id}
-        if self.sem_seg_file is not None:
-            d["sem_seg_file"] = str(self.sem_seg_file)
+        d: dict[str, Any] = {"file_name": self._image_file, "scan_id": self.scan_id}
+        if self._mask_file is not None:
+            d["sem_seg_file"] = self._mask_file
         for key in ("image_key", "sem_seg_key", "slice_id", "scan_num_slices", "subject_id", "time_point"):
             if (value := getattr(self, key)) is not None:
                 d[key] = value
@@ -131,6 +140,21 @@ class Record:
         return {**d, **self.scan, **self.extra}
 
     @property
+    def file_name(self) -> Path:
+        """The file with the image."""
+        return Path(self._image_file)
+
+    @property
+    def sem_seg_file(self) -> Path | None:
+        """The file with the mask; None: unlabelled."""
+        return None if self._mask_file is None else Path(self._mask_file)
+
+    @property
+    def files(self) -> tuple[str, str | None]:
+        """`file_name` and `sem_seg_file` as text, which costs nothing to get."""
+        return self._image_file, self._mask_file
+
+    @property
     def scan_key(self) -> ScanKey:
         """What identifies the scan: dataset, scan id and augmentation."""
         return self.dataset, self.scan_id, self.augmentation
@@ -138,7 +162,7 @@ class Record:
     @property
     def labelled(self) -> bool:
         """Whether there is a mask."""
-        return self.sem_seg_file is not None
+        return self._mask_file is not None
 
     def where(self) -> str:
         """Say which element this is, for messages."""
@@ -170,7 +194,10 @@ def check_axes(axes: Any) -> bool:
 
 
 def _is_int(minimum: int) -> Callable[[Any], bool]:
-    return lambda v: not isinstance(v, bool) and isinstance(v, Integral) and int(v) >= minimum
+    # Asking an abstract class is slow; nearly all are plain ints.
+    return lambda v: (
+        v >= minimum if type(v) is int else (not isinstance(v, bool) and isinstance(v, Integral) and int(v) >= minimum)
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -216,12 +243,14 @@ def _check(d: Mapping[Any, Any], kind: str, dataset: str, index: int) -> None:
         raise RecordError(f"{_where(dataset, index)}: the keys of a dataset dict are str, found {_shown(strange[0])}.")
     for key, (fits, expected) in _CHECKS.items():
         required = key in _REQUIRED[kind]
-        if key not in d and required:
+        if key not in d:
+            if not required:
+                continue
             raise RecordError(
                 f"{_where(dataset, index)}: {key!r} is missing, expected {expected}. A {kind} needs "
                 f"{', '.join(_REQUIRED[kind])}; this dict has {', '.join(sorted(d)) or 'no keys'}."
             )
-        value = d.get(key)
+        value = d[key]
         if (required or value is not None) and not fits(value):
             raise RecordError(f"{_where(dataset, index)}: {key!r} is {_shown(value)}, expected {expected}.")
     if kind == "slice" and d["slice_id"] > d["scan_num_slices"]:
@@ -240,10 +269,14 @@ def _shown(value: Any) -> str:
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
+def _shared(text: str) -> str:
+    """Return one object for the many equal strings of a dataset."""
+    return sys.intern(text) if type(text) is str else text
+
+
 def _int(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def _frozen(d: Mapping[str, Any], wanted: Callable[[str], bool]) -> Mapping[str, Any]:
-    kept = {key: value for key, value in d.items() if wanted(key)}
-    return FrozenDict(kept) if kept else _NOTHING
+def _frozen(d: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
+    return FrozenDict({key: d[key] for key in keys}) if keys else _NOTHING

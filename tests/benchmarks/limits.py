@@ -16,7 +16,7 @@ from medsegpy_core.datasets import make_records
 from medsegpy_core.hdf5.access import Access, accessing
 from medsegpy_core.lazy import read_into
 from medsegpy_core.loading.fetch import KeptBuffers
-from medsegpy_core.loading.sources import Opener
+from medsegpy_core.loading.scans import Opener
 from tests.benchmarks.material import SHAPE, Material, bits_of
 from tests.benchmarks.peers import BATCH, PATCH
 

@@ -41,6 +41,10 @@ def _read_slice(item: dict[str, str]) -> dict[str, np.ndarray]:
     return {"image": image[None], "label": np.moveaxis(mask, -1, 0).astype(np.float32)}
 
 
+def _rows(found: Any) -> int:
+    return len(found["data"] if isinstance(found, dict) else getattr(found, "data", found))
+
+
 def _cacheable(function: Callable[[Any], Any]) -> Any:
     """Return a transform: MONAI caches what its own class of transforms returns, and nothing of plain functions."""
     from monai.transforms import Transform
@@ -54,7 +58,7 @@ def _cacheable(function: Callable[[Any], Any]) -> Any:
 
 def _epoch(loader: Any, key: str, limit: int | None = None) -> Callable[[], int]:
     def run() -> int:
-        return sum(len(batch[key]) for batch in itertools.islice(loader, limit))
+        return sum(_rows(batch[key]) for batch in itertools.islice(loader, limit))
 
     return run
 
@@ -94,25 +98,29 @@ def _monai_slices(items: Sequence[dict[str, str]], scratch: Path) -> list[Case]:
     ]
 
 
+def _label_map(mask: np.ndarray) -> np.ndarray:
+    return (collated(mask) * np.arange(1, 5, dtype=np.uint8)).max(axis=-1)
+
+
 def _torchio_reader(key: str) -> Callable[[Any], tuple[Any, np.ndarray]]:
     import torch
 
     def read(path: Any) -> tuple[Any, np.ndarray]:
         with h5py.File(path, "r") as file:
-            array = file[key][:]
+            array = file[key][:] if key in file else _label_map(file["seg"][:])
         return torch.from_numpy(array[None]), np.eye(4)
 
     return read
 
 
 def _with_labels(volumes: Sequence[Path], scratch: Path) -> list[Path]:
-    """Write the volumes with a label map at hand: the best that TorchIO can be given."""
+    """Write the volumes with a label map at hand: the best that TorchIO can be given for slices."""
     found = []
     for path in volumes:
         found.append(scratch / f"{path.stem}-labels.h5")
         with h5py.File(path, "r") as source, h5py.File(found[-1], "w") as file:
             file["volume"] = source["volume"][:]
-            file["labels"] = (collated(source["seg"][:]) * np.arange(1, 5, dtype=np.uint8)).max(axis=-1)
+            file["labels"] = _label_map(source["seg"][:])
     return found
 
 
@@ -166,9 +174,8 @@ def patch_cases(volumes: Sequence[Path], scratch: Path) -> tuple[list[Case], lis
     if _have("torchio", "torch"):
         import torchio
 
-        labelled = _with_labels(volumes[:1], scratch)
         for name, labels in (("uniform", False), ("label", True)):
-            queue = _torchio_queue(labelled, PATCH, 16, labels)
+            queue = _torchio_queue(volumes, PATCH, 8, labels)
             loader = _quiet(torchio.SubjectsLoader(queue, batch_size=2, num_workers=0))
             cases.append(Case(f"TorchIO Queue, {name} sampler", _epoch(loader, "label")))
     else:
@@ -186,7 +193,7 @@ def _monai_patches(volumes: Sequence[Path]) -> list[Case]:
 
     def read(item: dict[str, str]) -> dict[str, np.ndarray]:
         with h5py.File(item["path"], "r") as file:
-            labels = (collated(file["seg"][:]) * np.arange(1, 5, dtype=np.uint8)).max(axis=-1)
+            labels = _label_map(file["seg"][:])
             return {"image": file["volume"][:][None], "label": labels[None]}
 
     items = [{"path": str(path)} for path in volumes] * 4
@@ -216,7 +223,7 @@ def _nnunet_patches(volumes: Sequence[Path], scratch: Path) -> Case:
     for path in volumes:
         with h5py.File(path, "r") as file:
             image = np.ascontiguousarray(file["volume"][:].transpose(2, 0, 1)[None])
-            labels = (collated(file["seg"][:]) * np.arange(1, 5, dtype=np.uint8)).max(axis=-1)
+            labels = _label_map(file["seg"][:])
         labels = np.ascontiguousarray(labels.transpose(2, 0, 1)[None].astype(np.int8))
         blocks, chunks = comp_blosc2_params(image.shape, patch, image.itemsize)
         seg_blocks, seg_chunks = comp_blosc2_params(labels.shape, patch, labels.itemsize)
