@@ -14,7 +14,7 @@ from medsegpy_core.cli.app import cli
 from medsegpy_core.datasets import load_records
 from medsegpy_core.hdf5 import open_array
 from medsegpy_core.hdf5.observing import observed
-from medsegpy_core.loading.sources import Opener, group_scans
+from medsegpy_core.loading.scans import Opener, group_scans
 from medsegpy_core.profiling import access_costs, profile
 from medsegpy_core.profiling.stages import STAGES, stage_seconds
 

@@ -71,7 +71,7 @@ def show_dataset(name: str, as_json: bool, fast: bool) -> None:
 def _access_costs(name: str) -> list[AccessCost]:
     """Return what reading a slice and a patch of the first scan costs."""
     from medsegpy_core.datasets import load_records
-    from medsegpy_core.loading.sources import Opener, group_scans
+    from medsegpy_core.loading.scans import Opener, group_scans
     from medsegpy_core.profiling import access_costs
 
     records = load_records(name)

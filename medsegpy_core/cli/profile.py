@@ -78,7 +78,7 @@ def _print_advice(advice: Sequence[str], suggestions: Sequence[tuple[str, str, s
 def _fitting_size(name: str, tag: str) -> tuple[int, ...]:
     """Return an IMG_SIZE that suits the first scan of a dataset."""
     from medsegpy_core.datasets import load_records
-    from medsegpy_core.loading.sources import Opener, group_scans
+    from medsegpy_core.loading.scans import Opener, group_scans
 
     if tag == "DefaultDataLoader":
         return ()

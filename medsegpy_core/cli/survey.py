@@ -12,7 +12,7 @@ from attrs import Factory, define
 from medsegpy_core.catalog import MetadataCatalog, declared_augmentation
 from medsegpy_core.categories import channels_of, normalize_category_ids
 from medsegpy_core.datasets import load_records
-from medsegpy_core.loading.sources import Opener, Scan, group_scans
+from medsegpy_core.loading.scans import Opener, Scan, group_scans
 from medsegpy_core.opening import CanonicalScan
 
 if TYPE_CHECKING:

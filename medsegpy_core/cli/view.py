@@ -16,7 +16,7 @@ from medsegpy_core.cli.output import by
 from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, RecordError, UnknownNameError, closest_match
 from medsegpy_core.loading import load_scan
-from medsegpy_core.loading.sources import Scan, group_scans
+from medsegpy_core.loading.scans import Scan, group_scans
 
 if TYPE_CHECKING:
     from medsegpy_core.metadata import MetadataView

@@ -10,8 +10,8 @@ from medsegpy_core.datasets import load_records, make_records
 from medsegpy_core.errors import RecordError, ShapeError, UnknownNameError, closest_match
 from medsegpy_core.loading.checks import check_leakage, config_datasets
 from medsegpy_core.loading.loaders import BUILT_IN
+from medsegpy_core.loading.scans import group_scans
 from medsegpy_core.loading.setup import role_dataset
-from medsegpy_core.loading.sources import group_scans
 from medsegpy_core.opening import label_channels, open_record
 from medsegpy_core.readers import find_reader
 from medsegpy_core.registry import Registry

@@ -15,7 +15,8 @@ from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Row
 from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box
-from medsegpy_core.loading.sources import MemorySource, Scan, ScanSource
+from medsegpy_core.loading.scans import Scan
+from medsegpy_core.loading.sources import MemorySource, ScanSource
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config

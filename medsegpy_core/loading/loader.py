@@ -6,7 +6,6 @@ import copy
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve
@@ -17,7 +16,7 @@ from medsegpy_core.loading.batches import Batch
 from medsegpy_core.loading.fetch import BatchIterator
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order
-from medsegpy_core.loading.passes import batch_function, epoch_order
+from medsegpy_core.loading.passes import batch_function, check_state, epoch_order
 from medsegpy_core.loading.plan import Element
 from medsegpy_core.loading.setup import Setup, role_dataset
 from medsegpy_core.loading.windows import Windows
@@ -216,17 +215,7 @@ class DataLoader:
         Raises:
             ValueError: The state is of a loader with other data, batch size or world size, or malformed.
         """
-        own = self.state_dict()
-        wrong = [f"{key}={state.get(key)!r}" for key in ("seed", "epoch", "batches") if not _is_natural(state.get(key))]
-        if wrong:
-            raise ValueError(f"The state of a loader has {', '.join(own)}, ints >= 0; this one has {', '.join(wrong)}.")
-        differing = [
-            f"{key} {state[key]} there, {own[key]} here"
-            for key in ("elements", "batch_size", "world_size")
-            if key in state and state[key] != own[key]
-        ]
-        if differing:
-            raise ValueError(f"This is the state of a loader with other data or settings: {'; '.join(differing)}.")
+        check_state(state, self.state_dict())
         self._order = evolve(self._order, seed=int(state["seed"]))
         self.setup = self.setup.with_seed(self._order.seed)
         self._start_at(int(state["epoch"]), int(state["batches"]))
@@ -306,7 +295,3 @@ class DataLoader:
         """
         scans = scans_to_infer(self.setup, allow_gaps)[self._order.rank :: self._order.world_size]
         return infer_scans(self.setup, scans, model, self.batch_size, output)
-
-
-def _is_natural(value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) >= 0

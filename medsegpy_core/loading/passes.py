@@ -1,10 +1,11 @@
-"""What one pass over an epoch is: its order, and the function that makes its batches."""
+"""What one pass over an epoch is: its order, the function that makes its batches, and where it stands."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers
 from medsegpy_core.loading.order import Order
@@ -13,7 +14,7 @@ from medsegpy_core.loading.readahead import Waiting, read_ahead
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["batch_function", "epoch_order"]
+__all__ = ["batch_function", "check_state", "epoch_order"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -36,3 +37,21 @@ def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) 
             return maker.fill(rows, buffers)
 
     return make
+
+
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a state is malformed, or of a loader with other data or settings than `own`."""
+    wrong = [f"{key}={state.get(key)!r}" for key in ("seed", "epoch", "batches") if not _is_natural(state.get(key))]
+    if wrong:
+        raise ValueError(f"The state of a loader has {', '.join(own)}, ints >= 0; this one has {', '.join(wrong)}.")
+    differing = [
+        f"{key} {state[key]} there, {own[key]} here"
+        for key in ("elements", "batch_size", "world_size")
+        if key in state and state[key] != own[key]
+    ]
+    if differing:
+        raise ValueError(f"This is the state of a loader with other data or settings: {'; '.join(differing)}.")
+
+
+def _is_natural(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= 0

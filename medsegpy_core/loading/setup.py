@@ -19,7 +19,8 @@ from medsegpy_core.loading.checks import check_augmentation, role_names
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.padding import check_pad_mode
-from medsegpy_core.loading.sources import MemorySource, Opener, ScanSource, Source, group_scans
+from medsegpy_core.loading.scans import Opener, group_scans
+from medsegpy_core.loading.sources import MemorySource, ScanSource, Source
 from medsegpy_core.loading.windows import Windows
 from medsegpy_core.specs import LoaderOptions, LoaderRequest
 from medsegpy_core.transforms import build_transforms

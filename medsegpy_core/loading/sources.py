@@ -1,24 +1,22 @@
-"""Scans: the records that belong together, read as one volume, whether they are slices or a volume."""
+"""Reading boxes of a scan as one volume, whether it lies in slices, in a volume, or in memory."""
 
 from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from attrs import define, frozen
 
 from medsegpy_core.errors import ShapeError
-from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
 from medsegpy_core.lazy import full_selection, read_into
 from medsegpy_core.loading.collate import Collation
-from medsegpy_core.opening import CanonicalScan, label_channels, open_record
-from medsegpy_core.readers import find_reader, reader_by_name
-from medsegpy_core.records import Record, ScanKey
-from medsegpy_core.typing import LazyArray, Reader, Selection
+from medsegpy_core.loading.scans import Opener, Scan
+from medsegpy_core.opening import CanonicalScan
+from medsegpy_core.records import Record
+from medsegpy_core.typing import LazyArray, Selection
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
@@ -28,11 +26,8 @@ __all__ = [
     "UNLABELLED_UINT8",
     "Geometry",
     "MemorySource",
-    "Opener",
-    "Scan",
     "ScanSource",
     "Source",
-    "group_scans",
     "unlabelled_value",
 ]
 
@@ -43,97 +38,6 @@ UNLABELLED_UINT8: Final = 255
 def unlabelled_value(mask: Array) -> int:
     """Return what stands for "unlabelled" in a mask of this type."""
     return UNLABELLED_UINT8 if mask.dtype == np.uint8 else UNLABELLED
-
-
-@frozen
-class Scan:
-    """One scan: a volume, or slices in the order of their numbers.
-
-    Attributes:
-        key: (dataset, scan_id, augmentation).
-        records: One record for a volume, else the slices that are there, by slice_id.
-    """
-
-    key: ScanKey
-    records: tuple[Record, ...]
-
-    @property
-    def is_volume(self) -> bool:
-        """Whether the scan is one volume."""
-        return self.records[0].kind == "volume"
-
-    @property
-    def missing(self) -> list[int]:
-        """The numbers of the slices that are not there."""
-        if self.is_volume:
-            return []
-        present = {record.slice_id for record in self.records}
-        return [i for i in range(1, (self.records[0].scan_num_slices or 0) + 1) if i not in present]
-
-    @property
-    def labelled(self) -> bool:
-        """Whether all of the scan has a mask."""
-        return all(record.labelled for record in self.records)
-
-
-def group_scans(records: Sequence[Record]) -> list[Scan]:
-    """Group records into scans, in the order in which the scans first occur."""
-    groups: dict[ScanKey, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.scan_key, []).append(record)
-    return [
-        Scan(key, tuple(sorted(members, key=lambda record: record.slice_id or 0))) for key, members in groups.items()
-    ]
-
-
-@frozen
-class Opener:
-    """Opens records with readers that were looked up once, so that no registration is needed in another process."""
-
-    readers: dict[tuple[str, str | None, str], Reader]
-    label_channels: dict[str, int | None]
-    access: Access = DEFAULT_ACCESS
-
-    @classmethod
-    def of(cls, records: Sequence[Record], access: Access = DEFAULT_ACCESS) -> Opener:
-        """Look up the readers, and what they need, for all of the records.
-
-        Files are read as `access` says; where that is the default, as is said here and now, see `accessing`.
-        """
-        access = current_access() if access == DEFAULT_ACCESS else access
-        by_name: dict[tuple[str, str | None, str], Reader | None] = {}
-        by_content: dict[tuple[str, str | None, str], Reader] = {}
-        with accessing(access):  # a reader may have to look into a file to say whether it is its own
-            for record in records:
-                key = _reader_key(record)
-                if key not in by_name:
-                    by_name[key] = reader_by_name(record)
-                if by_name[key] is None and (file := _file_key(record)) not in by_content:
-                    by_content[file] = find_reader(record)
-        readers = {**by_content, **{key: reader for key, reader in by_name.items() if reader is not None}}
-        return cls(readers, {name: label_channels(name) for name in {record.dataset for record in records}}, access)
-
-    def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
-        """Open a record; its arrays are read as `access` says while it is open, in this thread."""
-        return self._open(record) if self.access == DEFAULT_ACCESS else self._open_so(record)
-
-    def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
-        reader = self.readers.get(_reader_key(record)) or self.readers[_file_key(record)]
-        return open_record(record, reader, self.label_channels[record.dataset])
-
-    @contextmanager
-    def _open_so(self, record: Record) -> Iterator[CanonicalScan]:
-        with accessing(self.access), self._open(record) as opened:
-            yield opened
-
-
-def _reader_key(record: Record) -> tuple[str, str | None, str]:
-    # Two parts, for ".nii.gz".
-    return record.dataset, record.reader, ".".join(record.file_name.name.rsplit(".", 2)[1:])
-
-
-def _file_key(record: Record) -> tuple[str, str | None, str]:
-    return record.dataset, record.reader, str(record.file_name)
 
 
 @frozen

@@ -26,7 +26,7 @@ from medsegpy_core.datasets import datasets_root, load_records
 from medsegpy_core.errors import MedSegPyError, ReadError, RecordError
 from medsegpy_core.hdf5.assembling import copy_contents
 from medsegpy_core.hdf5.staging import Staging
-from medsegpy_core.loading.sources import Opener, Scan, group_scans
+from medsegpy_core.loading.scans import Opener, Scan, group_scans
 from medsegpy_core.packing.layout import Compression, LayoutName, PackLayout
 from medsegpy_core.packing.manifest import manifest_dict, read_manifest, write_json
 from medsegpy_core.packing.scans import Task, pack_scan

@@ -18,7 +18,7 @@ from medsegpy_core.hdf5.attributes import BITFIELD
 from medsegpy_core.hdf5.attributes import FORMAT as BITFIELD_FORMAT
 from medsegpy_core.lazy import LabelMapView
 from medsegpy_core.loading.collate import check_binary
-from medsegpy_core.loading.sources import Opener, Scan
+from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.opening import CanonicalScan
 from medsegpy_core.packing.layout import PackLayout
 from medsegpy_core.packing.manifest import FORMAT, encoded

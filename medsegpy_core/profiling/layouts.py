@@ -10,7 +10,7 @@ from attrs import frozen
 
 from medsegpy_core.hdf5.observing import observed
 from medsegpy_core.lazy import LabelMapView, full_selection, read_into
-from medsegpy_core.loading.sources import Opener, Scan
+from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.opening import CanonicalScan
 
 if TYPE_CHECKING:

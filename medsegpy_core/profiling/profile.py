@@ -15,7 +15,7 @@ from medsegpy_core.catalog import DatasetCatalog
 from medsegpy_core.config import Config
 from medsegpy_core.errors import MedSegPyError
 from medsegpy_core.loading import DataLoader, build_loader
-from medsegpy_core.loading.sources import Opener, Scan
+from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.packing.layout import Compression, PackLayout
 from medsegpy_core.packing.scans import Task, pack_scan
 from medsegpy_core.profiling.layouts import access_costs

@@ -16,7 +16,8 @@ from medsegpy_core.lazy import LabelMapView, read_into
 from medsegpy_core.loading.batches import BatchMaker
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.fetch import KeptBuffers
-from medsegpy_core.loading.sources import Opener, ScanSource, Source
+from medsegpy_core.loading.scans import Opener
+from medsegpy_core.loading.sources import ScanSource, Source
 from medsegpy_core.opening import CanonicalScan
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog, collection_of
 from medsegpy_core.categories import normalize_category_ids, required_channels
 from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, RecordError
-from medsegpy_core.loading.sources import group_scans
+from medsegpy_core.loading.scans import group_scans
 from medsegpy_core.opening import label_channels, open_record
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import find_reader
