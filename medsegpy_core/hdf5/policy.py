@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from medsegpy_core.errors import ReadError, closest_match
+from medsegpy_core.limits import environment_bytes
 
 __all__ = [
     "Stamp",
@@ -35,8 +36,6 @@ __all__ = [
 Stamp = bytes
 
 _DEFAULT_MAX_READ: Final = 8 << 30
-_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-_BINARY_UNITS: Final = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 _LISTED_KEYS: Final = 20
 _LISTED_DEPTH: Final = 3
 
@@ -65,22 +64,7 @@ def max_read() -> int:
     Raises:
         ValueError: The variable holds something else.
     """
-    text = os.environ.get("MEDSEGPY_MAX_READ", "")
-    return _bytes_of(text) if text.strip() else _DEFAULT_MAX_READ
-
-
-@functools.lru_cache(maxsize=8)
-def _bytes_of(text: str) -> int:
-    compact = text.strip().upper().removesuffix("B")
-    number = compact.rstrip("KMGTI")
-    unit = compact[len(number) :]
-    try:
-        size = int(float(number) * (_UNITS | _BINARY_UNITS)[unit])
-    except (KeyError, ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ValueError(f"MEDSEGPY_MAX_READ is {text!r}: expected a number of bytes, as in 8589934592 or '8GiB'.")
-    return size
+    return environment_bytes("MEDSEGPY_MAX_READ", _DEFAULT_MAX_READ)
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
