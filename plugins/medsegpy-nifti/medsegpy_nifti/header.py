@@ -1,0 +1,242 @@
+"""The header of a NIfTI file: what is in it and where. nibabel reads it; what it says is checked against the file."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import logging
+import math
+import os
+import stat
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import frozen
+
+from medsegpy_core import ReadError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Header", "is_nifti", "read_header", "whole_file_errors"]
+
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_MAGIC_AT: Final = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}  # by the size of the header
+_PAIR_AT: Final = {348: (344, b"ni1\0"), 540: (4, b"ni2\0\r\n\x1a\n")}
+_MOST_DEFLATED: Final = 1032  # bytes that a byte of a gzip file can become
+_MILLIMETRES: Final = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_BEHIND: Final = 4  # bytes between header and data that say whether there are extensions
+
+_logger = logging.getLogger(__name__)
+_logger.addHandler(logging.NullHandler())  # nibabel's remarks about headers are nothing for stderr
+
+
+@frozen
+class Header:
+    """What the header says.
+
+    Attributes:
+        path: The file.
+        stamp: Size, modification time and inode of the file.
+        compressed: Whether it is a gzip file.
+        shape: The stored axes, the first varies fastest.
+        dtype: The stored type, in stored byte order.
+        offset: Where the data begin, in bytes of the uncompressed file.
+        slope: What stored values are multiplied with; `slope` and `inter` are None where they are not scaled.
+        inter: What is added to them then.
+        zooms: Millimetres, one per stored axis of the first three; None: it does not say.
+        affine: Four rows of four, voxel index to RAS+ mm; None: it does not say.
+    """
+
+    path: Path
+    stamp: tuple[int, ...]
+    compressed: bool
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float | None
+    inter: float | None
+    zooms: tuple[float, ...] | None
+    affine: tuple[tuple[float, ...], ...] | None
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """The type of the values: float64 where they are scaled, else the stored one in native byte order."""
+        import numpy as np
+
+        return self.dtype.newbyteorder("=") if self.slope is None else np.dtype(np.float64)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the stored data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def is_nifti(path: Path) -> bool:
+    """Say whether a file begins as a NIfTI file does, compressed or not."""
+    try:
+        head = _head(path)[1]
+    except (OSError, EOFError, zlib.error):
+        return False
+    return _size_of(head) is not None
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a file; nothing is read again as long as the file does not change.
+
+    Raises:
+        ReadError: It is missing, no NIfTI file, or too short for what the header says.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ReadError("there is no such file" if not path.exists() else str(error.strerror), path) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ReadError("this is not a regular file", path)
+    return _read_header(path, (status.st_size, status.st_mtime_ns, status.st_ino))
+
+
+class whole_file_errors:  # noqa: N801 -- used as a function
+    """Turn what goes wrong while a file is read into a `ReadError` with its path."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ReadError) or error is None:
+            return
+        if isinstance(error, EOFError):
+            raise ReadError("the compressed file ends too early; it is cut short", self.path) from error
+        if isinstance(error, zlib.error | gzip.BadGzipFile):
+            raise ReadError(f"the compressed data are broken: {error}", self.path) from error
+        if isinstance(error, OSError):
+            raise ReadError(error.strerror or str(error), self.path) from error
+        if isinstance(error, MemoryError):
+            raise ReadError("there is not enough memory to read it", self.path) from error
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_header(path: Path, stamp: tuple[int, ...]) -> Header:
+    with whole_file_errors(path):
+        compressed, head = _head(path)
+    size = _size_of(head)
+    if size is None:
+        raise ReadError(_not_nifti(head), path)
+    found = _header_of(*_parsed(head[:size], size, path), path, stamp, compressed)
+    _check_extent(found, stamp[0])
+    return found
+
+
+def _head(path: Path) -> tuple[bool, bytes]:
+    """Return whether the file is compressed, and its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(540 + _BEHIND)
+    if not head.startswith(_GZIP_MAGIC):
+        return False, head
+    with gzip.open(path, "rb") as unpacked:
+        return True, unpacked.read(540 + _BEHIND)
+
+
+def _size_of(head: bytes) -> int | None:
+    return next((size for size, (at, magic) in _MAGIC_AT.items() if head[at : at + len(magic)] == magic), None)
+
+
+def _not_nifti(head: bytes) -> str:
+    if any(head[at : at + len(magic)] == magic for at, magic in _PAIR_AT.values()):
+        return "this is the header of a pair of files (.hdr and .img); convert it to one .nii file"
+    return "this is not a NIfTI file, or it is cut short"
+
+
+def _parsed(head: bytes, size: int, path: Path) -> tuple[Any, list[float]]:
+    """Return the header as nibabel repairs it, and the voxel sizes as they are: it makes 1 of 0, which is not known."""
+    import nibabel as nib
+
+    kind: Any = nib.Nifti1Header if size == 348 else nib.Nifti2Header
+    if len(head) < size:
+        raise ReadError("it ends within its header", path)
+    try:
+        header = kind(head, check=False)
+        pixdim = [abs(float(size)) for size in header["pixdim"]]
+        header.check_fix(logger=_logger, error_level=40)
+    except Exception as error:  # whatever nibabel makes of a broken header
+        raise ReadError(f"its header is broken: {error}", path) from error
+    return header, pixdim
+
+
+def _header_of(header: Any, pixdim: list[float], path: Path, stamp: tuple[int, ...], compressed: bool) -> Header:
+    rank = int(header["dim"][0])
+    shape = tuple(int(n) for n in header["dim"][1 : rank + 1])
+    if not 2 <= rank <= 7 or min(shape) < 1:
+        raise ReadError(f"its header says {rank} axes of {' x '.join(map(str, shape))}, and that is no image", path)
+    try:
+        dtype = header.get_data_dtype()
+        slope, inter = header.get_slope_inter()
+        unit = header.get_xyzt_units()[0]
+    except Exception as error:
+        raise ReadError(f"its header is broken: {error}", path) from error
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ReadError(f"its voxels are of type {dtype}; integers and floats of up to 64 bits are read", path)
+    if slope is None or (slope, inter) == (1, 0):
+        slope = inter = None
+    offset = int(header["vox_offset"]) or int(header["sizeof_hdr"]) + _BEHIND
+    millimetres = _MILLIMETRES.get(unit, 1.0)
+    return Header(
+        path=path,
+        stamp=stamp,
+        compressed=compressed,
+        shape=shape,
+        dtype=dtype,
+        offset=offset,
+        slope=slope,
+        inter=inter,
+        zooms=_zooms(pixdim[1 : min(rank, 3) + 1], millimetres),
+        affine=_affine(header, millimetres),
+    )
+
+
+def _zooms(sizes: list[float], millimetres: float) -> tuple[float, ...] | None:
+    # Through text: 0.7 is stored as a float32, and is meant to be 0.7.
+    zooms = tuple(float(f"{zoom:.7g}") * millimetres for zoom in sizes)
+    return zooms if all(math.isfinite(zoom) and zoom > 0 for zoom in zooms) else None
+
+
+def _affine(header: Any, millimetres: float) -> tuple[tuple[float, ...], ...] | None:
+    import numpy as np
+
+    if header["sform_code"] <= 0 and header["qform_code"] <= 0:
+        return None  # nibabel would make one up
+    try:
+        affine = np.array(header.get_best_affine(), dtype=float)
+    except Exception:  # noqa: BLE001 -- a quaternion that is none
+        return None
+    affine[:3] *= millimetres
+    return tuple(map(tuple, affine.tolist())) if np.isfinite(affine).all() else None
+
+
+def _check_extent(header: Header, size: int) -> None:
+    """Refuse a file that is too short for its header, before anybody allocates what it claims."""
+    needed = header.offset + header.nbytes
+    if header.offset < 0 or (not header.compressed and needed > size):
+        raise ReadError(
+            f"its header says {' x '.join(map(str, header.shape))} voxels of {header.dtype}, {needed} bytes with the "
+            f"header, but the file has {size}; it is cut short, or its header is broken",
+            header.path,
+        )
+    if header.compressed and needed > size * _MOST_DEFLATED + 1024:
+        raise ReadError(f"its header says {needed} bytes; {size} compressed ones cannot hold as many", header.path)
+
+
+def same_file(header: Header) -> None:
+    """Check that the file is the one whose header was read.
+
+    Raises:
+        ReadError: It was replaced or changed.
+    """
+    with whole_file_errors(header.path):
+        status = os.stat(header.path)  # noqa: PTH116
+    if (status.st_size, status.st_mtime_ns, status.st_ino) != header.stamp:
+        raise ReadError("it was changed or replaced while it was in use", header.path)

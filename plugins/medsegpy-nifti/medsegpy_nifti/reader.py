@@ -1,0 +1,132 @@
+"""The reader ``nifti``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen, validators
+
+from medsegpy_core import Reader, ReadError, Record, hookimpl
+from medsegpy_core.typing import DatasetDict
+from medsegpy_nifti.arrays import LabelArray, LazyNifti, NiftiArray, StackedArray
+from medsegpy_nifti.header import Header, is_nifti, read_header
+
+__all__ = ["NiftiReader", "NiftiScan", "medsegpy_register_readers"]
+
+
+@frozen
+class NiftiScan:
+    """What is in the files of a record, in stored axis order."""
+
+    image: LazyNifti
+    mask: LazyNifti | None
+    metadata: Mapping[str, Any]
+
+
+@frozen
+class NiftiReader:
+    """Images and masks in ``.nii`` and ``.nii.gz`` files, of version 1 and 2; README.md says how.
+
+    Attributes:
+        cache_bytes: How much of unpacked ``.nii.gz`` files may be kept in memory, over all files. What is larger is
+            unpacked anew for each read, slice by slice.
+    """
+
+    name: str = "nifti"
+    suffixes: tuple[str, ...] = (".nii", ".nii.gz")
+    cache_bytes: int = field(default=512 << 20, validator=[validators.instance_of(int), validators.ge(0)])
+
+    def probe(self, path: Path) -> bool:
+        """Say whether the file begins as a NIfTI file does."""
+        return is_nifti(path)
+
+    @contextmanager
+    def open(self, record: Record) -> Iterator[NiftiScan]:
+        """Read the headers of image and mask.
+
+        Raises:
+            ReadError: A file cannot be read, or the record does not say which of its volumes are which.
+        """
+        header = read_header(record.file_name)
+        if record.sem_seg_file == record.file_name and record.sem_seg_key is None:
+            raise ReadError(
+                "image and mask are in one file, so say which volumes along the fourth axis are which, counted from 0: "
+                "image_key='0', sem_seg_key='1' (or '1:4' for three classes)",
+                record.file_name,
+            )
+        axes = record.extra.get("image_axes")
+        keys = record.image_key if isinstance(record.image_key, tuple) else (record.image_key,)
+        images = [self._array(header, key, axes, record) for key in keys]
+        image = StackedArray(images) if isinstance(record.image_key, tuple) else images[0]
+        yield NiftiScan(image, self._mask(record), _metadata(header, axes, 2 if record.kind == "slice" else 3))
+
+    def _mask(self, record: Record) -> LazyNifti | None:
+        if record.sem_seg_file is None:
+            return None
+        header = read_header(record.sem_seg_file)
+        mask = self._array(header, record.sem_seg_key, record.extra.get("sem_seg_axes"), record)
+        return LabelArray(mask) if record.extra.get("label_map") and mask.dtype.kind == "f" else mask
+
+    def _array(self, header: Header, key: str | None, axes: str | None, record: Record) -> NiftiArray:
+        window = [slice(0, n) for n in header.shape]
+        left_out = []
+        if key is not None:
+            window[3:4], single = [_volumes(header, key)], ":" not in key
+            left_out += [3] if single else []
+        spatial = 2 if record.kind == "slice" else 3
+        if record.kind == "slice" and axes is None and len(window) >= 3 and header.shape[2] == record.scan_num_slices:
+            window[2] = slice((record.slice_id or 1) - 1, record.slice_id)
+        # Unit axes behind the spatial ones say nothing: H x W x D x 1, and H x W x D x 1 x C for vectors.
+        wanted = len(axes) if axes is not None else spatial
+        for axis in range(spatial, len(window)):
+            alone = window[axis].stop - window[axis].start == 1
+            if alone and axis not in left_out and len(window) - len(left_out) > wanted:
+                left_out.append(axis)
+        return NiftiArray(header, window, left_out, self.cache_bytes)
+
+    def scan(self, root: Path) -> list[DatasetDict]:
+        """List the scans in a folder; see `medsegpy_nifti.listing`."""
+        from medsegpy_nifti.listing import list_scans
+
+        return list_scans(Path(root), self.name)
+
+
+def _volumes(header: Header, key: str) -> slice:
+    """Return which volumes along the fourth axis a key means: ``"2"``, or ``"1:4"``."""
+    first, colon, end = key.partition(":")
+    volumes = header.shape[3] if len(header.shape) > 3 else 1
+    if first.isdecimal() and (end.isdecimal() if colon else True):
+        start, stop = int(first), int(end) if colon else int(first) + 1
+        if start < stop <= volumes and len(header.shape) > 3:
+            return slice(start, stop)
+    raise ReadError(
+        f"there are no volumes {key!r} along the fourth axis, which has {volumes} (counted from 0): the keys of a "
+        "NIfTI file are numbers, as '2', or ranges, as '1:4'",
+        header.path,
+    )
+
+
+def _metadata(header: Header, axes: str | None, spatial: int) -> dict[str, Any]:
+    """Return what the header says, for the axes H, W, D, wherever the record says that they are stored."""
+    import numpy as np
+
+    letters = "HWD"[:spatial]
+    order = [(axes or letters).find(letter) for letter in letters]
+    if min(order) < 0 or max(order) >= min(3, len(header.shape)):
+        return {}  # a channel axis among the first three, which the header takes for space
+    said: dict[str, Any] = {}
+    if header.zooms is not None:
+        said["spacing"] = tuple(header.zooms[axis] for axis in order)
+    if header.affine is not None:
+        columns = [*order, *[axis for axis in range(3) if axis not in order], 3]
+        said["affine"] = np.array(header.affine)[:, columns]
+    return said
+
+
+@hookimpl
+def medsegpy_register_readers() -> list[Reader]:
+    """Bring the reader ``nifti``."""
+    return [NiftiReader()]
