@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,12 @@ def _as_text(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     plain = "//" not in text and "/./" not in text and not text.startswith("./") and not text.endswith(("/", "/."))
     return text if plain and os.sep == "/" else str(Path(text))
+
+
+@functools.lru_cache(maxsize=1024)
+def _path(text: str) -> Path:
+    """Return a path; one is asked for several times while its file is read."""
+    return Path(text)
 
 
 @frozen
@@ -142,12 +149,12 @@ class Record:
     @property
     def file_name(self) -> Path:
         """The file with the image."""
-        return Path(self._image_file)
+        return _path(self._image_file)
 
     @property
     def sem_seg_file(self) -> Path | None:
         """The file with the mask; None: unlabelled."""
-        return None if self._mask_file is None else Path(self._mask_file)
+        return None if self._mask_file is None else _path(self._mask_file)
 
     @property
     def files(self) -> tuple[str, str | None]:

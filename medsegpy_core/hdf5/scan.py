@@ -44,8 +44,7 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
     Raises:
         ReadError: A file cannot be read, or its arrays do not fit the record.
     """
-    image_path = str(record.file_name)
-    mask_path = None if record.sem_seg_file is None else str(record.sem_seg_file)
+    image_path, mask_path = record.files
     parts = [open_array(image_path, key) for key in _image_keys(record, image_path == mask_path)]
     mask: LazyReads | None = None
     if mask_path is not None:
@@ -65,7 +64,7 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
 def _image_keys(record: Record, one_file: bool) -> list[str | tuple[str, ...]]:
     if record.image_key is not None:
         return [record.image_key] if isinstance(record.image_key, str) else list(record.image_key)
-    if record.sem_seg_file is None:
+    if not record.labelled:
         return [("data", "volume") if record.kind == "slice" else ("volume", "data")]
     return ["volume" if one_file else "data"]
 

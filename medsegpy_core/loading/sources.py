@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -123,7 +122,7 @@ class ScanSource:
         if self.scan.is_volume:
             return set()
         records = {id(record): record for record in map(self.record_at, depths)}.values()
-        return {os.fspath(f) for record in records for f in (record.file_name, record.sem_seg_file) if f is not None}
+        return {file for record in records for file in record.files if file is not None}
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """Read a box of the image, and of the mask.
