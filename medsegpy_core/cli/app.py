@@ -19,6 +19,7 @@ __all__ = ["cli", "main"]
 _COMMANDS: Final = {
     "datasets": ("datasets", "List the datasets, and say what is in one."),
     "demo": ("demo", "Show the main job on real images: from a dataset's name to a picture."),
+    "new-plugin": ("new_plugin", "Write the package of a new plugin, with its tests."),
     "pack": ("pack", "Rewrite a dataset into one HDF5 file, laid out for fast reading."),
     "plugins": ("plugins", "Say which plugins are installed, what they bring, and which failed."),
     "profile": ("profile", "Say where a loader's time goes, and what would make it faster."),
