@@ -25,6 +25,24 @@ unless it has none (returns `None`).
 A function may leave out arguments that it does not need. A misspelt one, an unknown hook, an error while the module is
 imported or while a hook runs: the plugin fails, alone, with one warning, and `medsegpy plugins` shows why.
 """
+TAIL = """
+## When hooks change
+
+`medsegpy_core.API_VERSION` is the number of the hook interface. A plugin's module may say which it was written for:
+
+```python
+medsegpy_api = 1
+```
+
+A plugin that needs a newer one than is installed then fails with that reason, and the `pip install --upgrade` line,
+instead of strangely.
+
+* New hooks, and new arguments of a hook, break nothing: a plugin implements what it needs, and its functions take the
+  arguments that they name. The number stays.
+* A hook or an argument that is to go is deprecated first: for at least one minor release it works as before, and a plugin
+  that uses it gets a `DeprecationWarning` that says what to use instead. The changelog lists it under "Deprecated".
+* When it goes, the number is counted up. Require the release that you tested with, as in `medsegpy-core>=0.1,<0.2`.
+"""
 
 
 def hooks() -> list[tuple[str, Any]]:
@@ -66,7 +84,7 @@ def reference() -> str:
             if bool(getattr(hook, f"{PROJECT}_spec")["historic"]) is historic:
                 # Not run: it is a signature.
                 parts.append(f"\n### {name}\n\n```text\n{signature(name, hook)}\n```\n\n{prose(hook.__doc__)}\n")
-    return "".join(parts)
+    return "".join([*parts, TAIL])
 
 
 if __name__ == "__main__":

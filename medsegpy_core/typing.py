@@ -65,7 +65,8 @@ class OpenScan(Protocol):
     * A reader whose files may store other axis orders returns the stored order; medsegpy_core transposes
       by ``image_axes`` and ``sem_seg_axes``.
     * ``metadata`` is what the file itself says, in the metadata's words: ``spacing`` (mm, one per spatial
-      axis), ``affine`` (4 x 4, voxel index to RAS+ mm). Empty where it says nothing.
+      axis), ``affine`` (4 x 4, voxel index to RAS+ mm), both for the axes in the order H, W, D, also where
+      ``image_axes`` says that they are stored in another. Empty where it says nothing.
     """
 
     @property
