@@ -2,6 +2,8 @@
 
 The public names are loaded when they are first used, so that ``import medsegpy_core`` costs next to nothing. It lists
 the installed plugins, and imports none of them.
+
+For pytest, which would compile each module anew for want of this word, though none has assertions: PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations

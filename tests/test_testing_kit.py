@@ -480,6 +480,14 @@ def test_the_pytest_plugin_is_light():
     assert not {"numpy", "h5py", "click", "rich", "pluggy._tracing"} & (set(done.stdout.split()) - {"pluggy._tracing"})
 
 
+def test_pytest_starts_without_a_warning_where_the_core_is_imported_already(tmp_path):
+    (tmp_path / "test_it.py").write_text("import sys\ndef test_it(): assert 'numpy' not in sys.modules\n")
+    code = "import medsegpy_core, pytest, sys; sys.exit(pytest.main(['-q', '-W', 'error', '-p', 'no:cacheprovider']))"
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_plugin_is_checked_without_pytest(site, plugins, tmp_path):
     site.add("npy", READERS)
     site.add("absent", "import nothing_of_this_name")

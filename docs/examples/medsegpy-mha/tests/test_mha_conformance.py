@@ -8,7 +8,7 @@ import numpy as np
 from medsegpy_core.testing import Example, ReaderTests, example_scan
 
 sys.path.append(str(Path(__file__).parents[1]))
-from medsegpy_mha import MhaReader  # noqa: E402 -- found by the line above
+from medsegpy_mha import MhaReader
 
 NAMES = {"int16": "MET_SHORT", "uint8": "MET_UCHAR", "float32": "MET_FLOAT"}
 
