@@ -153,6 +153,14 @@ def test_spacing_and_label_maps_are_found(tmp_path):
     assert "Each file says its own spacing" in module_of(tmp_path, "x")
 
 
+def test_the_largest_label_may_be_in_any_slice(tmp_path):
+    dicts = write_slice_files(tmp_path / "data", shape=(5, 4, 4))
+    for label, d in zip((6, 1, 2, 0), dicts, strict=True):
+        with h5py.File(d["sem_seg_file"], "w") as file:
+            file["data"] = np.full((5, 4, 1), label, "u1")
+    assert "classes: 6 (label maps)" in written("dataset", "labels", "--from", tmp_path / "data", "--out", tmp_path)
+
+
 def test_many_scans_in_a_file_and_another_seed(tmp_path):
     (tmp_path / "data").mkdir()
     with h5py.File(tmp_path / "data" / "all.h5", "w") as file:

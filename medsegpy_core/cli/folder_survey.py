@@ -141,8 +141,10 @@ def _look_into(scans: Sequence[Scan]) -> _Seen:
     seen = _Seen()
     chosen = scans[:: math.ceil(len(scans) / _SCANS)] if scans else []
     for scan in track(chosen, "Reading headers and masks", len(chosen)):
-        # The middle slice has more classes in it than the first, if masks are label maps.
         _look_at(scan.records[len(scan.records) // 2], seen)
+        # The largest label may be in any slice.
+        for record in scan.records if seen.label_map and not scan.is_volume else ():
+            _look_at(record, seen)
     return seen
 
 
