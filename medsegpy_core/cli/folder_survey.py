@@ -153,7 +153,7 @@ def _look_at(record: Record, seen: _Seen) -> None:
     with reader.open(record) as opened:
         spatial = 2 if record.kind == "slice" else 3
         mask = opened.mask
-        if mask is not None and len(mask.shape) == spatial and mask.dtype.kind in "iu":
+        if mask is not None and mask.shape[spatial:] in ((), (1,)) and mask.dtype.kind in "iu":
             values = mask[...]
             largest = int(values.max(initial=0))
             # 0 and 255 is a binary mask that was written as an image.
