@@ -26,11 +26,13 @@ class CanonicalScan:
         image: H x W for a slice, H x W x D for a volume; with a last axis K where there are several channels.
         mask: H x W [x D] x C, binary; None: unlabelled.
         metadata: What the file itself says, ``spacing`` for example.
+        detached: Whether the arrays may be used after the context has ended, see `OpenScan`.
     """
 
     image: LazyArray
     mask: LazyArray | None
     metadata: Mapping[str, Any] = field(factory=dict)
+    detached: bool = False
 
 
 @contextmanager
@@ -91,9 +93,10 @@ def open_record(record: Record, reader: Reader, channels: int | None = None) -> 
 def canonical(scan: OpenScan, record: Record, channels: int | None) -> CanonicalScan:
     """Bring what a reader opened into the canonical axis order, and check that image and mask fit together."""
     spatial = 2 if record.kind == "slice" else 3
+    detached = getattr(scan, "detached", False) is True
     image = _image(scan.image, record, spatial)
     if scan.mask is None:
-        return CanonicalScan(image, None, scan.metadata)
+        return CanonicalScan(image, None, scan.metadata, detached)
     mask = _mask(scan.mask, record, spatial, channels)
     if image.shape[:spatial] != mask.shape[:spatial]:
         raise ReadError(
@@ -101,7 +104,7 @@ def canonical(scan: OpenScan, record: Record, channels: int | None) -> Canonical
             f"{_by(image.shape[:spatial])}{_axes_hint(record)}",
             record.sem_seg_file,
         )
-    return CanonicalScan(image, mask, scan.metadata)
+    return CanonicalScan(image, mask, scan.metadata, detached)
 
 
 def _image(array: LazyArray, record: Record, spatial: int) -> LazyArray:

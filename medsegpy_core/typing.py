@@ -64,6 +64,8 @@ class OpenScan(Protocol):
       the record says ``label_map``, integers of which v > 0 is channel v-1. None: unlabelled.
     * A reader whose files may store other axis orders returns the stored order; medsegpy_core transposes
       by ``image_axes`` and ``sem_seg_axes``.
+    * An optional attribute ``detached = True`` says that the arrays hold no file open, may be used after the context
+      has ended, and notice a file that changes. Loaders then open a file once, not for each read.
     * ``metadata`` is what the file itself says, in the metadata's words: ``spacing`` (mm, one per spatial
       axis), ``affine`` (4 x 4, voxel index to RAS+ mm), both for the axes in the order H, W, D, also where
       ``image_axes`` says that they are stored in another. Empty where it says nothing.

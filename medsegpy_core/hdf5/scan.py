@@ -28,6 +28,8 @@ class H5Scan:
     image: LazyReads
     mask: LazyReads | None
     metadata: Mapping[str, Any]
+    # No file stays open: each read opens it, and looks whether it is still the same.
+    detached = True
 
 
 @contextmanager

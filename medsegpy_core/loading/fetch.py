@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medsegpy_core.loading.batches import Batch, Buffers, fresh_buffer
+from medsegpy_core.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["BatchIterator", "KeptBuffers"]
+__all__ = ["BatchIterator", "BufferSets", "KeptBuffers"]
 
 # A batch that was delivered stays valid until the next but one is asked for.
 _DELIVERED_SETS: Final = 2
@@ -35,6 +36,31 @@ class KeptBuffers:
         return kept[: shape[0]]
 
 
+class BufferSets:
+    """The buffers that the passes of one loader use, one pass at a time; a second pass at once makes its own.
+
+    They do not go to another process.
+    """
+
+    def __init__(self) -> None:
+        self._sets: list[Buffers] = []
+        self._lock = ForkSafeLock()
+
+    def __reduce__(self) -> tuple[type[BufferSets], tuple[()]]:
+        return type(self), ()
+
+    def take(self, count: int) -> list[Buffers]:
+        """Return `count` sets: those that lie here, in the order in which they may be used, and new ones behind."""
+        with self._lock:
+            sets, self._sets = self._sets, []
+        return [KeptBuffers() for _ in range(count - len(sets))] + sets[-count:]
+
+    def give_back(self, sets: list[Buffers]) -> None:
+        """Keep the sets of a pass that has ended."""
+        with self._lock:
+            self._sets = sets
+
+
 class BatchIterator(Iterator[Batch]):
     """One pass over the batches `start` to `stop` of an epoch.
 
@@ -46,7 +72,8 @@ class BatchIterator(Iterator[Batch]):
         start: The first batch.
         stop: Behind the last batch.
         workers: How many threads; 0: batches are made when they are asked for.
-        reuse_buffers: Whether a batch is valid only until the next but one is asked for.
+        buffers: Where the buffers of passes that have ended lie; a batch is then valid only until the next but one is
+            asked for. None: every batch has its own.
         delivered: Called with the number of batches delivered so far, counted from the first of the epoch.
         exhausted: Called once when all have been delivered and one more is asked for.
     """
@@ -57,7 +84,7 @@ class BatchIterator(Iterator[Batch]):
         start: int,
         stop: int,
         workers: int,
-        reuse_buffers: bool,
+        buffers: BufferSets | None,
         delivered: Callable[[int], None],
         exhausted: Callable[[], None],
     ):
@@ -73,9 +100,10 @@ class BatchIterator(Iterator[Batch]):
         self._process = os.getpid()
         self._pending: deque[tuple[Future[Batch], Buffers]] = deque()
         self._out: deque[Buffers] = deque()
-        self._free: list[Buffers] | None = None
-        if reuse_buffers:
-            self._free = [KeptBuffers() for _ in range(self._ahead + _DELIVERED_SETS)]
+        self._sets = buffers
+        self._free: deque[Buffers] | None = None
+        if buffers is not None:
+            self._free = deque(buffers.take(self._ahead + _DELIVERED_SETS))
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -85,6 +113,7 @@ class BatchIterator(Iterator[Batch]):
             self.close()
             if (exhausted := self._exhausted) is not None:
                 self._exhausted = None
+                self._give_back()
                 exhausted()
             raise StopIteration
         try:
@@ -112,11 +141,18 @@ class BatchIterator(Iterator[Batch]):
     def __del__(self) -> None:
         self.close()
 
+    def _give_back(self) -> None:
+        """Leave the buffers to the next pass, those that were delivered last at the end: they are valid for a while."""
+        if self._sets is not None and self._free is not None:
+            self._sets.give_back([*self._free, *self._out])
+        self._free, self._sets = None, None
+        self._out.clear()
+
     def _begin_again(self) -> None:
         """Go on in a process made by fork: the threads, and what they were making, stayed in the other one."""
         self._process, self._pool, self._submitted = os.getpid(), _threads(self._workers), self._next
         if self._free is not None:
-            self._free += [buffers for _, buffers in self._pending]
+            self._free.extend(buffers for _, buffers in self._pending)
         self._pending.clear()
 
     def _take(self) -> tuple[Batch, Buffers]:
@@ -131,7 +167,7 @@ class BatchIterator(Iterator[Batch]):
         return future.result(), buffers
 
     def _buffers(self) -> Buffers:
-        return fresh_buffer if self._free is None else self._free.pop()
+        return fresh_buffer if self._free is None else self._free.popleft()
 
     def _recycle(self) -> None:
         while len(self._out) >= _DELIVERED_SETS:

@@ -13,7 +13,7 @@ from attrs import evolve
 from medsegpy_core.datasets import make_records
 from medsegpy_core.errors import ConfigError, DataWarning
 from medsegpy_core.loading.batches import Batch
-from medsegpy_core.loading.fetch import BatchIterator
+from medsegpy_core.loading.fetch import BatchIterator, BufferSets
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order
 from medsegpy_core.loading.passes import batch_function, check_state, epoch_order
@@ -96,6 +96,7 @@ class DataLoader:
         )
         self._lock = ForkSafeLock()
         self._newest: object | None = None
+        self._buffers = BufferSets()
         # `epoch` is what is read next, `pass_epoch` and `position` where the newest iterator is.
         self._epoch = self._pass_epoch = 0
         self._position = self._resume_at = 0
@@ -173,7 +174,7 @@ class DataLoader:
             start,
             len(self),
             self.cfg.NUM_WORKERS,
-            self.setup.options.reuse_buffers,
+            self._buffers if self.setup.options.reuse_buffers else None,
             lambda delivered: self._delivered(token, delivered),
             lambda: self._exhausted(token, epoch),
         )
@@ -256,7 +257,7 @@ class DataLoader:
 
     def _with_order(self, order: Order) -> Self:
         other = copy.copy(self)
-        other.__dict__.update(_order=order, _lock=ForkSafeLock())
+        other.__dict__.update(_order=order, _lock=ForkSafeLock(), _buffers=BufferSets())
         other.set_epoch(self._epoch)
         return other
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
 from medsegpy_core.opening import CanonicalScan, label_channels, open_record
@@ -14,6 +15,9 @@ from medsegpy_core.records import Record, ScanKey
 from medsegpy_core.typing import Reader
 
 __all__ = ["Opener", "Scan", "group_scans"]
+
+# Opened records that are kept; each takes half a kilobyte.
+_KEPT_SCANS: Final = 1 << 16
 
 
 @frozen
@@ -64,6 +68,7 @@ class Opener:
     readers: dict[tuple[str, str | None, str], Reader]
     label_channels: dict[str, int | None]
     access: Access = DEFAULT_ACCESS
+    _kept: _KeptScans = field(factory=lambda: _KeptScans(), eq=False, repr=False)  # noqa: PLW0108 -- it is defined below
 
     @classmethod
     def of(cls, records: Sequence[Record], access: Access = DEFAULT_ACCESS) -> Opener:
@@ -89,13 +94,44 @@ class Opener:
         return self._open(record) if self.access == DEFAULT_ACCESS else self._open_so(record)
 
     def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
+        kept = self._kept.get(record)
+        return self._open_anew(record) if kept is None else nullcontext(kept)
+
+    @contextmanager
+    def _open_anew(self, record: Record) -> Iterator[CanonicalScan]:
         reader = self.readers.get(_reader_key(record)) or self.readers[_file_key(record)]
-        return open_record(record, reader, self.label_channels[record.dataset])
+        with open_record(record, reader, self.label_channels[record.dataset]) as opened:
+            if opened.detached:
+                self._kept.put(record, opened)
+            yield opened
 
     @contextmanager
     def _open_so(self, record: Record) -> Iterator[CanonicalScan]:
         with accessing(self.access), self._open(record) as opened:
             yield opened
+
+
+class _KeptScans:
+    """Opened records whose arrays hold no file, up to a number; they do not go to another process.
+
+    Any thread may use it: what is done to the dict is done at once, and the worst is that a record is opened twice.
+    """
+
+    def __init__(self) -> None:
+        self._scans: dict[int, tuple[Record, CanonicalScan]] = {}
+
+    def __reduce__(self) -> tuple[type[_KeptScans], tuple[()]]:
+        return type(self), ()
+
+    def get(self, record: Record) -> CanonicalScan | None:
+        kept = self._scans.get(id(record))
+        # The number of a record that is gone may be that of another.
+        return kept[1] if kept is not None and kept[0] is record else None
+
+    def put(self, record: Record, opened: CanonicalScan) -> None:
+        if len(self._scans) >= _KEPT_SCANS:
+            self._scans.clear()
+        self._scans[id(record)] = (record, opened)
 
 
 def _reader_key(record: Record) -> tuple[str, str | None, str]:
