@@ -24,6 +24,7 @@ class NiftiScan:
     image: LazyNifti
     mask: LazyNifti | None
     metadata: Mapping[str, Any]
+    detached: bool = True  # no file stays open, and each read sees whether the file is the same
 
 
 @frozen
