@@ -31,6 +31,8 @@ _KEPT_SCRATCH: Final = 16 << 20
 # Chunks of nothing but zeros are common in masks; those that were seen are known by their stored bytes.
 _ZERO_RATIO: Final = 64
 _MAX_ZEROS: Final = 1024
+# So many chunks that it is quicker to set all of the output to zero at once than each chunk that is empty.
+_WORTH_ZEROING: Final = 4
 
 _scratch = threading.local()
 _zeros: set[tuple[bytes, int, int, Any]] = set()
@@ -172,22 +174,32 @@ def _read_chunked(file: int | Array, layout: Layout, selection: Selection, out: 
     chunks = vetted.chunks
     if chunks is None or table is None:
         raise ReadError("a chunked dataset without chunks")
-    grid = [-(-n // c) for n, c in zip(vetted.shape, chunks, strict=True)]
-    touched = (range(s.start // c, -(-s.stop // c)) for s, c in zip(selection, chunks, strict=True))
-    for position in itertools.product(*touched):
-        number = 0
-        local, target = [], []
-        for place, blocks, chunk, part in zip(position, grid, chunks, selection, strict=True):
-            number = number * blocks + place
-            first = place * chunk
-            low, high = max(part.start, first), min(part.stop, first + chunk)
-            local.append(slice(low - first, high - first))
-            target.append(slice(low - part.start, high - part.start))
-        _read_chunk(file, layout, table, number, tuple(local), out[tuple(target)])
+    axes = []
+    numbers = math.prod(-(-n // c) for n, c in zip(vetted.shape, chunks, strict=True))
+    for size, chunk, part in zip(vetted.shape, chunks, selection, strict=True):
+        numbers //= -(-size // chunk)
+        axes.append(_touched(chunk, part, numbers))
+    zeroed = math.prod(map(len, axes)) >= _WORTH_ZEROING
+    if zeroed:
+        out[...] = 0
+    for position in itertools.product(*axes):
+        number, local, target = zip(*position, strict=True)
+        _read_chunk(file, layout, table, sum(number), local, out[target], zeroed)
+
+
+def _touched(chunk: int, part: slice, numbers: int) -> list[tuple[int, slice, slice]]:
+    """Return for each chunk along an axis that a part of it touches: what it adds to the number of a chunk, the part
+    of the chunk that is wanted, and where that belongs in the output."""
+    found = []
+    for place in range(part.start // chunk, -(-part.stop // chunk)):
+        first = place * chunk
+        low, high = max(part.start, first), min(part.stop, first + chunk)
+        found.append((place * numbers, slice(low - first, high - first), slice(low - part.start, high - part.start)))
+    return found
 
 
 def _read_chunk(
-    file: int | Array, layout: Layout, table: array[int], number: int, local: Selection, out: Array
+    file: int | Array, layout: Layout, table: array[int], number: int, local: Selection, out: Array, zeroed: bool
 ) -> None:
     vetted = layout.form.vetted
     shape = vetted.chunks or ()
@@ -201,26 +213,38 @@ def _read_chunk(
             raise ReadError(f"chunk {number} has {stored:,} bytes instead of {size:,}")
         _read_contiguous(file, offset, shape, vetted.raw, local, out)
         return
-    if (kept := kept_chunk(layout, number)) is not None:
-        out[...] = kept[local]
-        return
+    elements = kept_chunk(layout, number)
+    if elements is None:
+        raw = _stored_bytes(file, offset, stored)
+        elements = _decoded(raw, layout, number, mask, size)
+        if elements is None:
+            if not zeroed:
+                out[...] = 0
+            return
+        if elements.shape != out.shape:  # the rest of it may be wanted as well
+            # A checksum alone, or a shuffle of single bytes, leaves the stored bytes: memory that the next read fills.
+            keep_chunk(layout, number, elements.copy() if np.may_share_memory(elements, raw) else elements)
+    out[...] = elements[local]
+
+
+def _stored_bytes(file: int | Array, offset: int, size: int) -> Array:
     if isinstance(file, np.ndarray):
-        raw = _mapped(file, offset, stored)
-    else:
-        raw = _scratch_bytes(stored)
-        read_bytes(file, offset, raw)
-    seen = (raw.tobytes(), mask, size, vetted.filters) if stored * _ZERO_RATIO < size else None
+        return _mapped(file, offset, size)
+    raw = _scratch_bytes(size)
+    read_bytes(file, offset, raw)
+    return raw
+
+
+def _decoded(raw: Array, layout: Layout, number: int, mask: int, size: int) -> Array | None:
+    """Return the elements of a chunk; None: it is known to be nothing but zeros."""
+    vetted = layout.form.vetted
+    seen = (raw.tobytes(), mask, size, vetted.filters) if raw.nbytes * _ZERO_RATIO < size else None
     if seen in _zeros:
-        out[...] = 0
-        return
+        return None
     try:
         elements = np.frombuffer(decode(raw, vetted.filters, mask, size), vetted.raw)
     except (DecodeError, MemoryError) as error:
         raise ReadError(f"chunk {number} decodes to {error}") from error
     if seen is not None and len(_zeros) < _MAX_ZEROS and not elements.view(np.uint8).any():
         _zeros.add(seen)
-    elements = elements.reshape(shape)
-    if elements.shape != out.shape:  # the rest of it may be wanted as well
-        # A checksum alone, or a shuffle of single bytes, leaves the stored bytes: memory that the next read fills.
-        keep_chunk(layout, number, elements.copy() if np.may_share_memory(elements, raw) else elements)
-    out[...] = elements[local]
+    return elements.reshape(vetted.chunks or ())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from attrs import field, frozen
 
+from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
 from medsegpy_core.opening import CanonicalScan, label_channels, open_record
 from medsegpy_core.readers import find_reader, reader_by_name
@@ -95,7 +96,7 @@ class Opener:
 
     def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         kept = self._kept.get(record)
-        return self._open_anew(record) if kept is None else nullcontext(kept)
+        return self._open_anew(record) if kept is None else _Held(record, kept)
 
     @contextmanager
     def _open_anew(self, record: Record) -> Iterator[CanonicalScan]:
@@ -109,6 +110,23 @@ class Opener:
     def _open_so(self, record: Record) -> Iterator[CanonicalScan]:
         with accessing(self.access), self._open(record) as opened:
             yield opened
+
+
+class _Held:
+    """The context of a record that is kept open: says of which element an error is, as `open_record` does."""
+
+    __slots__ = ("_opened", "_record")
+
+    def __init__(self, record: Record, opened: CanonicalScan) -> None:
+        self._record = record
+        self._opened = opened
+
+    def __enter__(self) -> CanonicalScan:
+        return self._opened
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, ReadError):
+            error.element = error.element or self._record.where()
 
 
 class _KeptScans:
