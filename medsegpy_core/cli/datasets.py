@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from medsegpy_core.cli.output import by, console, print_json, table, track
 from medsegpy_core.errors import MedSegPyError
 
 if TYPE_CHECKING:
+    from medsegpy_core.checking import Checked
     from medsegpy_core.profiling import AccessCost
 
 __all__ = ["command"]
@@ -80,6 +81,51 @@ def _access_costs(name: str) -> list[AccessCost]:
 
 def _as_dict(cost: AccessCost) -> dict[str, Any]:
     return {"what": cost.what, "bytes_touched": cost.touched, "bytes_needed": cost.needed, "wasteful": cost.wasteful}
+
+
+@command.command("check")
+@click.argument("target", metavar="NAME|DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object, with a list of findings.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds that a file may keep the HDF5 library busy, and one more for each 10 MB.",
+)
+@click.pass_context
+def check_dataset(ctx: click.Context, target: str, as_json: bool, timeout: float) -> None:
+    """Read all of the dataset NAME, or of the files in DIR, and say what is wrong. Exit status 1 if anything is.
+
+    No file can crash or hang the check: the HDF5 library runs in a process of its own.
+    """
+    from medsegpy_core import checking
+
+    watch = partial(_watch, target)
+    checked = checking.check_dataset(target, seconds=timeout, watch=watch)
+    if as_json:
+        print_json(checked.as_dict())
+    else:
+        _print_findings(checked)
+    ctx.exit(1 if checked.findings or not checked.elements else 0)
+
+
+def _watch(target: str, items: Iterable[Any], total: int, doing: str) -> Iterable[Any]:
+    return track(items, f"{doing} {target}", total)
+
+
+def _print_findings(checked: Checked) -> None:
+    screen = console()
+    for found in checked.findings:
+        times = f" ({found.elements:,} elements)" if found.elements > 1 else ""
+        where = f"{found.file}: " if found.file else ""
+        screen.print(f"{found.kind:>8}  {where}{found.message}{times}", markup=False, soft_wrap=True)
+    what = f"{checked.elements:,} elements of {checked.scans:,} scans in {checked.files:,} files"
+    wrong = len(checked.findings)
+    said = "nothing is wrong" if not wrong else f"{wrong:,} finding{'s' if wrong > 1 else ''}"
+    if not checked.elements:
+        said = f"there is nothing to check{', ' + said if wrong else ''}"
+    screen.print(f"{checked.name}: {what}: {said}.", markup=False, soft_wrap=True)
 
 
 def _identity(name: str, must_exist: bool = False) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Checking a dataset: every element is read as training would read it, and what is wrong is told.
+
+The HDF5 library runs in a helper process, so that a file that crashes or hangs it is one finding among others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from medsegpy_core.checking.elements import check_scan
+from medsegpy_core.checking.findings import Checked
+from medsegpy_core.checking.listing import listed, packed_manifests, required_channels_of, sound_records
+from medsegpy_core.hdf5.access import Access, accessing
+from medsegpy_core.loading.scans import group_scans
+from medsegpy_core.packing.verify import verify_arrays
+
+__all__ = ["check_dataset"]
+
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def check_dataset(
+    target: str | os.PathLike[str], *, seconds: float = 60.0, watch: Watch = lambda items, *_: items
+) -> Checked:
+    """Read all of a dataset, and say what is wrong with it.
+
+    Args:
+        target: The name of a dataset; or a folder, whose files are listed with `scan_directory`, or that holds packed
+            datasets; or the manifest of one.
+        seconds: How long one file may keep the HDF5 library busy, and a second more for each 10 MB.
+        watch: Called with what is worked through, how many there are, and what is done; returns them; for a progress
+            bar.
+
+    Raises:
+        UnknownNameError: There is no such dataset or folder.
+        MedSegPyError: What lists the dataset fails.
+    """
+    result = Checked(os.fspath(target))
+    with accessing(Access(isolate=True, seconds=seconds)):
+        dicts, dataset = listed(target, result)
+        records = sound_records(dicts, dataset, result)
+        scans = group_scans(records)
+        files = {str(file) for r in records for file in (r.file_name, r.sem_seg_file) if file is not None}
+        result.elements, result.scans, result.files = len(dicts), len(scans), len(files)
+        channels = required_channels_of(dataset, result)
+        for scan in watch(scans, len(scans), "Reading"):
+            check_scan(scan, channels, result)
+        _check_contents(files, result, watch)
+    return result
+
+
+def _check_contents(files: set[str], result: Checked, watch: Watch) -> None:
+    """Compare packed files with the hashes that were taken when they were written."""
+    folders = sorted({Path(file).parent for file in files if file.endswith((".h5", ".hdf5"))})
+    manifests = [manifest for folder in folders if folder.is_dir() for manifest in packed_manifests(folder, result)]
+    arrays = [array for manifest in manifests for array in manifest.arrays if str(array[0]) in files]
+    for array in watch(arrays, len(arrays), "Hashing") if arrays else ():
+        for _ in verify_arrays([array]):
+            result.add("content", f"dataset {array[1]!r} is not what was packed, by its hash in the manifest", array[0])

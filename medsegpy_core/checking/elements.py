@@ -1,0 +1,132 @@
+"""Reading the elements of a scan as training would, and comparing them with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import evolve, frozen
+
+from medsegpy_core.checking.findings import Checked
+from medsegpy_core.errors import MedSegPyError
+from medsegpy_core.lazy import LabelMapView
+from medsegpy_core.loading.collate import check_binary
+from medsegpy_core.loading.scans import Opener, Scan
+from medsegpy_core.naming import parse_slice_name
+from medsegpy_core.opening import CanonicalScan
+from medsegpy_core.records import Record
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import LazyArray
+
+__all__ = ["check_scan"]
+
+_BYTES_AT_ONCE: Final = 256 << 20
+
+
+@frozen
+class _Form:
+    """What the elements of a scan have in common."""
+
+    shape: tuple[int, ...]
+    image: np.dtype[Any]
+    mask: np.dtype[Any] | None
+    channels: int | None
+
+
+def check_scan(scan: Scan, channels: int, result: Checked) -> None:
+    """Read a scan and note what is wrong.
+
+    Args:
+        scan: The scan.
+        channels: How many channels the categories need.
+        result: Where to note it.
+    """
+    if missing := scan.missing:
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        result.add("gaps", f"scan {scan.key[1]!r} lacks slices {shown} of {scan.records[0].scan_num_slices}")
+    first: tuple[_Form, Record] | None = None
+    for record in scan.records:
+        _check_names(record, result)
+        form = _check_element(record, channels, result)
+        if form is not None and first is not None:
+            _compare(form, record, *first, result)
+        first = first or (None if form is None else (form, record))
+
+
+def _check_names(record: Record, result: Checked) -> None:
+    """Compare what the names of a slice's files say with what its dict says."""
+    try:
+        name = parse_slice_name(record.file_name.stem)
+        mask = name if record.sem_seg_file is None else parse_slice_name(record.sem_seg_file.stem)
+    except ValueError:
+        return  # names of another convention
+    if record.kind != "slice":
+        return
+    if mask != name:
+        result.add("name", f"its mask is named as another slice: {record.sem_seg_file}", record.file_name)
+    for key in ("subject_id", "time_point", "augmentation", "slice_id"):
+        said, named = getattr(record, key), getattr(name, key)
+        if said is not None and said != named:
+            result.add("name", f"the dict says {key}={said}, but the name of the file says {named}", record.file_name)
+
+
+def _check_element(record: Record, channels: int, result: Checked) -> _Form | None:
+    """Read an element; None: it cannot be read."""
+    try:
+        with Opener.of([record]).open(record) as opened:
+            return _check_opened(opened, record, channels, result)
+    except (MedSegPyError, OSError, MemoryError) as error:
+        result.add_error("file", error, record.file_name)
+    except Exception as error:  # noqa: BLE001 -- readers of plugins may raise anything, and the others go on
+        result.add_error("file", error, record.file_name)
+    return None
+
+
+def _check_opened(opened: CanonicalScan, record: Record, channels: int, result: Checked) -> _Form:
+    image, mask = opened.image, opened.mask
+    bad = sum(int(np.count_nonzero(~np.isfinite(part))) for part in _parts(image))
+    if bad:
+        result.add("values", f"{bad:,} voxels of the image are not finite (NaN or infinite)", record.file_name)
+    form = _Form(tuple(image.shape), image.dtype, None, None)
+    if mask is None:
+        return form
+    path = record.sem_seg_file or record.file_name
+    if isinstance(mask, LabelMapView):
+        for start, stop in _slabs(mask.labels):
+            mask.read_labels((slice(start, stop), *(slice(0, n) for n in mask.labels.shape[1:])))
+        return evolve(form, mask=mask.labels.dtype)
+    for part in _parts(mask):
+        check_binary(part, path)
+    if mask.shape[-1] < channels:
+        need = f"the categories of the metadata need {channels} channels"
+        result.add("channels", f"{need}, but the mask has {mask.shape[-1]}", path)
+    return evolve(form, mask=mask.dtype, channels=mask.shape[-1])
+
+
+def _slabs(array: LazyArray) -> Iterator[tuple[int, int]]:
+    rows = array.shape[0]
+    row_bytes = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize)
+    step = max(1, _BYTES_AT_ONCE // row_bytes)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _parts(array: LazyArray) -> Iterator[Any]:
+    """Read an array, some rows at a time."""
+    return (array[start:stop] for start, stop in _slabs(array))
+
+
+def _compare(form: _Form, record: Record, first: _Form, one: Record, result: Checked) -> None:
+    """Compare a slice with the first of its scan."""
+    where = f"but slice {one.slice_id} of its scan is"
+    if form.shape != first.shape:
+        result.add("shape", f"the slice is {_by(form.shape)}, {where} {_by(first.shape)}", record.file_name)
+    if form.image != first.image:
+        result.add("type", f"the image is {form.image}, {where} {first.image}", record.file_name)
+    if None not in (form.channels, first.channels) and form.channels != first.channels:
+        result.add("channels", f"the mask has {form.channels} channels, {where} {first.channels}", record.sem_seg_file)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
