@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import random
 import subprocess
 import sys
 import warnings
@@ -171,23 +170,3 @@ def test_the_module_is_light():
     code = "import sys, medsegpy_h5_slices; print([m for m in ('numpy', 'h5py') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.slow
-def test_two_hundred_thousand_names_cost_a_few_times_the_bare_listing(tmp_path):
-    import time
-
-    stems = [f"{s:07d}_V00-Aug00_{k:03d}" for s in range(625) for k in range(1, 161)]
-    random.Random(0).shuffle(stems)
-    for stem in stems:
-        for suffix in (".im", ".seg"):
-            os.close(os.open(tmp_path / (stem + suffix), os.O_CREAT | os.O_WRONLY))
-
-    def seconds(function):
-        start = time.process_time()
-        function(tmp_path)
-        return time.process_time() - start
-
-    # A shared machine disturbs single runs; the target is 5, and what is asserted leaves room.
-    ratios = [seconds(READER.scan) / seconds(os.listdir) for _ in range(5)]
-    assert min(ratios) < 7
