@@ -1,0 +1,40 @@
+"""``python -m tests.fuzz``: read damaged files, on demand as many as you like.
+
+Exit status 1 if a file was read wrong, or ended in anything but a named error; files that were are kept.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.fuzz.run import fuzz
+
+BAD = {"isolate": {"wrong", "unnamed", "crash", "hang"}, "default": {"wrong", "unnamed"}}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--cases", type=int, default=1000, help="how many files (default: 1000)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first; the same number, the same file")
+    parser.add_argument("--modes", default="default,isolate", help="ways to read, of default and isolate")
+    parser.add_argument("--keep", default=None, help="a folder for files that are not just read or refused")
+    given = parser.parse_args()
+    modes = given.modes.split(",")
+    folder = given.keep or tempfile.mkdtemp(prefix="medsegpy-fuzz-")
+    Path(folder).mkdir(exist_ok=True)
+    began = time.monotonic()
+
+    def report(case, mode, verdict, words):
+        print(f"case {case} {mode}: {verdict} {words}", flush=True)
+
+    counts = fuzz(range(given.first, given.first + given.cases), folder, modes, report)
+    print(f"{given.cases} files in {time.monotonic() - began:.0f} s; {folder} has those that were reported")
+    for mode, counted in counts.items():
+        print(f"{mode:8}", ", ".join(f"{verdict} {n}" for verdict, n in counted.most_common()))
+    return 1 if any(counts[mode][verdict] for mode in modes for verdict in BAD[mode]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
