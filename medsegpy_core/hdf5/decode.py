@@ -55,7 +55,7 @@ def decode(stored: Bytes, filters: Filters, mask: int, size: int) -> Bytes:
         DecodeError: They decode to something else.
     """
     data = stored
-    for number, values, expected in reversed(_stages(filters, mask, size)):
+    for number, values, expected in _stages(filters, mask, size):
         data = _undo(number, values, data, expected, size)
     if len(data) != size:
         raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
@@ -69,7 +69,7 @@ def check_size(stored: Bytes, filters: Filters, mask: int, size: int) -> None:
         DecodeError: It decodes to something else.
     """
     data = stored
-    for number, values, expected in reversed(_stages(filters, mask, size)):
+    for number, values, expected in _stages(filters, mask, size):
         claim = _CLAIMS.get(number)
         if claim is None:
             data = _undo(number, values, data, expected, size)
@@ -84,8 +84,10 @@ def check_size(stored: Bytes, filters: Filters, mask: int, size: int) -> None:
         raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
 
 
-def _stages(filters: Filters, mask: int, size: int) -> list[tuple[int, tuple[int, ...], int | None]]:
-    """Return the filters that were applied, each with the size of what it was applied to; None: not known."""
+@functools.lru_cache(maxsize=256)
+def _stages(filters: Filters, mask: int, size: int) -> tuple[tuple[int, tuple[int, ...], int | None], ...]:
+    """Return the filters that were applied, the last first, each with the size of what it was applied to; None: not
+    known."""
     stages = []
     expected: int | None = size
     for i, (number, values) in enumerate(filters):
@@ -96,7 +98,7 @@ def _stages(filters: Filters, mask: int, size: int) -> list[tuple[int, tuple[int
             expected = None if expected is None else expected + _CHECKSUM_BYTES
         elif number != SHUFFLE:
             expected = None
-    return stages
+    return tuple(reversed(stages))
 
 
 def _undo(number: int, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 from array import array
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -182,9 +182,37 @@ def _read_chunked(file: int | Array, layout: Layout, selection: Selection, out: 
     zeroed = math.prod(map(len, axes)) >= _WORTH_ZEROING
     if zeroed:
         out[...] = 0
+    whole = _read_ahead(file, table) if zeroed and vetted.filters and _in_full(selection, vetted.shape) else file
     for position in itertools.product(*axes):
         number, local, target = zip(*position, strict=True)
-        _read_chunk(file, layout, table, sum(number), local, out[target], zeroed)
+        _read_chunk(whole, layout, table, sum(number), local, out[target], zeroed)
+
+
+def _in_full(selection: Selection, shape: tuple[int, ...]) -> bool:
+    return all(part.stop - part.start == size for part, size in zip(selection, shape, strict=True))
+
+
+def _read_ahead(file: int | Array, table: array[int]) -> int | Array | _Span:
+    """Read all chunks at once where they lie close together; else, or from a map, return the file as it is."""
+    sizes = table[1::3]
+    written = [at for at, size in zip(table[::3], sizes, strict=True) if size]
+    total = sum(sizes)
+    if isinstance(file, np.ndarray) or not written or total > _KEPT_SCRATCH:
+        return file
+    first = min(written)
+    length = max(at + size for at, size in zip(table[::3], sizes, strict=True) if size) - first
+    if length > 2 * total:
+        return file
+    data = _scratch_bytes(length)
+    read_bytes(file, first, data)
+    return _Span(first, data)
+
+
+class _Span(NamedTuple):
+    """Bytes of a file that were read at once, and where they began."""
+
+    first: int
+    data: Array
 
 
 def _touched(chunk: int, part: slice, numbers: int) -> list[tuple[int, slice, slice]]:
@@ -199,7 +227,13 @@ def _touched(chunk: int, part: slice, numbers: int) -> list[tuple[int, slice, sl
 
 
 def _read_chunk(
-    file: int | Array, layout: Layout, table: array[int], number: int, local: Selection, out: Array, zeroed: bool
+    file: int | Array | _Span,
+    layout: Layout,
+    table: array[int],
+    number: int,
+    local: Selection,
+    out: Array,
+    zeroed: bool,
 ) -> None:
     vetted = layout.form.vetted
     shape = vetted.chunks or ()
@@ -208,10 +242,15 @@ def _read_chunk(
     if stored == 0:
         out[...] = np.frombuffer(vetted.fill, vetted.raw)[0]
         return
-    if all(mask >> i & 1 for i in range(len(vetted.filters))):
+    unfiltered = (1 << len(vetted.filters)) - 1
+    if mask & unfiltered == unfiltered:
         if stored != size:
             raise ReadError(f"chunk {number} has {stored:,} bytes instead of {size:,}")
-        _read_contiguous(file, offset, shape, vetted.raw, local, out)
+        if isinstance(file, _Span):
+            stored_bytes = _stored_bytes(file, offset, size)
+            out[...] = np.ndarray(shape, vetted.raw, stored_bytes)[local]
+        else:
+            _read_contiguous(file, offset, shape, vetted.raw, local, out)
         return
     elements = kept_chunk(layout, number)
     if elements is None:
@@ -227,7 +266,9 @@ def _read_chunk(
     out[...] = elements[local]
 
 
-def _stored_bytes(file: int | Array, offset: int, size: int) -> Array:
+def _stored_bytes(file: int | Array | _Span, offset: int, size: int) -> Array:
+    if isinstance(file, _Span):
+        return file.data[offset - file.first : offset - file.first + size]
     if isinstance(file, np.ndarray):
         return _mapped(file, offset, size)
     raw = _scratch_bytes(size)
