@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medsegpy_core.hdf5 import plugin_filters
-from medsegpy_core.hdf5.vetting import DEFLATE, FLETCHER32, LZF, NBIT, PLUGIN_FILTERS, SCALEOFFSET, SHUFFLE, SZIP
+from medsegpy_core.hdf5.vetting import BZIP2, DEFLATE, FLETCHER32, LZF, NBIT, PLUGIN_FILTERS, SCALEOFFSET, SHUFFLE, SZIP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +108,8 @@ def _undo(number: int, values: tuple[int, ...], data: Bytes, expected: int | Non
         return _unshuffle(data, values[0] if values else 1)
     if number == FLETCHER32:
         return _verified(data)
+    if number == BZIP2:
+        return _bunzip2(data, expected, size)
     found, decoded = plugin_filters.undo(PLUGIN_FILTERS[number], values, data, expected)
     if decoded is None:
         wanted = f"{found:,} bytes instead of {expected:,}" if found and expected is not None else "nothing"
@@ -152,6 +154,24 @@ def _inflate(data: Bytes, expected: int | None, size: int) -> Bytes:
             f"{found} bytes instead of {limit:,}" if found != f"{limit:,}" else "a gzip stream without end"
         )
     return inflated
+
+
+def _bunzip2(data: Bytes, expected: int | None, size: int) -> Bytes:
+    # The filter of hdf5plugin goes round for ever where a stream breaks off.
+    import bz2
+
+    decompressor = bz2.BZ2Decompressor()
+    limit = expected if expected is not None else size + size // 64 + 4096
+    try:
+        made = decompressor.decompress(data, limit + 1)
+    except OSError as error:
+        raise DecodeError(f"no valid bzip2 data ({error})") from error
+    # Where what was asked for is there, the end of the stream, with its checksum, may still be to come.
+    if not decompressor.eof and len(made) <= limit:
+        made += decompressor.decompress(b"", 1)
+    if not decompressor.eof or (expected is not None and len(made) != expected):
+        raise DecodeError(f"{'more than ' if len(made) > limit else ''}{min(len(made), limit):,} bytes of bzip2 data")
+    return made
 
 
 def _unshuffle(data: Bytes, itemsize: int) -> Bytes:

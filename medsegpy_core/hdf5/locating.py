@@ -23,6 +23,7 @@ __all__ = ["chunk_grid", "contiguous_offset", "find_chunks", "stored_chunk"]
 # With more chunks than this, a table would take more memory than it saves time; the library looks each one up.
 _MAX_TABLE: Final = 1 << 18
 _COMPARED_BYTES: Final = 4096
+_COMPARED_CHUNKS: Final = 1 << 20  # bytes
 
 
 def chunk_grid(vetted: Vetted) -> tuple[int, ...]:
@@ -90,11 +91,28 @@ def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int]
         for (i, _), n in zip(place, grid, strict=True):
             number = number * n + i
         table[3 * number : 3 * number + 3] = array("Q", (offset, size, mask))
-    if found:
-        at, offset, size, _ = found[0]
+    for at, offset, size, _ in _sample(found):
         if not _same(path, offset, stored_chunk(dataset, at, size)[1]):
             return None
     return table
+
+
+def _sample(found: list[tuple[tuple[int, ...], int, int, int]]) -> list[tuple[tuple[int, ...], int, int, int]]:
+    """Return chunks whose bytes are compared with those that the library reads: all, up to some bytes.
+
+    Some versions of the library list places that are off; and in a damaged index it does not find all that it lists,
+    or finds them beyond what it takes for the end.
+    """
+    if not found:
+        return []
+    chosen = [found[0], max(found, key=lambda chunk: chunk[1] + chunk[2]), found[-1]]
+    size = sum(chunk[2] for chunk in chosen)
+    for chunk in found:
+        size += chunk[2]
+        if size > _COMPARED_CHUNKS:
+            break
+        chosen.append(chunk)
+    return list({chunk[0]: chunk for chunk in chosen}.values())
 
 
 def stored_chunk(dataset: Any, corner: tuple[int, ...], size: int) -> tuple[int, Array]:

@@ -14,6 +14,7 @@ from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.policy import library_errors
 
 __all__ = [
+    "BZIP2",
     "DEFLATE",
     "FLETCHER32",
     "LZF",
@@ -27,12 +28,13 @@ __all__ = [
     "vet",
 ]
 
+BZIP2: Final = 307
 DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
 _BUILT_IN: Final = (DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF)
 
 # Filters of the hdf5plugin package, by the id that the HDF Group gave them.
 PLUGIN_FILTERS: Final = {
-    307: "bzip2",
+    BZIP2: "bzip2",
     32018: "fcidecomp",
     32033: "htj2k",
     32001: "blosc",
