@@ -14,7 +14,7 @@ from tests.fuzz.mutate import damaged
 from tests.fuzz.seeds import random_file, sound_files
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0  # seconds, for a file of a few kilobytes
+PATIENCE = {"plain": 3.0}  # seconds, for a file of a few kilobytes
 
 
 class Reader:
@@ -35,11 +35,11 @@ class Reader:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.flush()
 
-    def answer(self, patience=PATIENCE):
+    def answer(self):
         """Return what it saw, or that it crashed or hung."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            ready = selector.select(patience)
+            ready = selector.select(PATIENCE.get(self.mode, 20.0))
         line = self._process.stdout.readline() if ready else None
         if line:
             return json.loads(line)

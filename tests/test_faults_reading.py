@@ -1,0 +1,272 @@
+"""Files that vanish, change or fail while a loader is at work; with real files, limits and file systems."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from scans import make_scan, save, save_slices, save_volume
+
+from medsegpy_core import Config, ReadError, build_loader
+from medsegpy_core.hdf5 import open_array
+
+
+@pytest.fixture(params=[{}, {"mmap": True}, {"isolate": True}], ids=["default", "mmap", "isolate"])
+def options(request):
+    return request.param
+
+
+@pytest.fixture
+def slices(tmp_path):
+    return save_slices(tmp_path / "slices", *make_scan((6, 5, 12)))
+
+
+def loader_of(dicts, workers=2, **options):
+    return build_loader(Config(NUM_WORKERS=workers), dicts, batch_size=2, shuffle=False, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_vanishes_in_the_middle_of_an_epoch(slices, workers, options):
+    loader = loader_of(slices, workers, **options)
+    expected = list(loader)
+    gone = Path(slices[9]["file_name"])
+    batches = iter(loader)
+    next(batches)
+    gone.rename(gone.with_suffix(".away"))
+    with pytest.raises(ReadError, match="no such file") as caught:
+        list(batches)
+    assert caught.value.path == gone
+    # The loader is as good as before, and works again when the file is back.
+    assert all(map(np.array_equal, loader[0], expected[0]))
+    gone.with_suffix(".away").rename(gone)
+    for found, wanted in zip(loader, expected, strict=True):
+        assert all(map(np.array_equal, found, wanted))
+
+
+def test_a_file_that_is_replaced_in_the_middle_of_an_epoch(slices, options):
+    loader = loader_of(slices, 0, **options)
+    list(loader)
+    path = Path(slices[9]["file_name"])
+    other = np.full((6, 5, 1), 7, np.float32)
+    batches = iter(loader)
+    next(batches)
+    Path(save(path.with_suffix(".new"), data=other)).replace(path)
+    images = np.concatenate([images for images, _ in batches])
+    assert np.array_equal(images[7], other)
+    Path(save(path.with_suffix(".new"), data=other[:4])).replace(path)
+    with pytest.raises(ReadError, match=r"changed since it was opened|shape") as caught:
+        list(loader)
+    assert caught.value.path in (path, Path(slices[9]["sem_seg_file"]))
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "link to nowhere", "empty", "text"])
+def test_something_else_takes_the_place_of_a_file(slices, what, options):
+    loader = loader_of(slices, **options)
+    list(loader)
+    path = Path(slices[3]["file_name"])
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "link to nowhere":
+        path.symlink_to("nowhere")
+    else:
+        path.write_text("" if what == "empty" else "text" * 1000)
+    with pytest.raises(ReadError) as caught:
+        list(loader)
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, compression):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        options = {"compression": compression, "chunks": (8, 128, 128)} if compression else {}
+        file.create_dataset("data", data=np.ones((64, 128, 128), np.float32), **options)
+    whole = path.read_bytes()
+    array = open_array(path, "data")
+    stop = threading.Event()
+
+    def cut():
+        while not stop.is_set():
+            os.truncate(path, len(whole) * 2 // 3)
+            time.sleep(0.002)
+            path.with_suffix(".new").write_bytes(whole)
+            path.with_suffix(".new").replace(path)
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    refused = good = 0
+    deadline = time.monotonic() + 1.5
+    try:
+        while time.monotonic() < deadline:
+            try:
+                assert (array[...] == 1).all()
+                good += 1
+            except ReadError:
+                refused += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert good
+    assert refused
+
+
+@pytest.mark.slow
+def test_more_than_one_call_of_the_system_can_read(tmp_path):
+    """Linux reads 2,147,479,552 bytes at most in one call: a short read, as often as anybody needs one."""
+    path = tmp_path / "a.h5"
+    shape = (2, 1100, 1000, 1000)
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("data", shape, np.uint8)
+        made[1, 1099, 999, 990:] = 3
+        made[1, 0, 0, :5] = 5
+    if shutil.disk_usage(tmp_path).total == 0 or memory_free() < 5 << 30:
+        pytest.skip("not enough memory here")
+    array = open_array(path, "data")[...]
+    assert array[1, 0, 0, :6].tolist() == [5] * 5 + [0]
+    assert array[1, 1099, 999, 989:].tolist() == [0] + [3] * 10
+    assert int(np.count_nonzero(array)) == 15
+
+
+def memory_free():
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def failing_disk(folder, data):
+    """Mount a file system whose disk ends in the middle of the file `data`: reading there is an I/O error."""
+    tools = [
+        shutil.which(tool, path=f"{os.environ['PATH']}:/sbin:/usr/sbin") for tool in ("mkfs.ext4", "mount", "umount")
+    ]
+    if os.geteuid() != 0 or not all(tools):
+        pytest.skip("a real I/O error needs root, mkfs.ext4 and a loop device")
+    make, mount, unmount = tools
+    disk, root = folder / "disk", folder / "mounted"
+    root.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run([make, "-q", "-F", "-O", "^has_journal", disk], check=True, capture_output=True)
+    if subprocess.run([mount, "-o", "loop", disk, root], check=False, capture_output=True).returncode:
+        pytest.skip("no loop device can be mounted here")
+    try:
+        (root / "data.h5").write_bytes(data)
+        subprocess.run([unmount, root], check=True)
+        # Cut in the middle of the contents, wherever they lie; what the file system says of itself lies before.
+        image = disk.read_bytes()
+        at = image.find(data[-8192:])
+        assert at > 0
+        subprocess.run([mount, "-o", "loop,ro", disk, root], check=True)
+        os.truncate(disk, at)
+        yield root / "data.h5"
+    finally:
+        subprocess.run([unmount, root], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("access", ["default", "isolate"])
+def test_a_disk_that_fails(tmp_path, access):
+    path = tmp_path / "whole.h5"
+    image = np.random.default_rng(0).normal(size=(40, 256, 256)).astype(np.float32)
+    save(path, volume=image)
+    with failing_disk(tmp_path, path.read_bytes()) as failing:
+        dicts = [{"file_name": str(failing), "scan_id": "a"}]
+        cfg = Config(TAG="PatchDataLoader", IMG_SIZE=(40, 256, 256), CATEGORIES=[0])
+        loader = build_loader(cfg, dicts, batch_size=1, keep_unlabelled=True, isolate=access == "isolate")
+        with pytest.raises(ReadError, match="Input/output error") as caught:
+            list(loader)
+        assert caught.value.path == failing
+        # What can be read is read.
+        assert np.array_equal(open_array(failing, "volume")[:3], image[:3])
+
+
+# -- processes with few rights and few files
+
+
+def run(code, **options):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_thousands_of_files_with_64_open_at_a_time(tmp_path):
+    image, mask = make_scan((4, 4, 1500), channels=1)
+    save_slices(tmp_path / "slices", image, mask)
+    volumes = [save_volume(tmp_path / "volumes", *make_scan((4, 4, 3), seed=i), subject=i) for i in range(1, 200)]
+    code = f"""
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        import warnings
+        from medsegpy_core import Config, build_loader, scan_directory
+        warnings.simplefilter("ignore")
+        slices = scan_directory({str(tmp_path / "slices")!r})
+        assert len(slices) == 1500
+        for options in ({{}}, {{"isolate": True}}, {{"mmap": True}}):
+            for workers in (0, 8):
+                loader = build_loader(Config(NUM_WORKERS=workers), slices, batch_size=50, **options)
+                assert sum(len(images) for images, _ in loader) == 1500
+                loader = build_loader(Config(NUM_WORKERS=workers), {volumes!r}, batch_size=3, **options)
+                assert sum(len(images) for images, _ in loader) == 597
+        assert len(os.listdir("/dev/fd")) < 30
+    """
+    run(code)
+
+
+@contextlib.contextmanager
+def read_only_folder(folder):
+    """Yield a folder to be filled, and a function that makes it read-only; root needs a file system for that."""
+    folder.mkdir()
+    if os.geteuid() != 0:
+        yield lambda: folder.chmod(0o555)
+        folder.chmod(0o755)
+        return
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, "-t", "tmpfs", "tmpfs", folder], check=False).returncode:
+        pytest.skip("root writes everywhere but on a file system that is mounted read-only, and none can be mounted")
+    try:
+        yield lambda: subprocess.run([mount, "-o", "remount,ro", folder], check=True)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_folder_that_is_read_only_and_no_home(tmp_path):
+    image, mask = make_scan((6, 5, 4))
+    with read_only_folder(tmp_path / "files") as close:
+        dicts = save_slices(tmp_path / "files" / "slices", image, mask)
+        close()
+        code = f"""
+            import os
+            os.chdir({str(tmp_path / "files" / "slices")!r})
+            import numpy as np
+            from medsegpy_core import Config, build_loader, write_volume
+            for options in ({{}}, {{"isolate": True}}, {{"mmap": True}}):
+                loader = build_loader(Config(), {dicts!r}, batch_size=2, shuffle=False, **options)
+                print(sum(float(images.sum()) for images, _ in loader))
+            try:
+                write_volume("new.h5", np.zeros((2, 2, 2)))
+            except OSError as error:
+                print(error.filename)
+        """
+        environment = {**os.environ, "HOME": "/nonexistent", "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": ""}
+        *sums, refused = run(code, env=environment).split()
+        assert [float(one) for one in sums] == [pytest.approx(float(image.sum()), rel=1e-4)] * 3
+        assert "new.h5" in refused
+        assert len(os.listdir(tmp_path / "files" / "slices")) == 8
