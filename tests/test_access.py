@@ -351,3 +351,31 @@ def test_a_mapped_chunk_beyond_the_end(path):
         os.truncate(path, path.stat().st_size - 5000)
         with pytest.raises(ReadError, match="truncated"):
             array[...]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_the_helper_is_at_work(path, tmp_path, helper):
+    """The thread that waits for the helper is not in the child, nor is its lock."""
+    start(path)
+    process = helper()
+    freeze(helper)
+    other = write(tmp_path / "b.h5", IMAGE[:4])
+    found = []
+
+    def read():
+        with accessing(ISOLATED):
+            found.append(open_array(other, "data")[...])
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    time.sleep(0.2)
+
+    def child(queue):
+        with accessing(ISOLATED):
+            queue.put(float(open_array(other, "data")[...].sum()))
+
+    assert run(child, "fork") == float(IMAGE[:4].sum())
+    process.send_signal(signal.SIGCONT)
+    thread.join(30)
+    assert np.array_equal(found[0], IMAGE[:4])
+    assert helper() is process
