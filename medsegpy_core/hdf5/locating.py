@@ -85,6 +85,8 @@ def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int]
         place = [divmod(a, c) for a, c in zip(at, chunks, strict=True)]
         if len(found) > count or any(rest or not 0 <= i < n for (i, rest), n in zip(place, grid, strict=True)):
             raise ReadError("its index of chunks contradicts its shape: the file is damaged", path, key)
+        if size == 0:  # which stands for one that was never written in our table
+            raise ReadError("its index of chunks has one of 0 bytes: the file is damaged", path, key)
         if offset + size > end:
             raise ReadError(f"a chunk lies beyond the end of the file ({end:,} bytes): it was cut short", path, key)
         number = 0
