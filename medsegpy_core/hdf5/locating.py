@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["chunk_grid", "contiguous_offset", "find_chunks", "stored_chunk"]
 
+# Its first element; offset and bytes in the file; which filters were left out.
+_Chunk = tuple[tuple[int, ...], int, int, int]
+
 # With more chunks than this, a table would take more memory than it saves time; the library looks each one up.
 _MAX_TABLE: Final = 1 << 18
 _COMPARED_BYTES: Final = 4096
@@ -68,38 +71,54 @@ def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int]
     """
     grid = chunk_grid(vetted)
     count = math.prod(grid)
+    found = _listed(dataset, min(count, _MAX_TABLE), path, key)
+    numbers = [_number(chunk[0], vetted, grid) for chunk in found]
+    # Told to those that the library has to read as well: it crashes where an index contradicts the shape.
+    if None in numbers or len(found) > count:
+        raise ReadError("its index of chunks contradicts its shape: the file is damaged", path, key)
     if not vetted.exact or count > _MAX_TABLE or not can_decode(vetted.filters, vetted.dtype.itemsize):
         return None
-    chunks = vetted.chunks or ()
+    for at, offset, size, _ in _sample(found):
+        if not _same(path, offset, stored_chunk(dataset, at, size)[1]):
+            return None
     table = array("Q", bytes(24 * count))
-    found: list[tuple[tuple[int, ...], int, int, int]] = []
+    for number, (_, *where) in zip(numbers, found, strict=True):
+        if number is not None:
+            table[3 * number : 3 * number + 3] = array("Q", where)
+    return table
+
+
+def _listed(dataset: Any, most: int, path: str, key: str) -> list[_Chunk]:
+    """Return the chunks that the index lists, one more than `most` at the most; all of them lie in the file."""
+    found: list[_Chunk] = []
 
     def note(info: Any) -> bool | None:
         found.append((info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
-        return True if len(found) > count else None
+        return True if len(found) > most else None
 
     with library_errors(path, key):
         dataset.chunk_iter(note)
     end = os.stat(path).st_size  # noqa: PTH116
-    for at, offset, size, mask in found:
-        place = [divmod(a, c) for a, c in zip(at, chunks, strict=True)]
-        if len(found) > count or any(rest or not 0 <= i < n for (i, rest), n in zip(place, grid, strict=True)):
-            raise ReadError("its index of chunks contradicts its shape: the file is damaged", path, key)
+    for _, offset, size, _ in found:
         if size == 0:  # which stands for one that was never written in our table
             raise ReadError("its index of chunks has one of 0 bytes: the file is damaged", path, key)
         if offset + size > end:
             raise ReadError(f"a chunk lies beyond the end of the file ({end:,} bytes): it was cut short", path, key)
-        number = 0
-        for (i, _), n in zip(place, grid, strict=True):
-            number = number * n + i
-        table[3 * number : 3 * number + 3] = array("Q", (offset, size, mask))
-    for at, offset, size, _ in _sample(found):
-        if not _same(path, offset, stored_chunk(dataset, at, size)[1]):
+    return found
+
+
+def _number(corner: tuple[int, ...], vetted: Vetted, grid: tuple[int, ...]) -> int | None:
+    """Return the number of the chunk that begins there, in C order; None: none does."""
+    number = 0
+    for at, size, blocks in zip(corner, vetted.chunks or (), grid, strict=True):
+        i, rest = divmod(at, size)
+        if rest or not 0 <= i < blocks:
             return None
-    return table
+        number = number * blocks + i
+    return number
 
 
-def _sample(found: list[tuple[tuple[int, ...], int, int, int]]) -> list[tuple[tuple[int, ...], int, int, int]]:
+def _sample(def _sample(found: list[_Chunk]) -> list[_Chunk]:
     """Return chunks whose bytes are compared with those that the library reads: all, up to some bytes.
 
     Some versions of the library list places that are off; and in a damaged index it does not find all that it lists,
