@@ -118,7 +118,7 @@ def _number(corner: tuple[int, ...], vetted: Vetted, grid: tuple[int, ...]) -> i
     return number
 
 
-def _sample(def _sample(found: list[_Chunk]) -> list[_Chunk]:
+def _sample(found: list[_Chunk]) -> list[_Chunk]:
     """Return chunks whose bytes are compared with those that the library reads: all, up to some bytes.
 
     Some versions of the library list places that are off; and in a damaged index it does not find all that it lists,
