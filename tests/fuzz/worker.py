@@ -53,6 +53,7 @@ def read_ours(path, is_slice, access):
         try:
             with accessing(access), open_scan(_record(path, is_slice, name == "mask")) as scan:
                 array = getattr(scan, name)
+                array = getattr(array, "packed", None) or array  # a bit field as it is stored
                 whole = array[...]
                 seen[name] = _seen(whole)
                 _compare_parts(array, whole, seen, name)
