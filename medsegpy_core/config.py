@@ -120,7 +120,9 @@ class Config:
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the config as YAML; ``Config.from_file(path)`` gives an equal one. The file is replaced atomically.
+        """Write the config; ``Config.from_file(path)`` gives an equal one. The file is replaced atomically.
+
+        The suffix says what is written: ``.yaml`` (``.yml``), ``.toml`` or ``.ini`` (``.cfg``).
 
         All of medsegpy_core's keys are written, and of the others those that differ from their defaults.
         """

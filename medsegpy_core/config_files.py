@@ -1,13 +1,14 @@
-"""Config files: YAML, TOML and INI in, YAML out. Values are data; nothing is executed."""
+"""Config files: YAML, TOML and INI, in and out. Values are data; nothing is executed."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from medsegpy_core.config_keys import is_plain, literal
 from medsegpy_core.errors import ConfigError
@@ -15,6 +16,7 @@ from medsegpy_core.errors import ConfigError
 __all__ = ["BASE_KEY", "read_config_file", "write_config_file"]
 
 BASE_KEY: Final = "_BASE_"
+_Function = TypeVar("_Function")
 # YAML 1.2 floats: PyYAML follows YAML 1.1, which takes 1e-3 for a str.
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
@@ -53,17 +55,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def write_config_file(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a YAML file beside `path`, then rename it: `path` is whole, or as it was.
+    """Write a file of the kind that the suffix says beside `path`, then rename it: `path` is whole, or as it was.
 
     Raises:
-        ConfigError: A value cannot be written so that it is read back the same.
+        ConfigError: The suffix is of no config file, or a value cannot be written so that it is read back the same.
     """
-    import yaml
-
-    written = {key: _writable(key, value) for key, value in values.items()}
-    dumper = _yaml_class(yaml.SafeDumper)
-    dumper.add_representer(str, _represent_text)
-    text = yaml.dump(written, Dumper=dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+    writers = {".yaml": _yaml_text, ".yml": _yaml_text, ".toml": _toml_text, ".ini": _ini_text, ".cfg": _ini_text}
+    text = _by_suffix(path, writers)(values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as f:
@@ -76,6 +74,39 @@ def write_config_file(path: Path, values: Mapping[str, Any]) -> None:
         raise
 
 
+def _by_suffix(path: Path, functions: Mapping[str, _Function]) -> _Function:
+    function = functions.get(path.suffix.lower())
+    if function is None:
+        raise ConfigError(f"{path}: a config file ends in {', '.join(functions)}, not in {path.suffix!r}.")
+    return function
+
+
+def _yaml_text(values: Mapping[str, Any]) -> str:
+    import yaml
+
+    written = {key: _writable(key, value) for key, value in values.items()}
+    dumper = _yaml_class(yaml.SafeDumper)
+    dumper.add_representer(str, _represent_text)
+    return str(yaml.dump(written, Dumper=dumper, sort_keys=False, allow_unicode=True, width=float("inf")))
+
+
+def _toml_text(values: Mapping[str, Any]) -> str:
+    """Return a line for each key: TOML's strings, booleans and ints, and Python literals in strings for the rest."""
+    lines = []
+    for key, value in values.items():
+        if type(value) in (bool, int):
+            text = str(value).lower()
+        else:
+            literal_text = _writable(key, value) if isinstance(value, str) else _literal_text(key, value)
+            text = json.dumps(literal_text, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"{json.dumps(key, ensure_ascii=False)} = {text}\n")
+    return "".join(lines)
+
+
+def _ini_text(values: Mapping[str, Any]) -> str:
+    return "".join(["[DEFAULT]\n", *(f"{key} = {_literal_text(key, value)}\n" for key, value in values.items())])
+
+
 def _base_path(base: Any, file: Path) -> Path:
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{file}: {BASE_KEY} is {base!r}, expected the path of a config file.")
@@ -84,9 +115,7 @@ def _base_path(base: Any, file: Path) -> Path:
 
 def _read_one(path: Path) -> dict[str, Any]:
     readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml, ".ini": _read_ini, ".cfg": _read_ini}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{path}: a config file ends in {', '.join(readers)}, not in {path.suffix!r}.")
+    reader = _by_suffix(path, readers)
     try:
         text = path.read_text(encoding="utf-8-sig")
         # MedSegPy has INI files that are named .yaml; no YAML config begins so.
@@ -161,6 +190,10 @@ def _writable(key: str, value: Any) -> Any:
         return repr(value) if literal(value) is not value else value
     if _is_yaml(value):
         return value
+    return _literal_text(key, value)
+
+
+def _literal_text(key: str, value: Any) -> str:
     text = repr(value)
     if not is_plain(value) or repr(literal(text)) != text:
         raise ConfigError(f"{key} = {text} cannot be written to a file. {key} may hold plain Python values only.")

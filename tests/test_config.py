@@ -324,6 +324,8 @@ def test_save_is_atomic_and_complete(tmp_path: Path):
         broken.save(path)
     with pytest.raises(OSError, match="absent"):
         Config().save(tmp_path / "absent" / "config.yaml")
+    with pytest.raises(ConfigError, match=r"ends in .yaml, .yml, .toml, .ini, .cfg, not in '.json'"):
+        Config().save(tmp_path / "config.json")
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
@@ -350,6 +352,7 @@ _category = st.integers(0, 9) | st.lists(st.integers(0, 9), min_size=1, max_size
 
 @settings(deadline=None, max_examples=150)
 @given(
+    suffix=st.sampled_from([".yaml", ".toml", ".ini"]),
     mine=_values,
     text=st.text(max_size=20),
     sizes=st.lists(st.integers(1, 999), max_size=4),
@@ -357,7 +360,7 @@ _category = st.integers(0, 9) | st.lists(st.integers(0, 9), min_size=1, max_size
     categories=st.lists(_category, max_size=5, unique=True),
     layers=st.none() | st.lists(st.integers() | st.lists(st.integers(), max_size=3), max_size=3),
 )
-def test_saved_configs_come_back_equal(tmp_path_factory, mine, text, sizes, rate, categories, layers):
+def test_saved_configs_come_back_equal(tmp_path_factory, suffix, mine, text, sizes, rate, categories, layers):
     cfg = Config(
         text,
         DESCRIPTION=text,
@@ -369,7 +372,7 @@ def test_saved_configs_come_back_equal(tmp_path_factory, mine, text, sizes, rate
         TEST_METRICS=[text],
         PREPROCESSING_ARGS=[{"scale": mine}],
     ).add("MY_KEY", mine)
-    path = tmp_path_factory.mktemp("configs") / "c.yaml"
+    path = tmp_path_factory.mktemp("configs") / f"c{suffix}"
     cfg.save(path)
     known = Config().add("MY_KEY", None)
     assert known.merge_from_file(path) == cfg
