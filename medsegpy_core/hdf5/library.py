@@ -60,7 +60,9 @@ def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection, end: int) 
         corner = tuple(i * c for i, c in zip(position, chunks, strict=True))
         info = dataset.get_chunk_info_by_coord(corner)
         if info.byte_offset is None:
-            continue  # never written: fill values
+            if not vetted.fill:
+                raise ReadError("some of it was never written, and the file gives no value for that")
+            continue  # fill values
         if info.byte_offset + info.size > end:
             raise ReadError(f"the chunk at {corner} lies beyond the end of the file ({end:,} bytes): it was cut short")
         mask, stored = stored_chunk(dataset, corner, info.size)

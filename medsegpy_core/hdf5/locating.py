@@ -100,8 +100,8 @@ def _listed(dataset: Any, most: int, path: str, key: str) -> list[_Chunk]:
         dataset.chunk_iter(note)
     end = os.stat(path).st_size  # noqa: PTH116
     for _, offset, size, _ in found:
-        if size == 0:  # which stands for one that was never written in our table
-            raise ReadError("its index of chunks has one of 0 bytes: the file is damaged", path, key)
+        if not (offset and size):  # 0 stands for one that was never written in our table
+            raise ReadError("its index lists a chunk that is nowhere, or has 0 bytes: the file is damaged", path, key)
         if offset + size > end:
             raise ReadError(f"a chunk lies beyond the end of the file ({end:,} bytes): it was cut short", path, key)
     return found

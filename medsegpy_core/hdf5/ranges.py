@@ -21,6 +21,7 @@ from medsegpy_core.hdf5.sharing import keep_chunk, kept_chunk
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
+    from medsegpy_core.hdf5.vetting import Vetted
     from medsegpy_core.typing import Array, Selection
 
 __all__ = ["read_bytes", "read_ranges"]
@@ -54,9 +55,16 @@ def read_ranges(file: int | Array, layout: Layout, selection: Selection, out: Ar
     if layout.table is not None:
         _read_chunked(file, layout, selection, out)
     elif layout.offset < 0:
-        out[...] = np.frombuffer(vetted.fill, vetted.raw)[0]
+        out[...] = _fill_value(vetted)
     else:
         _read_contiguous(file, layout.offset, vetted.shape, vetted.raw, selection, out)
+
+
+def _fill_value(vetted: Vetted) -> Any:
+    """Return the value where nothing was written."""
+    if not vetted.fill:
+        raise ReadError("some of it was never written, and the file gives no value for that")
+    return np.frombuffer(vetted.fill, vetted.raw)[0]
 
 
 def read_bytes(fd: int, offset: int, buffer: Any) -> None:
@@ -240,7 +248,7 @@ def _read_chunk(
     offset, stored, mask = table[3 * number : 3 * number + 3]
     size = math.prod(shape) * vetted.raw.itemsize
     if stored == 0:
-        out[...] = np.frombuffer(vetted.fill, vetted.raw)[0]
+        out[...] = _fill_value(vetted)
         return
     unfiltered = (1 << len(vetted.filters)) - 1
     if mask & unfiltered == unfiltered:

@@ -74,7 +74,7 @@ class Vetted:
         chunks: The shape of a chunk; None: not chunked.
         compact: Whether the data lie in the object's header.
         filters: (id, client values) in the order in which they were applied.
-        fill: One element, the value where nothing was written.
+        fill: One element, the value where nothing was written; nothing, where there is no such value.
     """
 
     shape: tuple[int, ...]
@@ -118,10 +118,12 @@ def vet(dataset: Any, path: str, key: str) -> Vetted:
     filters = _vet_filters(plan, path, key)
     fill = np.zeros(1, dtype)
     with library_errors(path, key):
+        defined = plan.fill_value_defined()
         # Asked first: the library crashes on the value where a damaged file contradicts itself.
-        if plan.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED:
+        if defined == h5py.h5d.FILL_VALUE_USER_DEFINED:
             plan.get_fill_value(fill)
-    return Vetted(shape, dtype, exact, chunks, storage == h5py.h5d.COMPACT, filters, fill.tobytes())
+    value = b"" if defined == h5py.h5d.FILL_VALUE_UNDEFINED else fill.tobytes()
+    return Vetted(shape, dtype, exact, chunks, storage == h5py.h5d.COMPACT, filters, value)
 
 
 def _vet_type(stored: Any, path: str, key: str) -> tuple[np.dtype[Any], bool]:
