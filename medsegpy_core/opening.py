@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from attrs import field, frozen
 
 from medsegpy_core.categories import normalize_category_ids, required_channels
-from medsegpy_core.errors import ReadError
+from medsegpy_core.errors import MedSegPyError, ReadError
 from medsegpy_core.lazy import AxesView, LabelMapView
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
@@ -82,12 +82,24 @@ def open_record(record: Record, reader: Reader, channels: int | None = None) -> 
         channels: How many channels a label map has; None: as many as its largest value needs.
     """
     try:
-        with reader.open(record) as scan:
+        with ExitStack() as stack:
+            scan = _entered(stack, reader, record)
             yield canonical(scan, record, channels)
     except ReadError as error:
         # Errors while data are read come here too. Who reads knows the file, but not of which dataset it is.
         error.element = error.element or record.where()
         raise
+
+
+def _entered(stack: ExitStack, reader: Reader, record: Record) -> OpenScan:
+    """Open with a reader; what goes wrong in it is a `ReadError`, whatever the reader calls it."""
+    try:
+        return stack.enter_context(reader.open(record))
+    except MedSegPyError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ReadError(f"reader {reader.name!r} cannot open it ({found})", record.file_name) from error
 
 
 def canonical(scan: OpenScan, record: Record, channels: int | None) -> CanonicalScan:

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scans import make_scan, save, save_slices, save_volume
 
-from medsegpy_core import CategoryError, MetadataCatalog, ReadError, RecordError, build_loader, load_scan, open_scan
+from medsegpy_core import (
+    CategoryError,
+    MetadataCatalog,
+    ReadError,
+    RecordError,
+    build_loader,
+    load_scan,
+    open_scan,
+    register_reader,
+)
 from medsegpy_core.catalog import DatasetCatalog
 from medsegpy_core.config import Config
 
@@ -269,7 +278,12 @@ def test_label_maps_that_are_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("mask", "what"),
-    [(MASK * 255, "0 and 255"), (MASK * 2, "label_map"), (MASK - 0.5, "label_map"), (MASK.astype("i1") * -1, "-1")],
+    [
+        (MASK * 255, "0 and 255"),
+        (MASK * 2, "label_map"),
+        (MASK - 0.5, r"0.5, expected 0 and 1 \("),
+        (MASK.astype("i1") * -1, "-1"),
+    ],
     ids=["0/255", "0/2", "halves", "negative"],
 )
 @pytest.mark.parametrize("tag", ["DefaultDataLoader", "PatchDataLoader"])
@@ -342,6 +356,41 @@ def test_files_that_are_not_there_or_broken(tmp_path):
             pass
         assert path in str(caught.value)
         assert isinstance(caught.value, OSError)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), ValueError("magic"), RuntimeError("lost")])
+def test_what_a_reader_raises_is_a_read_error(tmp_path, plugins, error):
+    class Failing:
+        name = "failing"
+        suffixes = (".fail",)
+
+        def probe(self, path):
+            return False
+
+        def open(self, record):
+            raise error
+
+    register_reader(Failing())
+    path = tmp_path / "x.fail"
+    path.touch()
+    DatasetCatalog.register("x", lambda: [{"file_name": str(path), "scan_id": "s", "sem_seg_file": str(path)}])
+    MetadataCatalog.get("x").set(category_ids=[0])
+    with pytest.raises(ReadError) as caught:
+        build_loader(Config(), "x", batch_size=1)[0]
+    for part in (
+        str(path),
+        "reader 'failing' cannot open it",
+        type(error).__name__,
+        str(error),
+        "Dataset 'x', element 0",
+    ):
+        assert part in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+def test_what_the_body_raises_is_left_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="mine"), open_scan(volume(tmp_path)):
+        raise FileNotFoundError("mine")
 
 
 def test_a_slice_of_a_volume_file(tmp_path):

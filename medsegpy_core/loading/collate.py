@@ -124,11 +124,9 @@ def _not_binary(values: Array) -> str:
     if set(found.tolist()) <= {0, 255}:
         return "the mask holds 0 and 255, expected 0 and 1: divide it by 255 when you write it"
     shown = ", ".join(f"{v:g}" for v in found[:6].tolist()) + (", ..." if found.size > 6 else "")
-    return (
-        f"the mask holds the values {shown}, expected 0 and 1. An integer label map needs label_map=True in the "
-        "dataset "
-        "dict or the metadata"
-    )
+    labels = bool(((found >= 0) & (found == np.floor(found))).all())
+    hint = ". An integer label map needs label_map=True in the dataset dict or the metadata" if labels else ""
+    return f"the mask holds the values {shown}, expected 0 and 1{hint}"
 
 
 def _read(mask: LazyArray, selection: Selection) -> Array:
