@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         LeakageError,
         MedSegPyError,
         MedSegPyWarning,
+        MemoryLimitError,
         MetadataConflictError,
         MetadataError,
         PluginError,
@@ -94,6 +95,7 @@ __all__ = [
     "LoaderSpec",
     "MedSegPyError",
     "MedSegPyWarning",
+    "MemoryLimitError",
     "Metadata",
     "MetadataCatalog",
     "MetadataConflictError",
@@ -142,8 +144,8 @@ _MODULES = {
     "config": "Config",
     "datasets": "scan_directory",
     "errors": "AmbiguousReaderError AugmentationError CategoryError ConfigError ConfigWarning DataWarning "
-    "DuplicateNameError LeakageError MedSegPyError MedSegPyWarning MetadataConflictError MetadataError PluginError "
-    "PluginWarning ReadError RecordError ShapeError UnknownNameError",
+    "DuplicateNameError LeakageError MedSegPyError MedSegPyWarning MemoryLimitError MetadataConflictError "
+    "MetadataError PluginError PluginWarning ReadError RecordError ShapeError UnknownNameError",
     "hdf5": "write_slices write_volume",
     "hookspecs": "hookimpl",
     "loading": "DefaultDataLoader N5dDataLoader PatchDataLoader RandomPatchDataLoader S25dDataLoader build_loader "

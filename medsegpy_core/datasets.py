@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from medsegpy_core.records import Record, ScanKey, augmentation_in_name
 if TYPE_CHECKING:
     from medsegpy_core.typing import DatasetDict, Reader
 
-__all__ = ["datasets_root", "load_records", "make_records", "scan_directory"]
+__all__ = ["datasets_root", "list_dataset", "load_records", "make_records", "scan_directory"]
 
 _LAYOUT_KEYS = ("label_map", "image_axes", "sem_seg_axes")
 
@@ -36,8 +36,24 @@ def load_records(name: str) -> list[Record]:
         UnknownNameError: No dataset has this name.
         RecordError: What it returns are not standard dataset dicts.
     """
-    dicts = DatasetCatalog.get(name)
+    dicts = list_dataset(name)
     return make_records(dicts, [name] * len(dicts))
+
+
+def list_dataset(name: str) -> list[DatasetDict]:
+    """Return what the function of a dataset returns, as a list, its members unchecked.
+
+    Raises:
+        UnknownNameError: No dataset has this name.
+        RecordError: It returns no list.
+    """
+    found: Any = DatasetCatalog.get(name)
+    if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping):
+        raise RecordError(
+            f"The function of dataset {name!r} returned {'None' if found is None else f'a {type(found).__name__}'}, "
+            "expected a list of dataset dicts."
+        )
+    return list(found)
 
 
 def make_records(dicts: Sequence[DatasetDict], datasets: Sequence[str]) -> list[Record]:

@@ -21,6 +21,7 @@ __all__ = [
     "LeakageError",
     "MedSegPyError",
     "MedSegPyWarning",
+    "MemoryLimitError",
     "MetadataConflictError",
     "MetadataError",
     "PluginError",
@@ -118,6 +119,10 @@ class ReadError(MedSegPyError, OSError):
 
     def __reduce__(self) -> tuple[type, tuple[str, Path | None, str | None, str | None]]:
         return type(self), (self.reason, self.path, self.key, self.element)
+
+
+class MemoryLimitError(MedSegPyError, MemoryError):
+    """More memory would be needed than ``MEDSEGPY_MEMORY`` allows; raised before it is allocated."""
 
 
 class MedSegPyWarning(UserWarning):

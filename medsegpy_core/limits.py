@@ -6,18 +6,14 @@ import functools
 import os
 from typing import Final
 
-from medsegpy_core.errors import MedSegPyError
+from medsegpy_core.errors import MemoryLimitError
 
-__all__ = ["MemoryLimitError", "check_memory", "environment_bytes"]
+__all__ = ["check_memory", "environment_bytes"]
 
 _UNITS: Final = {
     **{unit: 1000**power for power, unit in enumerate(("", "K", "M", "G", "T"))},
     **{unit: 1024**power for power, unit in enumerate(("", "KI", "MI", "GI", "TI")) if unit},
 }
-
-
-class MemoryLimitError(MedSegPyError, MemoryError):
-    """More memory would be needed than ``MEDSEGPY_MEMORY`` allows; raised before it is allocated."""
 
 
 def environment_bytes(name: str, default: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from medsegpy_core.categories import normalize_category_id, normalize_category_ids
-from medsegpy_core.errors import MetadataError
+from medsegpy_core.errors import CategoryError, MetadataError
 from medsegpy_core.records import check_axes
 
 __all__ = [
@@ -75,7 +75,11 @@ def check_value(name: str, key: str, value: Any, source: str) -> None:
     """
     if key in _CHECKS:
         fits, expected = _CHECKS[key]
-        if not fits(value):
+        try:
+            does_fit = fits(value)
+        except CategoryError as error:
+            raise CategoryError(f"Metadata {key!r} of dataset {name!r} ({source}): {error}") from error
+        if not does_fit:
             raise MetadataError(
                 f"Metadata {key!r} of dataset {name!r} is {shown(value)} ({source}), expected {expected}."
             )

@@ -40,8 +40,31 @@ def _is_name(instance: object, attribute: Attribute[str], value: object) -> None
         )
 
 
+# attrs' own validators put the whole attribute into the message, which is what a user reads.
+def _one_of(*options: object) -> Callable[[object, Attribute[Any], object], None]:
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not any(value is option or (isinstance(value, str) and value == option) for option in options):
+            expected = ", ".join(map(repr, options))
+            raise ValueError(f"{type(instance).__name__}.{attribute.name} is {value!r}, expected one of {expected}.")
+
+    return check
+
+
+def _a(kind: type) -> Callable[[object, Attribute[Any], object], None]:
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, kind):
+            name = f"{type(instance).__name__}.{attribute.name}"
+            raise TypeError(f"{name} is {value!r}, expected a {kind.__name__}.")
+
+    return check
+
+
 def _name() -> Any:
     return field(validator=_is_name)
+
+
+def _switch() -> Any:
+    return field(default=False, validator=_a(bool))
 
 
 def _function() -> Any:
@@ -62,11 +85,9 @@ class DatasetSpec:
 
     name: str = _name()
     load: GetDicts = _function()
-    split: Split | None = field(default=None, validator=validators.in_((None, "train", "val", "test")))
-    metadata: Mapping[str, Any] | None = field(
-        default=None, validator=validators.optional(validators.instance_of(Mapping)), hash=False
-    )
-    description: str = field(default="", validator=validators.instance_of(str))
+    split: Split | None = field(default=None, validator=_one_of(None, "train", "val", "test"))
+    metadata: Mapping[str, Any] | None = field(default=None, validator=validators.optional(_a(Mapping)), hash=False)
+    description: str = field(default="", validator=_a(str))
 
 
 @frozen
@@ -80,23 +101,23 @@ class Augmentation:
         dataset: The dataset it is declared for; None: all of this plugin's.
     """
 
-    number: int = field(validator=validators.and_(validators.instance_of(int), validators.ge(1), validators.le(99)))
+    number: int = field(validator=validators.and_(_a(int), validators.ge(1), validators.le(99)))
     name: str = _name()
-    parameters: Mapping[str, Any] = field(factory=dict, validator=validators.instance_of(Mapping), hash=False)
-    dataset: str | None = field(default=None, validator=validators.optional(validators.instance_of(str)))
+    parameters: Mapping[str, Any] = field(factory=dict, validator=_a(Mapping), hash=False)
+    dataset: str | None = field(default=None, validator=validators.optional(_a(str)))
 
 
 @frozen
 class LoaderOptions:
     """The options of `build_loader` beyond what the constructor of a loader takes; see docs/loaders.md."""
 
-    keep_unlabelled: bool = False
-    allow_augmented: bool = False
-    allow_leakage: bool = False
-    reuse_buffers: bool = False
-    mask_dtype: str = field(default="float32", validator=validators.in_(("float32", "uint8")))
-    mmap: bool = False
-    isolate: bool = False
+    keep_unlabelled: bool = _switch()
+    allow_augmented: bool = _switch()
+    allow_leakage: bool = _switch()
+    reuse_buffers: bool = _switch()
+    mask_dtype: str = field(default="float32", validator=_one_of("float32", "uint8"))
+    mmap: bool = _switch()
+    isolate: bool = _switch()
 
 
 @frozen
@@ -189,5 +210,5 @@ class MetricSpec:
 
     name: str = _name()
     function: Callable[[Array, Array, Sequence[float]], float] = _function()
-    unit: str = field(default="", validator=validators.instance_of(str))
-    higher_is_better: bool = field(default=True, validator=validators.instance_of(bool))
+    unit: str = field(default="", validator=_a(str))
+    higher_is_better: bool = field(default=True, validator=_a(bool))

@@ -8,6 +8,7 @@ from scans import make_scan, save_slices, save_volume
 from medsegpy_core import (
     AugmentationError,
     CategoryError,
+    ConfigError,
     DatasetCatalog,
     DataWarning,
     LeakageError,
@@ -15,6 +16,7 @@ from medsegpy_core import (
     MetadataError,
     RecordError,
     build_loader,
+    load_scan,
 )
 from medsegpy_core.config import Config
 
@@ -264,3 +266,23 @@ def test_a_dict_that_is_broken(register):
     DatasetCatalog.register("broken", lambda: [dicts[0], {"file_name": "x"}])
     with pytest.raises(RecordError, match=r"'broken', element 1.*scan_id"):
         build_loader(Config(CATEGORIES=[0], TRAIN_DATASET="broken", VAL_DATASET="one"), "broken", allow_leakage=True)
+
+
+@pytest.mark.parametrize(("returned", "what"), [(None, "None"), (5, "a int"), ({"a": 1}, "a dict"), ("a", "a str")])
+def test_a_function_that_returns_no_list(returned, what):
+    DatasetCatalog.register("x", lambda: returned)
+    with pytest.raises(RecordError, match=f"dataset 'x' returned {what}, expected a list"):
+        build_loader(Config(), "x")
+    with pytest.raises(RecordError, match=f"dataset 'x' returned {what}, expected a list"):
+        load_scan("x", "s")
+
+
+def test_options_that_do_not_fit(tmp_path):
+    dicts = save_slices(tmp_path, *make_scan((4, 3, 2), channels=1))
+    for size in (0, 1.5, True, "8"):
+        with pytest.raises(ConfigError, match=f"The batch size is {size!r}, expected an int"):
+            build_loader(Config(), dicts, batch_size=size)
+    with pytest.raises(ValueError, match=r"mask_dtype is 'int8', expected one of 'float32', 'uint8'\.$"):
+        build_loader(Config(), dicts, mask_dtype="int8")
+    with pytest.raises(TypeError, match=r"mmap is 'no', expected a bool\.$"):
+        build_loader(Config(), dicts, mmap="no")

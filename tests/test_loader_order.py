@@ -310,7 +310,7 @@ def test_a_shard_is_resumed(dicts):
 def test_shards_need_a_seed_and_a_rank(dicts):
     with pytest.raises(ConfigError, match="SEED"):
         make(dicts, seed=None).shard(0, 2)
-    for rank, world in ((2, 2), (-1, 2), (0, 0)):
+    for rank, world in ((2, 2), (-1, 2), (0, 0), (0.5, 2)):
         with pytest.raises(ValueError, match="rank"):
             make(dicts).shard(rank, world)
 

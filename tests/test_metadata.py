@@ -138,7 +138,7 @@ def test_contradicting_what_was_set_before_is_refused_too():
 
 def test_malformed_category_ids():
     for ids in ([0, 0], [-1], ["a"], [(0, 0)], 3, [True]):
-        with pytest.raises(CategoryError):
+        with pytest.raises(CategoryError, match="Metadata 'category_ids' of dataset 'x'"):
             Metadata("x").set(category_ids=ids)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from medsegpy_core.catalog import DatasetCatalog
-from medsegpy_core.datasets import load_records, make_records
+from medsegpy_core.datasets import list_dataset, load_records, make_records
 from medsegpy_core.errors import RecordError, ShapeError, UnknownNameError, closest_match
 from medsegpy_core.loading.checks import check_leakage, config_datasets
 from medsegpy_core.loading.loaders import BUILT_IN
@@ -122,7 +121,7 @@ def _listed(
         raise TypeError("build_loader takes names of datasets or dataset dicts, not both in one list.")
     if len(set(names)) != len(names):
         raise RecordError(f"A dataset is named twice: {names}. Its elements would come twice an epoch.")
-    listed = {name: list(DatasetCatalog.get(name)) for name in names}
+    listed = {name: list_dataset(name) for name in names}
     for name, found in listed.items():
         if not found:
             raise RecordError(f"Dataset {name!r} has no elements. Check what its function returns, and its scan_root.")

@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from medsegpy_core.catalog import DatasetCatalog, collection_of, dataset_spec
+from medsegpy_core.datasets import list_dataset
 from medsegpy_core.errors import AugmentationError, DataWarning, LeakageError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _evaluation(cfg: Config) -> list[tuple[str, str]]:
 def _subjects(name: str, dicts: Sequence[DatasetDict] | None) -> set[tuple[str, Any]]:
     """Return (collection, subject) of a dataset; nothing, with a warning, if it cannot be listed here."""
     try:
-        dicts = DatasetCatalog.get(name) if dicts is None else dicts
+        dicts = list_dataset(name) if dicts is None else dicts
         collection = collection_of(name)
         # As they are: the dicts may be custom ones, for a custom loader.
         return {(collection, subject) for d in dicts if (subject := _subject(d)) is not None}

@@ -81,8 +81,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
                 raise RecordError(
                     f"Scan {scan.key[1]!r} of dataset {scan.key[0]!r} has {len(scan.records)} of "
                     f"{scan.records[0].scan_num_slices} slices; missing: {', '.join(map(str, missing))}. Add them, or "
-                    "pass "
-                    "allow_gaps=True to predict on the slices that are there."
+                    "call inference(model, allow_gaps=True) to predict on the slices that are there."
                 )
             n = len(scan.records)
             records = tuple(evolve(r, slice_id=i, scan_num_slices=n) for i, r in enumerate(scan.records, 1))

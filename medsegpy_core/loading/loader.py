@@ -16,7 +16,7 @@ from medsegpy_core.loading.batches import Batch
 from medsegpy_core.loading.fetch import BatchIterator, BufferSets
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order
-from medsegpy_core.loading.passes import batch_function, check_state, epoch_order
+from medsegpy_core.loading.passes import batch_function, check_batch_size, check_rank, check_state, epoch_order
 from medsegpy_core.loading.plan import Element
 from medsegpy_core.loading.setup import Setup, role_dataset
 from medsegpy_core.loading.windows import Windows
@@ -81,8 +81,7 @@ class DataLoader:
         raise TypeError(f"{cls.__name__} does not say how it cuts elements; use one of its subclasses.")
 
     def _set_up(self, request: LoaderRequest) -> None:
-        if request.batch_size < 1:
-            raise ConfigError(f"The batch size is {request.batch_size}, expected an int >= 1.")
+        check_batch_size(request.batch_size)
         cfg = request.cfg
         self._seed_given = cfg.SEED is not None
         seed = int(cfg.SEED) if cfg.SEED is not None else secrets.randbits(63)
@@ -249,8 +248,7 @@ class DataLoader:
             ConfigError: The config has no `SEED`: each process would draw its own, and the shards would overlap.
             ValueError: There is no such rank.
         """
-        if not 0 <= rank < world_size:
-            raise ValueError(f"There is no rank {rank} among {world_size}; ranks are numbered from 0.")
+        check_rank(rank, world_size)
         if not self._seed_given:
             raise ConfigError("A sharded loader needs a SEED in the config, the same on all ranks: cfg.SEED = 0.")
         return self._with_order(evolve(self._order, rank=rank, world_size=world_size))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from medsegpy_core.errors import ConfigError
 from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers
 from medsegpy_core.loading.order import Order
 from medsegpy_core.loading.readahead import Waiting, read_ahead
@@ -14,7 +15,7 @@ from medsegpy_core.loading.readahead import Waiting, read_ahead
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["batch_function", "check_state", "epoch_order"]
+__all__ = ["batch_function", "check_batch_size", "check_rank", "check_state", "epoch_order"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -39,6 +40,18 @@ def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) 
     return make
 
 
+def check_batch_size(size: Any) -> None:
+    """Raise `ConfigError` if this is no number of elements."""
+    if not _is_natural(size) or size < 1:
+        raise ConfigError(f"The batch size is {size!r}, expected an int >= 1.")
+
+
+def check_rank(rank: Any, world_size: Any) -> None:
+    """Raise `ValueError` if there is no such rank."""
+    if not _is_natural(rank) or not _is_natural(world_size) or rank >= world_size:
+        raise ValueError(f"There is no rank {rank!r} among {world_size!r}; ranks are ints, numbered from 0.")
+
+
 def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a state is malformed, or of a loader with other data or settings than `own`."""
     wrong = [f"{key}={state.get(key)!r}" for key in ("seed", "epoch", "batches") if not _is_natural(state.get(key))]
@@ -54,4 +67,4 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _is_natural(value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) >= 0
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from medsegpy_core.catalog import DatasetCatalog
 from medsegpy_core.config import Config
+from medsegpy_core.datasets import list_dataset
 from medsegpy_core.errors import MedSegPyError
 from medsegpy_core.loading import DataLoader, build_loader
 from medsegpy_core.loading.scans import Opener, Scan
@@ -107,7 +107,7 @@ def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Pro
     cfg = cfg.copy()
     if cfg.SEED is None:
         cfg.SEED = 0
-    dicts = list(DatasetCatalog.get(dataset))
+    dicts = list_dataset(dataset)
     loader = _build(cfg, dataset, dicts, batch_size)
     batches = min(batches, len(loader))
     stages = stage_seconds(loader, batches)
