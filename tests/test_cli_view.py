@@ -54,6 +54,12 @@ def test_a_png_in_the_metadatas_colours(volume, tmp_path):
     assert has_color(drawn, GREEN)
 
 
+def test_the_folder_of_the_picture_is_made(volume, tmp_path):
+    result = view("pair", "--out", tmp_path / "new" / "v.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new" / "v.png").is_file()
+
+
 def test_more_slices_make_more_picture(volume, tmp_path):
     for count in (1, 4, 64):
         assert view("pair", "--slices", count, "--out", tmp_path / f"{count}.png").exit_code == 0

@@ -40,6 +40,7 @@ def command(name: str, scan_id: str | None, count: int, out: Path | None) -> Non
     metadata = MetadataCatalog.get(name).for_scan(scan.records[0])
     picture = _montage(image, mask, metadata, f"{name}  {scan.key[1]}", count)
     out = out or Path(re.sub(r"[^\w.-]+", "_", f"{name}-{scan.key[1]}") + ".png")
+    out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out, format="PNG")
     click.echo(f"Wrote {out}")
 
