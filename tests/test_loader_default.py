@@ -236,6 +236,15 @@ def test_filter_dicts(both):
     assert filter_dicts(both[0], "subject_id", []) == []
 
 
+def test_filter_dicts_knows_augmentations_as_loaders_do(tmp_path):
+    numbers = {"0000001_V00-Aug00_001.im": 0, "0000001_V00-Aug02_001.im": 2, "other.im": 0}
+    dicts = [{"file_name": name, "scan_id": "s", "slice_id": 1, "scan_num_slices": 1} for name in numbers]
+    dicts += [{"file_name": "0000001_V00-Aug02_001.im", "augmentation": 3}, {"custom": 1}]
+    assert filter_dicts(dicts, "augmentation", [0]) == [dicts[0], dicts[2]]
+    assert filter_dicts(dicts, "augmentation", [2]) == [dicts[1]]
+    assert filter_dicts(dicts, "augmentation", [3, None]) == dicts[3:]
+
+
 class Probing:
     """A reader of ".h5" files, as the plugin's, that knows its own by their content."""
 

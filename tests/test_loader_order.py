@@ -153,8 +153,9 @@ def test_two_passes_of_one_epoch(dicts):
 
 
 def test_epochs_that_there_are_not(dicts):
-    with pytest.raises(ValueError, match="epoch"):
-        make(dicts).set_epoch(-1)
+    for epoch in (-1, 1.5, None):
+        with pytest.raises(ValueError, match=f"no epoch {epoch}"):
+            make(dicts).set_epoch(epoch)
 
 
 def test_abandoned_iterators_leave_no_threads(dicts):

@@ -13,6 +13,7 @@ from medsegpy_core.loading.scans import group_scans
 from medsegpy_core.loading.setup import role_dataset
 from medsegpy_core.opening import label_channels, open_record
 from medsegpy_core.readers import find_reader
+from medsegpy_core.records import augmentation_in_name
 from medsegpy_core.registry import Registry
 from medsegpy_core.specs import LoaderOptions, LoaderRequest, LoaderSpec
 
@@ -194,8 +195,17 @@ def _stacked(planes: Sequence[Array], records: Sequence[Record]) -> Array:
 def filter_dicts(dicts: Sequence[DatasetDict], key: str, values: Collection[Any]) -> list[DatasetDict]:
     """Return the dicts whose `key` is one of `values`; a dict without the key has None.
 
+    A dict without ``augmentation`` has what its file name says, else 0, as in a loader; no plugin is asked here.
+
     Example:
         >>> filter_dicts([{"scan_id": "a"}, {"scan_id": "b"}], "scan_id", ["b"])
         [{'scan_id': 'b'}]
     """
-    return [d for d in dicts if d.get(key) in values]
+
+    def value(d: DatasetDict) -> Any:
+        found = d.get(key)
+        if found is None and key == "augmentation" and "file_name" in d:
+            return augmentation_in_name(d) or 0
+        return found
+
+    return [d for d in dicts if value(d) in values]

@@ -15,7 +15,7 @@ from medsegpy_core.loading.readahead import Waiting, read_ahead
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["batch_function", "check_batch_size", "check_rank", "check_state", "epoch_order"]
+__all__ = ["batch_function", "check_batch_size", "check_epoch", "check_rank", "check_state", "epoch_order"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -44,6 +44,12 @@ def check_batch_size(size: Any) -> None:
     """Raise `ConfigError` if this is no number of elements."""
     if not _is_natural(size) or size < 1:
         raise ConfigError(f"The batch size is {size!r}, expected an int >= 1.")
+
+
+def check_epoch(epoch: Any) -> None:
+    """Raise `ValueError` if there is no such epoch."""
+    if not _is_natural(epoch):
+        raise ValueError(f"There is no epoch {epoch!r}; epochs are ints, numbered from 0.")
 
 
 def check_rank(rank: Any, world_size: Any) -> None:
