@@ -40,7 +40,8 @@ instead of strangely.
 * New hooks, and new arguments of a hook, break nothing: a plugin implements what it needs, and its functions take the
   arguments that they name. The number stays.
 * A hook or an argument that is to go is deprecated first: for at least one minor release it works as before, and a
-  plugin that uses it gets a `DeprecationWarning` that says what to use instead. The changelog lists it under "Deprecated".
+  plugin that uses it gets a `DeprecationWarning` that says what to use instead. The changelog lists it under
+  "Deprecated".
 * When it goes, the number is counted up. Require the release that you tested with, as in `medsegpy-core>=0.1,<0.2`.
 """
 
