@@ -1,5 +1,6 @@
 """Odd and hostile files, each built by hand, with what has to become of it: read as h5py reads it, or refused."""
 
+import bz2
 import os
 import struct
 import zlib
@@ -7,6 +8,8 @@ import zlib
 import h5py
 import hdf5plugin
 import numpy as np
+
+from tests.fuzz.mutate import mend_checksums
 
 IMAGE = np.arange(120, dtype=np.float32).reshape(4, 5, 6)
 SECRET = b"a secret that no dataset may hand out, 64 bytes long for sure.\n\n"
@@ -477,6 +480,46 @@ def booleans_that_are_neither(path):
         at = f["volume"].id.get_offset()
     data = bytearray(path.read_bytes())
     data[at + 5] = 7
+    path.write_bytes(data)
+
+
+@odd("refused", plain=False)
+def bzip2_that_breaks_off(path):
+    """The filter of hdf5plugin goes round for ever."""
+    plan = _chunked()
+    plan.set_filter(307, h5py.h5z.FLAG_OPTIONAL, (9,))
+    file, made = _low(path, h5py.h5t.IEEE_F32LE, (4, 5, 6), plan)
+    made.write_direct_chunk((0, 0, 0), bz2.compress(_RAW)[:-20])
+    file.close()
+
+
+@odd("refused")
+def blosc2_that_wants_a_gigabyte(path):
+    plan = _chunked()
+    plan.set_filter(32026, h5py.h5z.FLAG_OPTIONAL, (1, 0, 4, 1 << 30, 5, 1, 0))
+    file, made = _low(path, h5py.h5t.IEEE_F32LE, (4, 5, 6), plan)
+    made.write_direct_chunk((0, 0, 0), b"\x05" * 100)
+    file.close()
+
+
+@odd("refused")
+def chunk_of_no_bytes_in_the_index(path):
+    with h5py.File(path, "w") as f:
+        f.create_dataset("volume", data=IMAGE, chunks=(2, 5, 6), shuffle=True)
+    data, first = path.read_bytes(), struct.pack("<IIQQQ", 240, 0, 0, 0, 0)
+    assert data.count(first) == 1
+    path.write_bytes(data.replace(first, struct.pack("<I", 0) + first[4:]))
+
+
+@odd("refused", plain=False)
+def index_of_more_than_the_shape(path):
+    """An array of chunks that is longer than the dataset: looked up, the library reads beyond its end."""
+    with h5py.File(path, "w", libver="latest") as f:
+        f.create_dataset("volume", data=IMAGE, chunks=(2, 2, 2), maxshape=(4, 5, 6), compression="lzf")
+    data, shape = path.read_bytes(), struct.pack("<QQQ", 4, 5, 6)
+    assert data.count(shape) == 2
+    data = bytearray(data.replace(shape, struct.pack("<QQQ", 4, 2, 6)))
+    mend_checksums(data)
     path.write_bytes(data)
 
 
