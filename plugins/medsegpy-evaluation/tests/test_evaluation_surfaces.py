@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -96,6 +98,19 @@ def test_more_points_than_are_worked_on_at_once():
     assert found.truth_to_pred.tolist() == [1.0]
 
 
+def test_memory_is_bounded_where_a_surface_fills_the_scan():
+    truth = ball((128, 128, 96), (64, 64, 48), 20, (1, 1, 1))
+    pred = np.random.default_rng(0).random(truth.shape) < 0.5
+    surface_distances(pred, truth, (1, 1, 1))
+    tracemalloc.start()
+    try:
+        surface_distances(pred, truth, (1, 1, 1)).hd95()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * (pred.nbytes + truth.nbytes)
+
+
 def test_shifted_cubes_with_anisotropic_spacing():
     truth = np.zeros((20, 20, 20), bool)
     truth[5:10, 5:10, 5:10] = True
@@ -148,6 +163,8 @@ def test_views_and_any_memory_order():
         (np.zeros((3, 3), bool), np.zeros((3, 3), bool), (1, 1), "Both masks are empty"),
         (np.zeros((3, 3), bool), np.ones((3, 3), bool), (1, 1), "One of the masks is empty"),
         (np.ones((3, 3), bool), np.zeros((3, 3), bool), (1, 1), "One of the masks is empty"),
+        (np.ones((3, 3), bool), np.ones((3, 3), bool), (0, 1), "positive"),
+        (np.ones((3, 3), bool), np.ones((3, 3), bool), (1, float("nan")), "positive"),
     ],
 )
 def test_what_does_not_fit(pred, truth, spacing, said):
