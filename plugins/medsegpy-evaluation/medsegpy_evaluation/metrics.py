@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from attrs import field, frozen
@@ -48,11 +48,16 @@ class MaskPair:
         """The size of a voxel in mm, one per axis.
 
         Raises:
-            ValueError: It is unknown.
+            ValueError: It is unknown, or not one positive number per axis.
         """
         if self._spacing is None:
             raise ValueError("The spacing is unknown, but distances and volumes are in mm.")
-        return tuple(float(size) for size in self._spacing)
+        sizes = tuple(float(size) for size in self._spacing)
+        if len(sizes) != self.pred.ndim or not all(0 < size < math.inf for size in sizes):
+            raise ValueError(
+                f"The spacing is {sizes}: expected a positive number of mm for each of {self.pred.ndim} axes."
+            )
+        return sizes
 
     @cached_property
     def box(self) -> Box | None:
@@ -212,8 +217,8 @@ def score_masks(
     """Score one structure, without datasets, configs or files.
 
     Args:
-        pred: Boolean mask, spatial axes only.
-        truth: Boolean mask of the same shape.
+        pred: Mask, boolean or 0 and 1, spatial axes only.
+        truth: Mask of the same shape.
         spacing: mm, one per axis; needed for distances and volumes.
         metrics: Names of this package's metrics.
         tolerance: That of `NSD`, in mm.
@@ -222,7 +227,7 @@ def score_masks(
         A value per metric, by the default policy where a structure is missing; None: undefined.
 
     Raises:
-        ValueError: The shapes differ, or the spacing is needed and not given.
+        ValueError: The shapes differ, a mask has other values than 0 and 1, or the spacing is needed and not given.
         UnknownNameError: There is no such metric.
 
     Example:
@@ -233,8 +238,18 @@ def score_masks(
     """
     from medsegpy_evaluation.policy import MissingPolicy
 
-    pair = MaskPair(np.asarray(pred, bool), np.asarray(truth, bool), spacing, tolerance)
+    pair = MaskPair(_boolean("the prediction", pred), _boolean("the truth", truth), spacing, tolerance)
     return {metric.name: MissingPolicy().score(metric, pair) for metric in map(builtin, metrics)}
+
+
+def _boolean(name: str, mask: NDArray[Any]) -> Bool:
+    """Probabilities, or NaN, would silently become a mask of all that is not 0."""
+    from medsegpy_evaluation.scoring import wrong_values
+
+    array = np.asarray(mask)
+    if problems := wrong_values(name, array, binary=True):
+        raise ValueError("; ".join(problems))
+    return array.astype(bool, copy=False)
 
 
 def builtin(name: str) -> Metric:

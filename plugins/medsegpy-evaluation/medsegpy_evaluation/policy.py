@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 
+import numpy as np
 from attrs import evolve, field, frozen
 
 from medsegpy_core import ConfigError
@@ -117,9 +118,10 @@ class MissingPolicy:
 def _of_another_plugin(metric: Metric, pair: MaskPair) -> float | None:
     """A plugin's own idea of a missing structure counts if it has one, else the worst value that is known."""
     try:
-        value = _finite(metric.of(pair))
-    except (ArithmeticError, IndexError, RuntimeError, ValueError):
-        # What definitions do that do not hold for an empty mask.
+        with np.errstate(all="ignore"):
+            value = _finite(metric.of(pair))
+    except (ArithmeticError, IndexError, RuntimeError, RuntimeWarning, ValueError):
+        # What definitions do that do not hold for an empty mask; NumPy warns of some, which may have been made errors.
         value = None
     if value is not None:
         return value

@@ -163,3 +163,35 @@ def test_unknown_metric():
 def test_shapes_that_differ():
     with pytest.raises(ValueError, match="shape"):
         score_masks(np.ones((2, 2), bool), np.ones((2, 3), bool), (1, 1))
+
+
+@pytest.mark.parametrize("spacing", [(0, 1), (-1, 1), (math.nan, 1), (math.inf, 1), (1, 1, 1)])
+@pytest.mark.parametrize("name", ["ASSD", "TrueVolume"])
+def test_a_spacing_that_is_none(spacing, name):
+    with pytest.raises(ValueError, match="spacing"):
+        score_masks(np.ones((2, 2), bool), np.ones((2, 2), bool), spacing, [name])
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.3, 2, -1])
+def test_masks_are_binary(value):
+    mask = np.ones((3, 3), np.float32)
+    mask[1, 1] = value
+    for name, pair in (("prediction", (mask, np.ones((3, 3)))), ("truth", (np.ones((3, 3), np.uint8), mask))):
+        with pytest.raises(ValueError, match=f"the {name} has"):
+            score_masks(*pair, metrics=["DSC"])
+
+
+def test_metrics_of_other_plugins_that_warn_of_an_empty_mask():
+    # Warnings are errors here, as they are in many projects.
+    def share(pred, truth, spacing):
+        return float(np.count_nonzero(pred & truth) / np.count_nonzero(pred))
+
+    def center(pred, truth, spacing):
+        return float(np.argwhere(pred).mean(axis=0)[0])
+
+    pair = MaskPair(np.zeros((3, 4), bool), np.ones((3, 4), bool), (1, 1))
+    values = [
+        MissingPolicy().score(from_spec(spec), pair)
+        for spec in (MetricSpec("share", share), MetricSpec("center", center, "mm", higher_is_better=False))
+    ]
+    assert values == [0.0, 5.0]
