@@ -15,15 +15,8 @@ from medsegpy_core.errors import ConfigError, DataWarning
 from medsegpy_core.loading.batches import Batch
 from medsegpy_core.loading.fetch import BatchIterator, BufferSets
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
-from medsegpy_core.loading.order import Order
-from medsegpy_core.loading.passes import (
-    batch_function,
-    check_batch_size,
-    check_epoch,
-    check_rank,
-    check_state,
-    epoch_order,
-)
+from medsegpy_core.loading.order import Order, check_batch_size, check_epoch, check_rank
+from medsegpy_core.loading.passes import batch_function, check_state, epoch_order
 from medsegpy_core.loading.plan import Element
 from medsegpy_core.loading.setup import Setup, role_dataset
 from medsegpy_core.loading.windows import Windows

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import frozen
 
+from medsegpy_core.errors import ConfigError
+
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["ElementRng", "Order"]
+__all__ = ["ElementRng", "Order", "check_batch_size", "check_epoch", "check_rank", "is_natural"]
 
 # Separates the streams of random numbers that one seed feeds.
 _PERMUTATION, _ELEMENT = 1, 2
@@ -82,3 +85,26 @@ class ElementRng:
         if self._generator is None:
             self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._key)))
         return self._generator
+
+
+def check_batch_size(size: Any) -> None:
+    """Raise `ConfigError` if this is no number of elements."""
+    if not is_natural(size) or size < 1:
+        raise ConfigError(f"The batch size is {size!r}, expected an int >= 1.")
+
+
+def check_epoch(epoch: Any) -> None:
+    """Raise `ValueError` if there is no such epoch."""
+    if not is_natural(epoch):
+        raise ValueError(f"There is no epoch {epoch!r}; epochs are ints, numbered from 0.")
+
+
+def check_rank(rank: Any, world_size: Any) -> None:
+    """Raise `ValueError` if there is no such rank."""
+    if not is_natural(rank) or not is_natural(world_size) or rank >= world_size:
+        raise ValueError(f"There is no rank {rank!r} among {world_size!r}; ranks are ints, numbered from 0.")
+
+
+def is_natural(value: Any) -> bool:
+    """Say whether this is an int that is not negative."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0

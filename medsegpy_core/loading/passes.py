@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from medsegpy_core.errors import ConfigError
 from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers
-from medsegpy_core.loading.order import Order
+from medsegpy_core.loading.order import Order, is_natural
 from medsegpy_core.loading.readahead import Waiting, read_ahead
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["batch_function", "check_batch_size", "check_epoch", "check_rank", "check_state", "epoch_order"]
+__all__ = ["batch_function", "check_state", "epoch_order"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -40,27 +38,9 @@ def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) 
     return make
 
 
-def check_batch_size(size: Any) -> None:
-    """Raise `ConfigError` if this is no number of elements."""
-    if not _is_natural(size) or size < 1:
-        raise ConfigError(f"The batch size is {size!r}, expected an int >= 1.")
-
-
-def check_epoch(epoch: Any) -> None:
-    """Raise `ValueError` if there is no such epoch."""
-    if not _is_natural(epoch):
-        raise ValueError(f"There is no epoch {epoch!r}; epochs are ints, numbered from 0.")
-
-
-def check_rank(rank: Any, world_size: Any) -> None:
-    """Raise `ValueError` if there is no such rank."""
-    if not _is_natural(rank) or not _is_natural(world_size) or rank >= world_size:
-        raise ValueError(f"There is no rank {rank!r} among {world_size!r}; ranks are ints, numbered from 0.")
-
-
 def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a state is malformed, or of a loader with other data or settings than `own`."""
-    wrong = [f"{key}={state.get(key)!r}" for key in ("seed", "epoch", "batches") if not _is_natural(state.get(key))]
+    wrong = [f"{key}={state.get(key)!r}" for key in ("seed", "epoch", "batches") if not is_natural(state.get(key))]
     if wrong:
         raise ValueError(f"The state of a loader has {', '.join(own)}, ints >= 0; this one has {', '.join(wrong)}.")
     differing = [
@@ -70,7 +50,3 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(f"This is the state of a loader with other data or settings: {'; '.join(differing)}.")
-
-
-def _is_natural(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0
