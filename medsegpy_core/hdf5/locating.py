@@ -11,6 +11,7 @@ import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.decode import can_decode
+from medsegpy_core.hdf5.headers import fixed_array_entries
 from medsegpy_core.hdf5.policy import library_errors
 from medsegpy_core.hdf5.ranges import read_bytes
 from medsegpy_core.hdf5.vetting import Vetted
@@ -74,7 +75,7 @@ def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int]
     found = _listed(dataset, min(count, _MAX_TABLE), path, key)
     numbers = [_number(chunk[0], vetted, grid) for chunk in found]
     # Told to those that the library has to read as well: it crashes where an index contradicts the shape.
-    if None in numbers or len(found) > count:
+    if None in numbers or len(found) > count or (len(found) < count and _index_is_short(dataset, vetted, path)):
         raise ReadError("its index of chunks contradicts its shape: the file is damaged", path, key)
     if not vetted.exact or count > _MAX_TABLE or not can_decode(vetted.filters, vetted.dtype.itemsize):
         return None
@@ -105,6 +106,18 @@ def _listed(dataset: Any, most: int, path: str, key: str) -> list[_Chunk]:
         if offset + size > end:
             raise ReadError(f"a chunk lies beyond the end of the file ({end:,} bytes): it was cut short", path, key)
     return found
+
+
+def _index_is_short(dataset: Any, vetted: Vetted, path: str) -> bool:
+    """Say whether the index of chunks has less room than the shape needs."""
+    import h5py
+
+    most = dataset.get_space().get_simple_extent_dims(True)
+    if any(n is None or n >= h5py.h5s.UNLIMITED for n in most):
+        return False  # other kinds of index, which the library looks up with care
+    user_block = h5py.h5i.get_file_id(dataset).get_create_plist().get_userblock()
+    room = fixed_array_entries(path, user_block, h5py.h5o.get_info(dataset).addr)
+    return room is not None and room < math.prod(-(-n // c) for n, c in zip(most, vetted.chunks or (), strict=True))
 
 
 def _number(corner: tuple[int, ...], vetted: Vetted, grid: tuple[int, ...]) -> int | None:

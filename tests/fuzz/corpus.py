@@ -516,11 +516,31 @@ def index_of_more_than_the_shape(path):
     """An array of chunks that is longer than the dataset: looked up, the library reads beyond its end."""
     with h5py.File(path, "w", libver="latest") as f:
         f.create_dataset("volume", data=IMAGE, chunks=(2, 2, 2), maxshape=(4, 5, 6), compression="lzf")
-    data, shape = path.read_bytes(), struct.pack("<QQQ", 4, 5, 6)
-    assert data.count(shape) == 2
-    data = bytearray(data.replace(shape, struct.pack("<QQQ", 4, 2, 6)))
+    _give_shape(path, (4, 2, 6))
+
+
+def _give_shape(path, shape):
+    """Write another shape into a file of the newer kind, as extent and as its limit."""
+    data, found = path.read_bytes(), struct.pack("<QQQ", 4, 5, 6)
+    assert data.count(found) == 2
+    data = bytearray(data.replace(found, struct.pack("<QQQ", *shape)))
     mend_checksums(data)
     path.write_bytes(data)
+
+
+def _short_index(name, **options):
+    def build(path):
+        with h5py.File(path, "w", libver="latest") as f:
+            f.create_dataset("volume", data=IMAGE, chunks=(2, 5, 6), maxshape=(4, 5, 6), **options)
+        _give_shape(path, (4000, 5, 6))
+
+    build.__name__ = f"index_of_less_than_the_shape_{name}"
+    odd("refused", plain=False)(build)
+
+
+_short_index("plain")
+_short_index("gzip", compression="gzip")
+_short_index("lzf", compression="lzf")
 
 
 # -- what is no HDF5 file, or half of one

@@ -1,0 +1,40 @@
+"""The index of chunks in the header of a dataset, against what the library was told to write."""
+
+import itertools
+
+import h5py
+import numpy as np
+import pytest
+
+from medsegpy_core.hdf5 import open_array
+from medsegpy_core.hdf5.headers import fixed_array_entries
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest", ("earliest", "v110")])
+@pytest.mark.parametrize("limit", [(4, 5, 6), (9, 5, 6), (None, 5, 6), (None, None, 6)])
+def test_room_of_an_index(tmp_path, libver, limit):
+    ways = itertools.product((None, "gzip"), (0, 1024), (0, 40), (True, False))
+    for number, (compression, user_block, attributes, ordered) in enumerate(ways):
+        path = tmp_path / f"{number}.h5"
+        with h5py.File(path, "w", libver=libver, userblock_size=user_block, track_order=ordered) as file:
+            made = file.create_dataset(
+                "data", (4, 5, 6), "f4", maxshape=limit, chunks=(2, 2, 2), compression=compression, track_times=ordered
+            )
+            made[:2] = 3
+            for i in range(attributes):  # so many that the header goes on elsewhere
+                made.attrs[f"a{i}"] = np.zeros(50)
+            header = h5py.h5o.get_info(made.id).addr
+        expected = -(-limit[0] // 2) * 9 if libver == "latest" and None not in limit else None
+        assert fixed_array_entries(str(path), user_block, header) == expected
+        array = open_array(path, "data")[...]
+        assert array[:2].min() == 3
+        assert not array[2:].any()
+
+
+def test_what_is_no_header(tmp_path):
+    path = tmp_path / "noise"
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        path.write_bytes(b"OHDR\x02" + rng.bytes(300))
+        assert fixed_array_entries(str(path), 0, 0) is None
+    assert fixed_array_entries(str(path), 0, 1 << 63) is None
