@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         ShapeError,
         UnknownNameError,
     )
-    from medsegpy_core.hdf5 import write_slices, write_volume
+    from medsegpy_core.hdf5 import Access, accessing, write_slices, write_volume
     from medsegpy_core.hookspecs import hookimpl
     from medsegpy_core.loading import (
         DefaultDataLoader,
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "API_VERSION",
+    "Access",
     "AffineNormalization",
     "AmbiguousReaderError",
     "Augmentation",
@@ -119,6 +120,7 @@ __all__ = [
     "Windowing",
     "ZeroMeanNormalization",
     "__version__",
+    "accessing",
     "build_loader",
     "compute_patches",
     "filter_dicts",
@@ -146,7 +148,7 @@ _MODULES = {
     "errors": "AmbiguousReaderError AugmentationError CategoryError ConfigError ConfigWarning DataWarning "
     "DuplicateNameError LeakageError MedSegPyError MedSegPyWarning MemoryLimitError MetadataConflictError "
     "MetadataError PluginError PluginWarning ReadError RecordError ShapeError UnknownNameError",
-    "hdf5": "write_slices write_volume",
+    "hdf5": "Access accessing write_slices write_volume",
     "hookspecs": "hookimpl",
     "loading": "DefaultDataLoader N5dDataLoader PatchDataLoader RandomPatchDataLoader S25dDataLoader build_loader "
     "compute_patches filter_dicts load_scan",

@@ -44,8 +44,8 @@ def accessing(access: Access) -> Iterator[None]:
 
     Example:
         ```python
-        with accessing(Access(isolate=True)):
-            voxels = open_array("from_a_stranger.h5", "volume")[...]
+        with accessing(Access(isolate=True)), open_scan(DatasetCatalog.get("abdomen_volumes_train")[0]) as scan:
+            rows = scan.image[10:20]
         ```
     """
     token = _current.set(access)
