@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsegpy_core import opening
 from medsegpy_core.datasets import make_records
-from medsegpy_core.opening import open_record
 from medsegpy_core.records import Record
 from medsegpy_core.typing import DatasetDict, LazyArray, OpenScan, Reader
 
@@ -74,8 +74,9 @@ def digest(scan: OpenScan) -> str:
 
 def read_digest(reader: Reader, record: Record, canonical: bool = False) -> str:
     """Open a record and return its `digest`; `canonical`: as `open_scan` gives the arrays."""
-    with open_record(record, reader) if canonical else reader.open(record) as scan:
-        return digest(scan)
+    # Not by `open_record`, which makes ReadErrors of what a reader raises: here it is the reader that is looked at.
+    with reader.open(record) as scan:
+        return digest(opening.canonical(scan, record, None) if canonical else scan)
 
 
 def open_descriptors(paths: list[Path]) -> list[str]:
