@@ -13,6 +13,17 @@ from medsegpy_core.discovery import find_entry_points
 from medsegpy_core.plugins import PluginManager, use_manager
 
 
+def pytest_addoption(parser):
+    parser.addoption("--without-kernels", action="store_true", help="read with NumPy alone")
+
+
+def pytest_configure(config):
+    if config.getoption("--without-kernels"):
+        # In the environment, so that processes that tests start read without as well.
+        names = sorted({point.distribution for point in find_entry_points()} - {"medsegpy-native"})
+        os.environ["MEDSEGPY_LOAD_PLUGINS"] = ",".join(names)
+
+
 class FakeSite:
     """A folder like site-packages, with distributions that exist for one test. A module beside a dist-info folder with
     an `entry_points.txt` is all that an installed plugin is."""
