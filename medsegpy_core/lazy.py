@@ -118,13 +118,25 @@ class AxesView(_View):
         """Read a box, see `read_into`."""
         import numpy as np
 
+        # `out` seen with the stored axes: the inverse permutation, then the unit axes put back.
+        view = out.squeeze(self._put_in).transpose(np.argsort(self._named))
+        read_into(self._array, self._stored(selection), np.expand_dims(view, self._left_out))
+
+    def _stored(self, selection: Selection) -> Selection:
+        """Return the selection of the array as stored."""
         stored = [slice(0, 1)] * len(self._array.shape)
         for axis, part in zip(self._order, selection, strict=True):
             if axis is not None:
                 stored[axis] = part
-        # `out` seen with the stored axes: the inverse permutation, then the unit axes put back.
-        view = out.squeeze(self._put_in).transpose(np.argsort(self._named))
-        read_into(self._array, tuple(stored), np.expand_dims(view, self._left_out))
+        return tuple(stored)
+
+    def place(self, selection: Selection) -> Any:
+        """Say where a box lies in a file; None: the array cannot say it, or the axes along which the box is longer
+        than 1 have another order there."""
+        asked = getattr(self._array, "place", None)
+        parts = zip(self._order, selection, strict=True)
+        long = [axis for axis, part in parts if axis is not None and part.stop - part.start > 1]
+        return asked(self._stored(selection)) if asked is not None and long == sorted(long) else None
 
     @property
     def packed(self) -> LazyArray | None:

@@ -102,7 +102,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, c
             time.sleep(0.002)
             path.with_suffix(".new").write_bytes(whole)
             path.with_suffix(".new").replace(path)
-            time.sleep(0.002)
+            time.sleep(0.02)  # long enough for a slow machine to read it once
 
     thread = threading.Thread(target=cut)
     thread.start()

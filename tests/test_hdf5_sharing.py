@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medsegpy_core import Config, build_loader
-from medsegpy_core.hdf5 import open_array, ranges
+from medsegpy_core.hdf5 import chunks, open_array
 from medsegpy_core.hdf5.sharing import sharing_chunks
 
 
@@ -14,11 +14,11 @@ def decoded(monkeypatch):
     """The stored chunks that are decoded, in order."""
     seen = []
 
-    def counting(stored, *rest, decode=ranges.decode):
+    def counting(stored, *rest, decode=chunks.decode):
         seen.append(bytes(stored))
         return decode(stored, *rest)
 
-    monkeypatch.setattr(ranges, "decode", counting)
+    monkeypatch.setattr(chunks, "decode", counting)
     return seen
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.layout import Layout, locate
+from medsegpy_core.hdf5.places import Place, box_of
 from medsegpy_core.hdf5.policy import max_read
 from medsegpy_core.hdf5.reading import StaleError, read_located
 from medsegpy_core.lazy import basic_selection
@@ -53,6 +54,15 @@ class LazyReads:
             ReadError: The file cannot be read, or has changed.
         """
         raise NotImplementedError
+
+    def place(self, selection: Selection) -> Place | None:
+        """Say where a box lies in a file; None: nowhere as it is.
+
+        Args:
+            selection: As for `read_into`; no axis is empty.
+        """
+        del selection
+        return None
 
     @property
     def ndim(self) -> int:
@@ -129,6 +139,21 @@ class H5Array(LazyReads):
         if values.max() > 1:
             raise ReadError(f"booleans are 0 and 1, but it holds the byte {values.max()}", self.path, self.key)
         out[...] = values
+
+    def place(self, selection: Selection) -> Place | None:
+        """Say where a box lies in the file, see `LazyReads.place`."""
+        layout = self._layout
+        vetted = layout.form.vetted
+        found = layout.block(selection)
+        sizes = tuple([part.stop - part.start for part in selection])
+        if found is None or math.prod(sizes) * vetted.dtype.itemsize > max_read():
+            return None
+        offset, first, shape = found
+        strides, box = box_of(shape, vetted.dtype.itemsize, sizes)
+        if box is None:
+            return None
+        offset += sum([start * stride for start, stride in zip(first, strides, strict=True)])
+        return Place(self.path, layout.stamp, offset, box, vetted.dtype)
 
     def _read(self, selection: Selection, out: Array) -> None:
         for _ in range(_ATTEMPTS):

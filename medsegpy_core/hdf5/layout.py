@@ -6,11 +6,12 @@ A `Layout` is small, because 400,000 of them are remembered for a dataset of sli
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from array import array
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from attrs import field, frozen
@@ -21,6 +22,9 @@ from medsegpy_core.hdf5.attributes import Said, what_it_says
 from medsegpy_core.hdf5.locating import contiguous_offset, find_chunks
 from medsegpy_core.hdf5.policy import Stamp, open_dataset, open_file, regular_file, stamp_of
 from medsegpy_core.hdf5.vetting import Vetted, vet
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Selection
 
 __all__ = ["Form", "Layout", "locate"]
 
@@ -69,6 +73,28 @@ class Layout:
     stamp: Stamp
     offset: int = -1
     table: array[int] | None = None
+
+    def block(self, selection: Selection) -> tuple[int, list[int], tuple[int, ...]] | None:
+        """Find the one array in the file, in C order and not compressed, that a box lies in: all data, or a chunk.
+
+        Returns:
+            Where it begins, where the box begins in it, and its shape; None: there is no such array.
+        """
+        vetted = self.form.vetted
+        starts = [part.start for part in selection]
+        if self.table is None or vetted.chunks is None:
+            return (self.offset, starts, vetted.shape) if self.offset >= 0 and self.form.route == "ranges" else None
+        if vetted.filters:
+            return None
+        number = 0
+        for i, (part, size, chunk) in enumerate(zip(selection, vetted.shape, vetted.chunks, strict=True)):
+            place, starts[i] = divmod(part.start, chunk)
+            if part.stop > (place + 1) * chunk:
+                return None
+            number = number * -(-size // chunk) + place
+        offset, stored, _ = self.table[3 * number : 3 * number + 3]
+        whole = stored == math.prod(vetted.chunks) * vetted.dtype.itemsize
+        return (offset, starts, vetted.chunks) if whole else None
 
 
 class _Remembered:

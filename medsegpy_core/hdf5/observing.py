@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from attrs import define
+from attrs import define, field
 
-from medsegpy_core.hdf5 import ranges, reading
+from medsegpy_core.hdf5 import chunks, kernels, ranges, reading
+from medsegpy_core.hdf5.kernels import is_batch
 
 __all__ = ["Costs", "observed"]
 
@@ -29,17 +30,43 @@ class Costs:
         bytes_decoded: What chunks were decoded to.
         seconds_reading: In system calls and in the library.
         seconds_decoding: In decompression.
+        batches: The seconds of compiled kernels that read whole batches.
     """
 
     bytes_read: int = 0
     bytes_decoded: int = 0
     seconds_reading: float = 0.0
     seconds_decoding: float = 0.0
+    batches: BatchSeconds = field(factory=lambda: BatchSeconds())  # noqa: PLW0108 -- it is defined below
 
     @property
     def bytes_touched(self) -> int:
         """The bytes that had to be gone through: decoded ones where there is a filter, else those that were read."""
         return max(self.bytes_read, self.bytes_decoded)
+
+
+@define
+class BatchSeconds:
+    """What reading whole batches by compiled kernels took.
+
+    Attributes:
+        opening: Opening files, and looking whether they are still the same.
+        reading: System calls, without
+        waiting: for the disk.
+        converting: From stored voxels to float32 and categories.
+    """
+
+    opening: float = 0.0
+    reading: float = 0.0
+    converting: float = 0.0
+    waiting: float = 0.0
+
+    def add(self, opening: float, reading: float, converting: float, waiting: float) -> None:
+        """Add one run of the kernels."""
+        self.opening += opening
+        self.reading += reading
+        self.converting += converting
+        self.waiting += waiting
 
 
 @contextmanager
@@ -89,8 +116,25 @@ def _counting_library(costs: Costs, real: Callable[..., Any]) -> Callable[..., A
     return read_box
 
 
+def _counting_kernels(costs: Costs, real: Callable[..., Any]) -> Callable[..., Any]:
+    def run_kernels(found: Any, jobs: Any, *args: Any) -> Any:
+        began, on_processor = time.perf_counter(), time.thread_time()
+        measured = real(found, jobs, *args)
+        busy = time.thread_time() - on_processor
+        opening, reading, converting, size = measured
+        costs.seconds_reading += reading
+        costs.bytes_read += size
+        if is_batch(jobs):
+            waiting = min(reading, max(0.0, time.perf_counter() - began - busy))
+            costs.batches.add(opening, reading - waiting, converting, waiting)
+        return measured
+
+    return run_kernels
+
+
 _OBSERVED: Final = (
+    (kernels, "run_kernels", _counting_kernels),
     (ranges, "read_bytes", _counting_reads),
-    (ranges, "decode", _counting_decodes),
+    (chunks, "decode", _counting_decodes),
     (reading, "read_box", _counting_library),
 )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import current_access
+from medsegpy_core.hdf5.chunks import fill_value, read_chunked
 from medsegpy_core.hdf5.library import read_box
 from medsegpy_core.hdf5.maps import SMALLEST_MAP, kept_map, map_file
 from medsegpy_core.hdf5.policy import regular_file, stamp_of
-from medsegpy_core.hdf5.ranges import read_ranges
+from medsegpy_core.hdf5.ranges import read_contiguous
 from medsegpy_core.hdf5.vetting import PLUGIN_FILTERS
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ def read_located(path: str, layout: Layout, selection: Selection, out: Array) ->
         raise ReadError(error.reason, path, layout.key) from error
 
 
+def _read_from(file: int | Array, layout: Layout, selection: Selection, out: Array) -> None:
+    """Read a box from an open file, or from its bytes where it is mapped into memory."""
+    vetted = layout.form.vetted
+    if layout.table is not None:
+        read_chunked(file, layout, selection, out)
+    elif layout.offset < 0:
+        out[...] = fill_value(vetted)
+    else:
+        read_contiguous(file, layout.offset, vetted.shape, vetted.raw, selection, out)
+
+
 def _needs_c_code(layout: Layout) -> bool:
     """Say whether reading runs code that a file can crash: the library, or a filter of hdf5plugin."""
     return layout.form.route == "library" or any(number in PLUGIN_FILTERS for number, _ in layout.form.vetted.filters)
@@ -70,7 +82,7 @@ def _read_map(path: str, layout: Layout, selection: Selection, out: Array) -> bo
         return False
     if stamp_of(regular_file(path)) != layout.stamp:
         raise StaleError
-    read_ranges(found.data, layout, selection, out)
+    _read_from(found.data, layout, selection, out)
     if stamp_of(regular_file(path)) != layout.stamp:
         raise ReadError("the file changed while it was read")
     return True
@@ -88,7 +100,7 @@ def _read_ranges(path: str, layout: Layout, selection: Selection, out: Array, ma
             raise StaleError
         large = mapped and status.st_size >= SMALLEST_MAP
         found = map_file(path, fd, status.st_size, layout.stamp) if large else None
-        read_ranges(fd if found is None else found.data, layout, selection, out)
+        _read_from(fd if found is None else found.data, layout, selection, out)
         if stamp_of(os.fstat(fd)) != layout.stamp:
             raise ReadError("the file changed while it was read")
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 from medsegpy_core.hdf5.array import LazyReads
 
 if TYPE_CHECKING:
+    from medsegpy_core.hdf5.places import Place
     from medsegpy_core.typing import Array, LazyArray, Selection
 
 __all__ = ["AtIndex", "Bitfield", "Stacked"]
@@ -48,6 +49,11 @@ class AtIndex(LazyReads):
         """Read a box into `out`, see `LazyReads.read_into`."""
         axis = self._axis
         self._base.read_into((*selection[:axis], self._at, *selection[axis:]), out[self._expand])
+
+    def place(self, selection: Selection) -> Place | None:
+        """Say where a box lies in the file, see `LazyReads.place`."""
+        axis = self._axis
+        return self._base.place((*selection[:axis], self._at, *selection[axis:]))
 
     @property
     def packed(self) -> LazyArray | None:

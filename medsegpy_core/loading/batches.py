@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from attrs import frozen
 
 from medsegpy_core.errors import ShapeError
+from medsegpy_core.hdf5.kernels import kernels
 from medsegpy_core.hdf5.sharing import sharing_chunks
+from medsegpy_core.loading.boxes import read_at_once
+from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box, read_padded
@@ -20,7 +24,9 @@ from medsegpy_core.loading.windows import Windows
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Batch", "BatchMaker", "Buffers", "Plan", "Row"]
+__all__ = ["Batch", "BatchMaker", "Buffers", "Plan", "Row", "fresh_buffer"]
+
+_CACHE_LINE: Final = 64  # bytes
 
 # (images, masks), and the raw images for a loader with is_test.
 Batch = tuple["Array", ...]
@@ -71,8 +77,13 @@ Buffers = Callable[[str, tuple[int, ...], Any], "Array"]
 
 
 def fresh_buffer(_name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Allocate; `Buffers` that keep arrays for the next batch have the same signature."""
-    return np.empty(shape, dtype)
+    """Allocate, at the border of a line of the cache; `Buffers` that keep arrays for the next batch have the same
+    signature."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    first = -memory.ctypes.data % _CACHE_LINE
+    array: Array = memory[first : first + size].view(dtype).reshape(shape)
+    return array
 
 
 @frozen(eq=False)
@@ -84,8 +95,7 @@ class BatchMaker:
         plan: The elements.
         windows: How elements are cut.
         foreground: Where each category is, for random patches.
-        channels: Channels of a mask.
-        background: Whether the first of them is the background.
+        collation: From the channels of files to those of masks.
         pad_mode: A mode of `numpy.pad`.
         mask_dtype: float32 or uint8.
         seed: The seed.
@@ -97,13 +107,17 @@ class BatchMaker:
     plan: Plan
     windows: Windows
     foreground: ForegroundIndex
-    channels: int
-    background: bool
+    collation: Collation
     pad_mode: str
     mask_dtype: str
     seed: int
     pipeline: Pipeline | None
     keeps_raw: bool
+
+    @property
+    def channels(self) -> int:
+        """Channels of a mask."""
+        return self.collation.channels
 
     def element(self, number: int, epoch: int) -> Element:
         """Say what an element is in an epoch."""
@@ -132,9 +146,10 @@ class BatchMaker:
         size, channels = self._common_size(rows)
         images = self._images(len(rows), size, channels, buffers)
         masks = self._masks(len(rows), size, buffers)
+        left = self._read_at_once(rows, images, masks)
         with sharing_chunks():
-            for i, row in enumerate(rows):
-                self._read(row, images[i], masks[i])
+            for i in left:
+                self._read(rows[i], images[i], masks[i])
         images, masks = self._as_images(images, size, channels), self._as_masks(masks)
         if self.pipeline is None:
             return (images, masks, images.copy()) if self.keeps_raw else (images, masks)
@@ -147,8 +162,8 @@ class BatchMaker:
             return self.fill(rows)[0]
         size, channels = self._common_size(rows)
         images = self._images(len(rows), size, channels, fresh_buffer)
-        for i, row in enumerate(rows):
-            self._read(row, images[i], None)
+        for i in self._read_at_once(rows, images, None):
+            self._read(rows[i], images[i], None)
         return self._as_images(images, size, channels)
 
     def predicted_box(self, box: Box) -> Box:
@@ -185,6 +200,18 @@ class BatchMaker:
         depth = 1 if self.windows.depth_is_channel else size[2]
         return buffers("masks", (n, *size[:2], depth, self.channels), self.mask_dtype)
 
+    def _read_at_once(self, rows: Sequence[Row], images: Array, masks: Array | None) -> Sequence[int]:
+        """Read what compiled kernels can read; return the rows that are left."""
+        if kernels() is None:
+            return range(len(rows))
+        places = [
+            row.source.places(row.box.window, None if masks is None else self._mask_depth(row.box))
+            if row.box.inside(row.source.geometry.shape)
+            else None
+            for row in rows
+        ]
+        return read_at_once(places, images, masks, None if masks is None else self.collation.table(masks.dtype))
+
     def _read(self, row: Row, image: Array, mask: Array | None) -> None:
         source, box, shape, channels = row.source, row.box, row.source.geometry.shape, row.source.geometry.channels
         # One channel may be stored with a channel axis or without; both come in one batch.
@@ -200,7 +227,7 @@ class BatchMaker:
                 self.predicted_box(box),
                 self.pad_mode,
                 mask,
-                self.background,
+                self.collation.background,
                 unlabelled_value(mask),
             )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import frozen
 
 from medsegpy_core.categories import channels_of, required_channels
 from medsegpy_core.errors import CategoryError, ReadError
+from medsegpy_core.hdf5.kernels import MOST_CATEGORIES, MOST_CHANNELS, collate_voxels
+from medsegpy_core.hdf5.places import Place, place_of
 from medsegpy_core.lazy import LabelMapView, read_into
-from medsegpy_core.loading.voxels import convert_bits, convert_planes, convert_voxels, scratch
+from medsegpy_core.loading.voxels import bit_table, convert_bits, convert_planes, convert_voxels, scratch
 from medsegpy_core.typing import CategoryId, LazyArray, Selection
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ class Collation:
         self.check(mask.shape[-1], path)
         packed = getattr(mask, "packed", None)
         if packed is not None:
-            convert_voxels(_read(packed, selection), self._convert_bits, out, self.background)
+            bits = _read(packed, selection)
+            if not self._collated(bits, True, out):
+                convert_voxels(bits, self._convert_bits, out, self.background)
         else:
             self.collate(_read(mask, selection), out, path)
 
@@ -72,10 +76,41 @@ class Collation:
             check_binary(some, path)
             convert_planes(some, target, self.category_ids, self.background)
 
+        if self._collated(planes, False, out):
+            return
         if planes.dtype.itemsize == 1:
             convert_voxels(planes, convert, out, self.background)
         else:
             convert(planes, out)
+
+    def place(self, mask: LazyArray, selection: Selection) -> tuple[Place, int | None] | None:
+        """Say where a box of a mask lies in a file, and how many channels a voxel has there, a byte each; None: the
+        bits of one byte. None for both where compiled kernels do not collate such a mask."""
+        # A label map is not asked for its shape: it may have to be read whole to know its channels.
+        if isinstance(mask, LabelMapView) or not self._has_table:
+            return None
+        packed = getattr(mask, "packed", None)
+        stored: LazyArray = mask if packed is None else packed
+        if stored.dtype.itemsize != 1 or stored.shape[-1] > (MOST_CHANNELS if packed is None else 1):
+            return None
+        if required_channels(self.category_ids) > mask.shape[-1]:
+            return None
+        place = place_of(stored, selection)
+        return None if place is None else (place, None if packed is not None else stored.shape[-1])
+
+    def table(self, dtype: np.dtype[Any]) -> Array | None:
+        """Return what each combination of up to eight channels becomes, 256 x `channels`; None: there are more, or more
+        categories than compiled kernels make."""
+        return bit_table(self.category_ids, self.background, dtype) if self._has_table else None
+
+    @property
+    def _has_table(self) -> bool:
+        return required_channels(self.category_ids) <= MOST_CHANNELS and self.channels <= MOST_CATEGORIES
+
+    def _collated(self, stored: Array, bits: bool, out: Array) -> bool:
+        """Collate by compiled kernels; False: it is left to be done."""
+        table = self.table(out.dtype)
+        return table is not None and collate_voxels(stored, bits, out, table)
 
     def _convert_bits(self, bits: Array, out: Array) -> None:
         convert_bits(bits, out, self.category_ids, self.background)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from medsegpy_core.loading.batches import Batch, Buffers, fresh_buffer
 from medsegpy_core.locks import ForkSafeLock
 
@@ -32,7 +30,7 @@ class KeptBuffers:
         """Return an array of this shape, a part of the kept one where that is large enough."""
         kept = self._arrays.get(name)
         if kept is None or kept.dtype != dtype or kept.shape[1:] != shape[1:] or len(kept) < shape[0]:
-            kept = self._arrays[name] = np.empty(shape, dtype)
+            kept = self._arrays[name] = fresh_buffer(name, shape, dtype)
         return kept[: shape[0]]
 
 

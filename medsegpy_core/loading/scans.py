@@ -94,6 +94,18 @@ class Opener:
         """Open a record; its arrays are read as `access` says while it is open, in this thread."""
         return self._open(record) if self.access == DEFAULT_ACCESS else self._open_so(record)
 
+    def opened(self, record: Record) -> CanonicalScan | None:
+        """Return the arrays of a record, which hold no file; None: they do, and have to be opened for each read.
+
+        Raises:
+            ReadError: It cannot be opened.
+        """
+        kept = self._kept.get(record)
+        if kept is not None:
+            return kept
+        with self.open(record) as opened:
+            return opened if opened.detached else None
+
     def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         kept = self._kept.get(record)
         return self._open_anew(record) if kept is None else _Held(record, kept)

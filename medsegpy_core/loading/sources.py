@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from attrs import define, frozen
 
 from medsegpy_core.errors import ShapeError
+from medsegpy_core.hdf5.kernels import makes_float32
+from medsegpy_core.hdf5.places import Place, place_of
 from medsegpy_core.lazy import full_selection, read_into
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan
@@ -25,6 +27,7 @@ __all__ = [
     "UNLABELLED_UINT8",
     "Geometry",
     "MemorySource",
+    "Places",
     "ScanSource",
     "Source",
     "unlabelled_value",
@@ -54,6 +57,22 @@ class Geometry:
     metadata: Mapping[str, Any]
 
 
+class Places(NamedTuple):
+    """Where a box of one record lies in files.
+
+    Attributes:
+        record: The record.
+        image: The image.
+        mask: The mask with all its channels; None: it is not wanted.
+        channels: The channels of the mask, a byte each; None: they are the bits of one byte.
+    """
+
+    record: Record
+    image: Place
+    mask: Place | None
+    channels: int | None
+
+
 class Source(Protocol):
     """Where the boxes of one scan come from: files, or memory."""
 
@@ -70,6 +89,9 @@ class Source(Protocol):
 
     def slice_files(self, depths: range) -> set[str]:
         """Return the files that a read of these slices takes whole."""
+
+    def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
+        """Say where a box of image and mask lies; see `ScanSource.places`."""
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """Read a box of the image, and of the mask; see `ScanSource.read`."""
@@ -124,6 +146,46 @@ class ScanSource:
         records = {id(record): record for record in map(self.record_at, depths)}.values()
         return {file for record in records for file in record.files if file is not None}
 
+    def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
+        """Say where a box of image and mask lies in files; None: not as it is, or not in one record, or something is
+        wrong with it, which `read` tells.
+
+        Args:
+            box: H, W and D.
+            mask_depth: The part of the box's D that the mask is wanted of; None: no mask is wanted.
+        """
+        if not self.scan.is_volume and box[2].stop - box[2].start != 1:
+            return None
+        record = self.record_at(box[2].start)
+        opened = self.opener.opened(record)
+        if opened is None or opened.image.shape != self._record_shape:
+            return None
+        spatial = box if self.scan.is_volume else box[:2]
+        image = place_of(opened.image, spatial)
+        if image is None or not makes_float32(image.dtype):
+            return None
+        if mask_depth is None:
+            return self._mapped(Places(record, image, None, None))
+        spatial = (*box[:2], mask_depth) if self.scan.is_volume else box[:2]
+        mask = None if opened.mask is None else self.collation.place(opened.mask, spatial)
+        return None if mask is None else self._mapped(Places(record, image, *mask))
+
+    def _mapped(self, places: Places) -> Places | None:
+        """Return the same in mapped files, if files are to be mapped; None: they are not yet."""
+        if not self.opener.access.mmap:
+            return places
+        image, mask = places.image.in_memory(), None if places.mask is None else places.mask.in_memory()
+        if image is None or (mask is None and places.mask is not None):
+            return None
+        return places._replace(image=image, mask=mask)
+
+    @property
+    def _record_shape(self) -> tuple[int, ...]:
+        """Return the shape that the image of each record has."""
+        geometry = self.geometry
+        shape: tuple[int, ...] = geometry.shape if self.scan.is_volume else geometry.shape[:2]
+        return shape if geometry.channels is None else (*shape, geometry.channels)
+
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """Read a box of the image, and of the mask.
 
@@ -154,9 +216,7 @@ class ScanSource:
 
     def _read_slice(self, record: Record, box: Selection, image: Array | None, mask: Array | None) -> None:
         with self.opener.open(record) as opened:
-            expected = self.geometry.shape[:2] + (
-                (self.geometry.channels,) if self.geometry.channels is not None else ()
-            )
+            expected = self._record_shape
             if opened.image.shape != expected:
                 first = self.scan.records[0]
                 raise ShapeError(
@@ -209,6 +269,11 @@ class MemorySource:
         """See `ScanSource.slice_files`: there are none."""
         del depths
         return set()
+
+    def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
+        """See `ScanSource.places`: it lies in no file."""
+        del box, mask_depth
+        return None
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """See `ScanSource.read`."""

@@ -16,7 +16,7 @@ from medsegpy_core.typing import CategoryId
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Convert", "convert_bits", "convert_planes", "convert_voxels", "scratch"]
+__all__ = ["Convert", "bit_table", "convert_bits", "convert_planes", "convert_voxels", "scratch"]
 
 # convert(stored, out): voxels x bytes to voxels x categories.
 Convert = Callable[["Array", "Array"], None]
@@ -140,6 +140,11 @@ def convert_bits(bits: Array, out: Array, category_ids: tuple[CategoryId, ...], 
         np.maximum(out, table[bits[..., byte]], out=out)
     if others and background:
         np.equal(out[..., 1:].max(axis=-1, initial=0), 0, out=out[..., 0], casting="unsafe")
+
+
+def bit_table(category_ids: tuple[CategoryId, ...], background: bool, dtype: np.dtype[Any]) -> Array:
+    """Return what each combination of up to eight channels becomes: 256 x categories."""
+    return _bit_tables(category_ids, background, dtype, 1)[0]
 
 
 @functools.lru_cache(maxsize=64)
