@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers
+from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers, Row
 from medsegpy_core.loading.order import Order, is_natural
 from medsegpy_core.loading.readahead import Waiting, read_ahead
 
@@ -28,10 +28,14 @@ def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) 
     """Return what makes batch `i`. It refers to no loader and no iterator, so that threads keep none alive."""
     waiting = Waiting()
 
+    def rows_of(i: int) -> list[Row]:
+        return maker.rows(order.batch(numbers, i), epoch)
+
     def make(i: int, buffers: Buffers) -> Batch:
-        rows = maker.rows(order.batch(numbers, i), epoch)
-        if waiting.expected:
-            read_ahead(path for row in rows for path in row.files())
+        rows = rows_of(i)
+        for ahead in waiting.to_ask_for(i, order.batches):
+            asked = rows if ahead == i else rows_of(ahead)
+            read_ahead(path for row in asked for path in row.files())
         with waiting.measure():
             return maker.fill(rows, buffers)
 

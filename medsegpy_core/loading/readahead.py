@@ -11,6 +11,8 @@ __all__ = ["Waiting", "read_ahead"]
 
 # The share of the time of a batch that was spent waiting, from which on the files of the next are asked for at once.
 _WAITING: Final = 0.25
+# How many batches are asked for before they are made, so that the disk works while others are.
+_BATCHES_AHEAD: Final = 4
 
 
 def read_ahead(paths: Iterable[str]) -> None:
@@ -41,6 +43,16 @@ class Waiting:
     def __init__(self) -> None:
         # Until it is known, as for a data set that has just been copied.
         self.expected = True
+        self._asked = 0
+
+    def to_ask_for(self, batch: int, batches: int) -> range:
+        """Return the batches whose files are to be asked for before this one is made: itself and those that follow,
+        each of them once."""
+        if not self.expected:
+            return range(0)
+        # Two threads may both ask for a batch, which costs little.
+        first, self._asked = max(batch, self._asked), max(self._asked, min(batch + 1 + _BATCHES_AHEAD, batches))
+        return range(first, self._asked)
 
     def measure(self) -> _Measured:
         """Return a context that measures one batch."""
