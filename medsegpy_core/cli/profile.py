@@ -51,8 +51,10 @@ def command(
         print_json(attrs.asdict(found) | {"suggestions": [attrs.asdict(trial) for trial in found.suggestions]})
         return
     screen = console()
+    kernels = "compiled kernels" if found.kernels else "no compiled kernels"
     screen.print(
-        f"{name}, {tag}, batch size {found.batch_size}, {found.threads} threads: {found.rate:,.0f} elements/s\n",
+        f"{name}, {tag}, batch size {found.batch_size}, {found.threads} threads, {kernels}: "
+        f"{found.rate:,.0f} elements/s\n",
         markup=False,
     )
     total = sum(found.stages.values())
@@ -62,6 +64,8 @@ def command(
         f"\nMemory: {found.memory / 1e6:,.0f} MB, with {found.batch_bytes / 1e6:,.1f} MB a batch; PRELOAD_DATA would "
         f"take {found.preload_memory / 1e6:,.0f} MB.\n"
     )
+    if not found.kernels:
+        screen.print("Kernels: pip install medsegpy-native reads files that are not compressed about twice as fast.")
     _print_advice(found.advice, [(s.change, f"{s.rate:,.0f}", f"{s.gain:.1f} x") for s in found.suggestions])
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import frozen
@@ -13,6 +12,7 @@ from medsegpy_core.errors import ShapeError
 from medsegpy_core.hdf5.kernels import kernels
 from medsegpy_core.hdf5.sharing import sharing_chunks
 from medsegpy_core.loading.boxes import read_at_once
+from medsegpy_core.loading.buffers import Buffers, fresh_buffer
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.order import ElementRng
@@ -24,9 +24,7 @@ from medsegpy_core.loading.windows import Windows
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Batch", "BatchMaker", "Buffers", "Plan", "Row", "fresh_buffer"]
-
-_CACHE_LINE: Final = 64  # bytes
+__all__ = ["Batch", "BatchMaker", "Plan", "Row"]
 
 # (images, masks), and the raw images for a loader with is_test.
 Batch = tuple["Array", ...]
@@ -71,19 +69,6 @@ class Row:
         start, stop = self.box.start[2], self.box.start[2] + self.box.size[2]
         depth = self.source.geometry.shape[2]
         return self.source.slice_files(range(max(start, 0), min(stop, depth)))
-
-
-Buffers = Callable[[str, tuple[int, ...], Any], "Array"]
-
-
-def fresh_buffer(_name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Allocate, at the border of a line of the cache; `Buffers` that keep arrays for the next batch have the same
-    signature."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _CACHE_LINE, np.uint8)
-    first = -memory.ctypes.data % _CACHE_LINE
-    array: Array = memory[first : first + size].view(dtype).reshape(shape)
-    return array
 
 
 @frozen(eq=False)

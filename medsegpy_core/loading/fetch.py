@@ -6,57 +6,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from medsegpy_core.loading.batches import Batch, Buffers, fresh_buffer
-from medsegpy_core.locks import ForkSafeLock
+from medsegpy_core.loading.batches import Batch
+from medsegpy_core.loading.buffers import Buffers, BufferSets, returned_buffers
 
-if TYPE_CHECKING:
-    from medsegpy_core.typing import Array
-
-__all__ = ["BatchIterator", "BufferSets", "KeptBuffers"]
+__all__ = ["BatchIterator"]
 
 # A batch that was delivered stays valid until the next but one is asked for.
 _DELIVERED_SETS: Final = 2
-
-
-class KeptBuffers:
-    """Buffers that serve one batch after the other: fresh memory costs more than filling it."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, Array] = {}
-
-    def __call__(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return an array of this shape, a part of the kept one where that is large enough."""
-        kept = self._arrays.get(name)
-        if kept is None or kept.dtype != dtype or kept.shape[1:] != shape[1:] or len(kept) < shape[0]:
-            kept = self._arrays[name] = fresh_buffer(name, shape, dtype)
-        return kept[: shape[0]]
-
-
-class BufferSets:
-    """The buffers that the passes of one loader use, one pass at a time; a second pass at once makes its own.
-
-    They do not go to another process.
-    """
-
-    def __init__(self) -> None:
-        self._sets: list[Buffers] = []
-        self._lock = ForkSafeLock()
-
-    def __reduce__(self) -> tuple[type[BufferSets], tuple[()]]:
-        return type(self), ()
-
-    def take(self, count: int) -> list[Buffers]:
-        """Return `count` sets: those that lie here, in the order in which they may be used, and new ones behind."""
-        with self._lock:
-            sets, self._sets = self._sets, []
-        return [KeptBuffers() for _ in range(count - len(sets))] + sets[-count:]
-
-    def give_back(self, sets: list[Buffers]) -> None:
-        """Keep the sets of a pass that has ended."""
-        with self._lock:
-            self._sets = sets
 
 
 class BatchIterator(Iterator[Batch]):
@@ -71,7 +29,7 @@ class BatchIterator(Iterator[Batch]):
         stop: Behind the last batch.
         workers: How many threads; 0: batches are made when they are asked for.
         buffers: Where the buffers of passes that have ended lie; a batch is then valid only until the next but one is
-            asked for. None: every batch has its own.
+            asked for. None: a batch is valid for as long as anybody holds it.
         delivered: Called with the number of batches delivered so far, counted from the first of the epoch.
         exhausted: Called once when all have been delivered and one more is asked for.
     """
@@ -99,9 +57,9 @@ class BatchIterator(Iterator[Batch]):
         self._pending: deque[tuple[Future[Batch], Buffers]] = deque()
         self._out: deque[Buffers] = deque()
         self._sets = buffers
-        self._free: deque[Buffers] | None = None
-        if buffers is not None:
-            self._free = deque(buffers.take(self._ahead + _DELIVERED_SETS))
+        sets = self._ahead + _DELIVERED_SETS
+        self._own = returned_buffers(sets)
+        self._free: deque[Buffers] | None = None if buffers is None else deque(buffers.take(sets))
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -165,7 +123,7 @@ class BatchIterator(Iterator[Batch]):
         return future.result(), buffers
 
     def _buffers(self) -> Buffers:
-        return fresh_buffer if self._free is None else self._free.popleft()
+        return self._own if self._free is None else self._free.popleft()
 
     def _recycle(self) -> None:
         while len(self._out) >= _DELIVERED_SETS:

@@ -13,7 +13,8 @@ from attrs import evolve
 from medsegpy_core.datasets import make_records
 from medsegpy_core.errors import ConfigError, DataWarning
 from medsegpy_core.loading.batches import Batch
-from medsegpy_core.loading.fetch import BatchIterator, BufferSets
+from medsegpy_core.loading.buffers import BufferSets
+from medsegpy_core.loading.fetch import BatchIterator
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order, check_batch_size, check_epoch, check_rank
 from medsegpy_core.loading.passes import batch_function, check_state, epoch_order

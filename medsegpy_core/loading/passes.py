@@ -6,7 +6,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from medsegpy_core.loading.batches import Batch, BatchMaker, Buffers, Row
+from medsegpy_core.loading.batches import Batch, BatchMaker, Row
+from medsegpy_core.loading.buffers import Buffers
 from medsegpy_core.loading.order import Order, is_natural
 from medsegpy_core.loading.readahead import Waiting, read_ahead
 

@@ -103,8 +103,17 @@ class Opener:
         kept = self._kept.get(record)
         if kept is not None:
             return kept
+        reader = self._reader(record)
+        if reader.name in self._kept.attached:
+            return None
         with self.open(record) as opened:
-            return opened if opened.detached else None
+            if opened.detached:
+                return opened
+        self._kept.attached.add(reader.name)
+        return None
+
+    def _reader(self, record: Record) -> Reader:
+        return self.readers.get(_reader_key(record)) or self.readers[_file_key(record)]
 
     def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         kept = self._kept.get(record)
@@ -112,8 +121,7 @@ class Opener:
 
     @contextmanager
     def _open_anew(self, record: Record) -> Iterator[CanonicalScan]:
-        reader = self.readers.get(_reader_key(record)) or self.readers[_file_key(record)]
-        with open_record(record, reader, self.label_channels[record.dataset]) as opened:
+        with open_record(record, self._reader(record), self.label_channels[record.dataset]) as opened:
             if opened.detached:
                 self._kept.put(record, opened)
             yield opened
@@ -145,9 +153,13 @@ class _KeptScans:
     """Opened records whose arrays hold no file, up to a number; they do not go to another process.
 
     Any thread may use it: what is done to the dict is done at once, and the worst is that a record is opened twice.
+
+    Attributes:
+        attached: The readers whose arrays hold files.
     """
 
     def __init__(self) -> None:
+        self.attached: set[str] = set()
         self._scans: dict[int, tuple[Record, CanonicalScan]] = {}
 
     def __reduce__(self) -> tuple[type[_KeptScans], tuple[()]]:

@@ -14,6 +14,7 @@ from attrs import frozen
 from medsegpy_core.config import Config
 from medsegpy_core.datasets import list_dataset
 from medsegpy_core.errors import MedSegPyError
+from medsegpy_core.hdf5.kernels import kernels
 from medsegpy_core.loading import DataLoader, build_loader
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.packing.layout import Compression, PackLayout
@@ -62,6 +63,7 @@ class Profile:
         batches: How many were made for each figure.
         threads: The threads that the config asks for.
         rate: Elements a second, with these threads.
+        kernels: Whether the compiled kernels of `medsegpy-native` are there to read uncompressed files.
         stages: Seconds a batch in one thread, by stage; see `stage_seconds`.
         batch_bytes: The memory of a batch.
         memory: Bytes that the loader will take: batches in flight, and what is known of every element.
@@ -76,6 +78,7 @@ class Profile:
     batches: int
     threads: int
     rate: float
+    kernels: bool
     stages: dict[str, float]
     batch_bytes: int
     memory: int
@@ -127,6 +130,7 @@ def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Pro
         batches=batches,
         threads=cfg.NUM_WORKERS,
         rate=rates[now],
+        kernels=kernels() is not None,
         stages=stages,
         batch_bytes=batch_bytes,
         memory=in_flight * batch_bytes + _RECORD_BYTES * len(dicts),

@@ -15,8 +15,8 @@ from attrs import evolve, frozen
 from medsegpy_core.hdf5.observing import observed
 from medsegpy_core.lazy import LabelMapView, read_into
 from medsegpy_core.loading.batches import BatchMaker
+from medsegpy_core.loading.buffers import KeptBuffers
 from medsegpy_core.loading.collate import Collation
-from medsegpy_core.loading.fetch import KeptBuffers
 from medsegpy_core.loading.scans import Opener
 from medsegpy_core.loading.sources import ScanSource, Source
 from medsegpy_core.opening import CanonicalScan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +16,12 @@ from medsegpy_core import pack_dataset, packed_dicts
 from medsegpy_core.datasets import make_records
 from medsegpy_core.hdf5.access import Access, accessing
 from medsegpy_core.lazy import read_into
-from medsegpy_core.loading.fetch import KeptBuffers
+from medsegpy_core.loading.buffers import KeptBuffers
 from medsegpy_core.loading.scans import Opener
 from tests.benchmarks.material import SHAPE, Material, bits_of
 from tests.benchmarks.peers import BATCH, PATCH
 
-__all__ = ["bare_loop", "copy_slices", "crop", "pack", "random_box", "read_stored"]
+__all__ = ["bare_loop", "copy_slices", "crop", "pack", "random_box", "read_files", "read_stored"]
 
 
 @functools.cache
@@ -61,6 +62,28 @@ def copy_slices(material: Material, threads: int) -> Callable[[], int]:
     def run() -> int:
         list(_pool().map(work, range(threads)))
         return 24 * BATCH
+
+    return run
+
+
+def read_files(paths: list[Path]) -> Callable[[], int]:
+    """Read whole files with eight threads, which keeps any disk busy; an image and a mask make a slice."""
+    local = threading.local()
+
+    def read(path: Path) -> None:
+        size = path.stat().st_size
+        if getattr(local, "memory", None) is None or len(local.memory) < size:
+            local.memory = bytearray(size)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.preadv(fd, [memoryview(local.memory)[:size]], 0)
+        finally:
+            os.close(fd)
+
+    def run() -> int:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read, paths))
+        return len(paths) // 2
 
     return run
 
