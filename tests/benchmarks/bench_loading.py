@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -67,6 +68,21 @@ def _epochs(loader: Any, times: int = 1) -> Callable[[], int]:
     return run_epochs
 
 
+def _by_numpy(run: Callable[[], int]) -> Callable[[], int]:
+    """Run as where the compiled kernels are not installed."""
+
+    def run_so() -> int:
+        before = os.environ.get("MEDSEGPY_LOAD_PLUGINS")
+        os.environ["MEDSEGPY_LOAD_PLUGINS"] = ""  # the plugins that were loaded already stay
+        try:
+            return run()
+        finally:
+            os.environ.pop("MEDSEGPY_LOAD_PLUGINS")
+            os.environ.update({} if before is None else {"MEDSEGPY_LOAD_PLUGINS": before})
+
+    return run_so
+
+
 def _stems(folder: Path) -> list[str]:
     return sorted(str(path.with_suffix("")) for path in folder.glob("*.im"))
 
@@ -92,11 +108,19 @@ def _slices(material: Material, scratch: Path, rounds: int) -> str:
         Case("files as they are", _epochs(_loader("bench_slices"))),
         Case("files as they are, reused buffers", _epochs(_loader("bench_slices", reuse_buffers=True), 3)),
         Case(
+            "files as they are, reused buffers, NumPy alone",
+            _by_numpy(_epochs(_loader("bench_slices", reuse_buffers=True), 3)),
+        ),
+        Case(
             "files as they are, uint8 masks",
             _epochs(_loader("bench_slices", reuse_buffers=True, mask_dtype="uint8"), 3),
         ),
         Case("packed", _epochs(_loader("bench_packed_slices"), 2)),
         Case("packed, reused buffers", _epochs(_loader("bench_packed_slices", reuse_buffers=True), 6)),
+        Case(
+            "packed, reused buffers, NumPy alone",
+            _by_numpy(_epochs(_loader("bench_packed_slices", reuse_buffers=True), 3)),
+        ),
         Case("packed, mmap, reused buffers", _epochs(_loader("bench_packed_slices", reuse_buffers=True, mmap=True), 6)),
         Case("memcpy, 1 thread", limits.copy_slices(material, 1)),
         Case("memcpy, 2 threads", limits.copy_slices(material, 2)),
@@ -129,6 +153,7 @@ def _gzip(material: Material, scratch: Path, rounds: int) -> str:
         _ancestor_slices(material.gzip_slices, 3),
         Case("h5py alone: open and read", h5py_alone),
         Case("gzip files", _epochs(_loader("bench_gzip", reuse_buffers=True))),
+        Case("gzip files, NumPy alone", _by_numpy(_epochs(_loader("bench_gzip", reuse_buffers=True)))),
     ]
     targets = [Target("gzip files", _MEDSEGPY, 7), Target("gzip files", "h5py alone: open and read", 3.4)]
     return markdown(
@@ -149,6 +174,7 @@ def _cold(material: Material, scratch: Path, rounds: int) -> str:
     cases = [
         _ancestor_slices(material.slices)._replace(before=forget),
         Case("files as they are", _epochs(_loader("bench_slices", reuse_buffers=True)), forget),
+        Case("the bytes of the files from the disk", limits.read_files(files), forget),
     ]
     targets = [Target("files as they are", _MEDSEGPY, 7)]
     return markdown(
@@ -186,6 +212,8 @@ def _patches(material: Material, scratch: Path, rounds: int) -> str:
         for mapped in (False, True):
             loader = _loader(name, tag, reuse_buffers=True, mmap=mapped)
             cases.append(Case(f"{title}{', mmap' if mapped else ''}, to 4 x float32", _epochs(loader, 2)))
+    loader = _loader("bench_packed_patches", tag, reuse_buffers=True)
+    cases.append(Case("packed, to 4 x float32, NumPy alone", _by_numpy(_epochs(loader, 2))))
     cases += [
         Case("packed, image and bit field", limits.read_stored(packed(), mmap=False)),
         Case("packed, mmap, image and bit field", limits.read_stored(packed(), mmap=True)),
