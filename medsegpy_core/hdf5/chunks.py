@@ -12,6 +12,7 @@ import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.decode import DecodeError, decode
+from medsegpy_core.hdf5.inflating import Piece, inflated
 from medsegpy_core.hdf5.ranges import KEPT_SCRATCH, Span, read_contiguous, read_span, stored_bytes
 from medsegpy_core.hdf5.sharing import keep_chunk, kept_chunk
 
@@ -29,9 +30,6 @@ _MAX_ZEROS: Final = 1024
 _WORTH_ZEROING: Final = 4
 
 _zeros: set[tuple[bytes, int, int, Any]] = set()
-
-# The number of a chunk, the part of it that is wanted, and where that belongs in the output.
-_Piece = tuple[int, "Selection", "Selection"]
 
 
 def read_chunked(file: int | Array, layout: Layout, selection: Selection, out: Array) -> None:
@@ -52,9 +50,11 @@ def read_chunked(file: int | Array, layout: Layout, selection: Selection, out: A
     pieces = _pieces(vetted.shape, vetted.chunks, tuple([(part.start, part.stop) for part in selection]))
     in_full = out.shape == vetted.shape
     zeroed = len(pieces) >= _WORTH_ZEROING
+    whole = _read_ahead(file, table) if zeroed and in_full and vetted.filters else file
+    if inflated(whole, layout, table, pieces, out):
+        return
     if zeroed:
         out[...] = 0
-    whole = _read_ahead(file, table) if zeroed and in_full and vetted.filters else file
     chunks = _Chunks(whole, layout, table, vetted.chunks, shared=not in_full)
     for number, local, target in pieces:
         chunks.read(number, local, out[target], zeroed)
@@ -72,7 +72,7 @@ def fill_value(vetted: Vetted) -> Any:
 
 
 @functools.lru_cache(maxsize=128)
-def _pieces(shape: tuple[int, ...], chunks: tuple[int, ...], box: tuple[tuple[int, int], ...]) -> tuple[_Piece, ...]:
+def _pieces(shape: tuple[int, ...], chunks: tuple[int, ...], box: tuple[tuple[int, int], ...]) -> tuple[Piece, ...]:
     """Return the pieces of all chunks that a box touches, in C order."""
     axes = []
     numbers = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))

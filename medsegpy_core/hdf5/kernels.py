@@ -26,10 +26,12 @@ __all__ = [
     "MOST_CHANNELS",
     "BoxReads",
     "collate_voxels",
+    "inflate_kernel",
     "is_batch",
     "kernels",
     "makes_float32",
     "read_box",
+    "run_inflate",
     "run_kernels",
 ]
 
@@ -75,6 +77,32 @@ class Kernels(Protocol):
             ValueError: A job goes beyond `out`, or its numbers make no sense. Nothing was read then.
         """
 
+    def inflate_chunks(
+        self, fd: int, file: Any, first: int, chunks: Any, strides: Any, item: int, size: int, itemsize: int, out: Any
+    ) -> tuple[int, float, float, int]:
+        """Decode chunks of a file that are compressed with gzip, and put them, or the first part of each, in place.
+
+        Args:
+            fd: The open file; -1: its bytes are at hand.
+            file: Its bytes, where they are at hand.
+            first: Where in the file they begin.
+            chunks: Rows of int64: where each chunk begins in the file, how many bytes are stored, where it goes in the
+                output, and how large the part of it is along each axis.
+            strides: Bytes from one item to the next along each axis, in a chunk; then in the output. Empty: chunks are
+                put in place whole. Otherwise the output is 0, and stays so where a chunk is.
+            item: Bytes of an item.
+            size: What each chunk has to decode to, in bytes.
+            itemsize: Bytes of an element, where chunks were shuffled; else 1.
+            out: Where to.
+
+        Returns:
+            The number of the first chunk that cannot be read or does not decode to its size, -1 where all do; the
+            seconds of reading and of decoding, and the bytes that were read.
+
+        Raises:
+            ValueError: The arguments do not fit together.
+        """
+
     def collate(self, stored: Any, item: int, bits: bool, out: Any, table: Any) -> bool:
         """Collate voxels that are in memory.
 
@@ -104,12 +132,12 @@ def _kernels(allowed: str | None) -> Kernels | None:
         return None
     try:
         import medsegpy_native
-    except ImportError:
-        return None
-    if not medsegpy_native.COMPILED or medsegpy_native.INTERFACE != _INTERFACE:
-        return None
-    from medsegpy_native import _kernels
 
+        if not medsegpy_native.COMPILED or medsegpy_native.INTERFACE != _INTERFACE:
+            return None
+        from medsegpy_native import _kernels
+    except ImportError:  # not installed, or compiled for another machine
+        return None
     return _kernels
 
 
@@ -213,6 +241,17 @@ def read_box(fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -
     jobs = array("q", (-1, fd, -1, offset, *box[:4], box.run // item, item, kind, 0, 0))
     run_kernels(found, jobs, b"\0\0", (), out, b"")
     return jobs[-1] == DONE
+
+
+def inflate_kernel() -> Kernels | None:
+    """Return the kernels, if they can inflate; None: there is no library that does it."""
+    found: Any = kernels()
+    return found if found is not None and found.INFLATES_WITH else None
+
+
+def run_inflate(found: Kernels, *args: Any) -> tuple[int, float, float, int]:
+    """Decode chunks; in the place of which `observing` puts a function that counts. See `Kernels.inflate_chunks`."""
+    return found.inflate_chunks(*args)
 
 
 def collate_voxels(stored: Array, bits: bool, out: Array, table: Array) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from medsegpy_core.hdf5 import chunks, kernels, ranges, reading
+from medsegpy_core.hdf5 import chunks, inflating, kernels, ranges, reading
 from medsegpy_core.hdf5.kernels import is_batch
 
 __all__ = ["Costs", "observed"]
@@ -132,7 +132,21 @@ def _counting_kernels(costs: Costs, real: Callable[..., Any]) -> Callable[..., A
     return run_kernels
 
 
+def _counting_inflates(costs: Costs, real: Callable[..., Any]) -> Callable[..., Any]:
+    def run_inflate(*args: Any) -> Any:
+        measured = real(*args)
+        _, reading, decoding, size = measured
+        costs.seconds_reading += reading
+        costs.seconds_decoding += decoding
+        costs.bytes_read += size
+        costs.bytes_decoded += args[-1].nbytes
+        return measured
+
+    return run_inflate
+
+
 _OBSERVED: Final = (
+    (inflating, "run_inflate", _counting_inflates),
     (kernels, "run_kernels", _counting_kernels),
     (ranges, "read_bytes", _counting_reads),
     (chunks, "decode", _counting_decodes),

@@ -4,6 +4,7 @@ Install it beside medsegpy_core, which uses it where it is there, and NumPy wher
 Whole batches are then read without Python's lock, so that threads run side by side.
 """
 
+from importlib.util import find_spec
 from typing import Final
 
 __all__ = ["COMPILED", "INTERFACE"]
@@ -11,10 +12,5 @@ __all__ = ["COMPILED", "INTERFACE"]
 # What medsegpy_core expects of the kernels; another number means other arguments.
 INTERFACE: Final = 1
 
-try:
-    from medsegpy_native import _kernels
-except ImportError:
-    # There was no C compiler when it was installed. Nothing is lost but speed.
-    COMPILED = False
-else:
-    COMPILED = _kernels.JOB_BYTES > 0
+# False where there was no C compiler when it was installed. Nothing is lost but speed.
+COMPILED: Final = find_spec("medsegpy_native._kernels") is not None

@@ -8,6 +8,7 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -25,7 +26,7 @@
 #error "These kernels are for little-endian machines; medsegpy_core works without them."
 #endif
 
-/* The fields of a job, all of them int64; `JOB_FIELDS` in __init__.py names them for Python. */
+/* A box that is to be read; medsegpy_core.hdf5.kernels makes rows of int64 of them. */
 typedef struct {
     int64_t text;    /* where path and stamp lie in `texts`, each ended by a 0; -1: `fd` is open */
     int64_t fd;      /* an open file whose content the caller has checked; -1: none */
@@ -39,6 +40,7 @@ typedef struct {
     int64_t out;     /* where the box begins in the output, in bytes; C order */
     int64_t status;  /* what became of it */
 } Job;
+_Static_assert(sizeof(Job) == 13 * sizeof(int64_t), "a job is a row of 13 int64");
 
 enum { COPY, PLANES, BITS, I8, U8, I16, U16, I32, U32, I16_SWAPPED, U16_SWAPPED, I32_SWAPPED, U32_SWAPPED, F32_SWAPPED };
 enum { DONE, LEFT, STALE, CHANGED, NOT_BINARY };
@@ -47,13 +49,16 @@ enum { DONE, LEFT, STALE, CHANGED, NOT_BINARY };
 #define GAP (12 << 10)
 /* What is converted in one go: it stays in the cache of a core. */
 #define BLOCK (128 << 10)
-/* Voxels are loaded as eight bytes, whatever their size. */
-#define MARGIN 8
 /* Functions that are compiled anew for each size that they are called with. */
 #define FLAT inline __attribute__((always_inline))
 /* Voxels that are looked at together, and the largest row of a table. */
 #define TILE 64
 #define LARGEST_ENTRY 64
+#define MOST_AXES 8
+/* Compressed chunks of this size at most are compared with the one before. */
+#define SMALL 1024
+/* Chunks are not larger, as the libraries that inflate them count in 32 bits. */
+#define MOST_INFLATED (1 << 30)
 /* Outputs from this size on are written past the cache, which they would not fit. */
 #define STREAMED (8 << 20)
 /* A slice that is collated by itself is one of many. */
@@ -85,9 +90,8 @@ static double now(void) {
 
 /* -- writing past the cache */
 
-/* Sixteen bytes at a time, both ends of the output on a border of sixteen; quickest where outputs as a whole begin at one
- * of 64. What is larger than the caches is written
- * without reading the lines that it replaces first: three times as fast. */
+/* Sixteen bytes at a time, both ends of the output on a border of sixteen. Lines of the cache are then written without
+ * being read first, three times as fast; quickest where outputs as a whole begin at the border of a line. */
 static inline void stream(uint8_t *out, const uint8_t *from, size_t size) {
 #ifdef __SSE2__
     for (size_t i = 0; i < size; i += 16)
@@ -281,11 +285,11 @@ static int fetch(Work *work, int64_t offset, size_t size, uint8_t *into) {
 /* Bytes that stay valid until the next call; NULL: they are not to be had. */
 static const uint8_t *bytes_at(Work *work, int64_t offset, size_t size) {
     if (work->map) return offset <= work->map_size && (int64_t)size <= work->map_size - offset ? work->map + offset : NULL;
-    if (work->scratch_size < size + MARGIN) {
+    if (work->scratch_size < size) {
         free(work->scratch);
         work->scratch_size = 0;
-        if (!(work->scratch = malloc(size + MARGIN))) return NULL;
-        work->scratch_size = size + MARGIN;
+        if (!(work->scratch = malloc(size))) return NULL;
+        work->scratch_size = size;
     }
     return fetch(work, offset, size, work->scratch) == DONE ? work->scratch : NULL;
 }
@@ -384,6 +388,176 @@ static int read_named(Work *work, const Job *job, const char *path, int64_t out_
     return status;
 }
 
+/* -- chunks that are compressed with gzip, perhaps shuffled before
+ *
+ * They are inflated by a library of the system, libdeflate or zlib, which is found while the module is imported, so that
+ * no header of theirs is needed to compile this. */
+
+/* `z_stream` of zlib.h, whose layout is a part of its binary interface. */
+typedef struct {
+    const uint8_t *next_in;
+    unsigned avail_in;
+    unsigned long total_in;
+    uint8_t *next_out;
+    unsigned avail_out;
+    unsigned long total_out;
+    const char *message;
+    void *state, *alloc, *release, *opaque;
+    int data_type;
+    unsigned long checksum, reserved;
+} ZlibStream;
+
+static struct {
+    void *(*deflate_begin)(void);
+    int (*deflate_run)(void *, const void *, size_t, void *, size_t, size_t *);
+    void (*deflate_end)(void *);
+    int (*zlib_begin)(ZlibStream *, const char *, int);
+    int (*zlib_run)(ZlibStream *, int);
+    int (*zlib_reset)(ZlibStream *);
+    int (*zlib_end)(ZlibStream *);
+} library;
+
+static int find_all(const char *const *files, const char *const *names, void **functions[], size_t count) {
+    for (; *files; files++) {
+        void *handle = dlopen(*files, RTLD_NOW | RTLD_LOCAL);
+        if (!handle) continue;
+        size_t found = 0;
+        while (found < count && (*functions[found] = dlsym(handle, names[found]))) found++;
+        if (found == count) return 1;
+        dlclose(handle);
+    }
+    return 0;
+}
+
+/* Returns the name of what was found, or nothing. `wanted`: "libdeflate", "zlib", or "" for the faster one. */
+static const char *find_inflating_library(const char *wanted) {
+    static const char *const deflate_files[] = {"libdeflate.so.0", "libdeflate.0.dylib", NULL};
+    static const char *const deflate_names[] = {"libdeflate_alloc_decompressor", "libdeflate_zlib_decompress", "libdeflate_free_decompressor"};
+    static const char *const zlib_files[] = {"libz.so.1", "libz.1.dylib", NULL};
+    static const char *const zlib_names[] = {"inflateInit_", "inflate", "inflateReset", "inflateEnd"};
+    void **deflate_functions[] = {(void **)&library.deflate_begin, (void **)&library.deflate_run, (void **)&library.deflate_end};
+    void **zlib_functions[] = {(void **)&library.zlib_begin, (void **)&library.zlib_run, (void **)&library.zlib_reset, (void **)&library.zlib_end};
+    if (strcmp(wanted, "zlib") && find_all(deflate_files, deflate_names, deflate_functions, 3)) return "libdeflate";
+    library.deflate_begin = NULL;
+    if (strcmp(wanted, "libdeflate") && find_all(zlib_files, zlib_names, zlib_functions, 4)) return "zlib";
+    library.zlib_begin = NULL;
+    return "";
+}
+
+typedef struct {
+    size_t size, itemsize; /* of a chunk and of an element; 1: chunks were not shuffled */
+    void *deflate;
+    ZlibStream zlib;
+    uint8_t *chunk, *shuffled; /* the chunk, and the same before its bytes are put in order */
+    int is_empty;              /* whether it is nothing but zeros; asked of small ones only */
+    uint8_t stored[SMALL];     /* what it was inflated from, where that is small: empty chunks follow each other */
+    size_t stored_size;
+} Inflater;
+
+static int begin_inflating(Inflater *inflater, size_t size, size_t itemsize) {
+    inflater->size = size;
+    inflater->itemsize = itemsize;
+    inflater->chunk = malloc(size);
+    inflater->shuffled = itemsize > 1 ? malloc(size) : inflater->chunk;
+    if (inflater->chunk && inflater->shuffled) {
+        if (library.deflate_begin) {
+            if ((inflater->deflate = library.deflate_begin())) return 1;
+        } else if (library.zlib_begin && library.zlib_begin(&inflater->zlib, "1.2.11", (int)sizeof inflater->zlib) == 0)
+            return 1;
+    }
+    if (itemsize > 1) free(inflater->shuffled);
+    free(inflater->chunk);
+    return 0;
+}
+
+static void end_inflating(Inflater *inflater) {
+    if (inflater->deflate)
+        library.deflate_end(inflater->deflate);
+    else
+        library.zlib_end(&inflater->zlib);
+    if (inflater->itemsize > 1) free(inflater->shuffled);
+    free(inflater->chunk);
+}
+
+/* Inflates to exactly the size of a chunk. */
+static int inflate_exactly(Inflater *inflater, const uint8_t *from, size_t stored, uint8_t *out) {
+    if (inflater->deflate) return library.deflate_run(inflater->deflate, from, stored, out, inflater->size, NULL) == 0;
+    ZlibStream *zlib = &inflater->zlib;
+    if (library.zlib_reset(zlib) != 0) return 0;
+    zlib->next_in = from;
+    zlib->avail_in = (unsigned)stored;
+    zlib->next_out = out;
+    zlib->avail_out = (unsigned)inflater->size;
+    return library.zlib_run(zlib, 4 /* Z_FINISH */) == 1 /* Z_STREAM_END */ && zlib->avail_out == 0;
+}
+
+static FLAT void unshuffle_of(const uint8_t *from, size_t size, size_t itemsize, uint8_t *out) {
+    const size_t count = size / itemsize;
+    for (size_t i = 0; i < count; i++)
+        for (size_t byte = 0; byte < itemsize; byte++) out[i * itemsize + byte] = from[byte * count + i];
+    memcpy(out + count * itemsize, from + count * itemsize, size - count * itemsize);
+}
+
+static void unshuffle(const uint8_t *from, size_t size, size_t itemsize, uint8_t *out) {
+    switch (itemsize) {
+    case 2: unshuffle_of(from, size, 2, out); break;
+    case 4: unshuffle_of(from, size, 4, out); break;
+    case 8: unshuffle_of(from, size, 8, out); break;
+    default: unshuffle_of(from, size, itemsize, out);
+    }
+}
+
+/* Makes `chunk` of stored bytes. */
+static int inflate_chunk(Inflater *inflater, const uint8_t *from, size_t stored) {
+    if (stored == inflater->stored_size && memcmp(from, inflater->stored, stored) == 0) return 1;
+    if (!inflate_exactly(inflater, from, stored, inflater->shuffled)) return 0;
+    if (inflater->itemsize > 1) unshuffle(inflater->shuffled, inflater->size, inflater->itemsize, inflater->chunk);
+    inflater->stored_size = stored <= SMALL ? stored : 0;
+    memcpy(inflater->stored, from, inflater->stored_size);
+    inflater->is_empty = inflater->stored_size && !any(inflater->chunk, inflater->size);
+    return 1;
+}
+
+/* Parts of chunks: boxes that begin at the first element of a chunk. */
+typedef struct {
+    int64_t rank, item; /* axes, and bytes of what lies side by side in both */
+    const int64_t *from_strides, *to_strides;
+} Parts;
+
+static FLAT void copy_items(const uint8_t *from, uint8_t *to, int64_t count, int64_t from_stride, int64_t to_stride, size_t item) {
+    for (int64_t i = 0; i < count; i++) memcpy(to + i * to_stride, from + i * from_stride, item);
+}
+
+static void put_part(const uint8_t *from, uint8_t *to, const int64_t *sizes, const Parts *parts) {
+    int64_t last = parts->rank - 1, item = parts->item;
+    const int64_t *from_strides = parts->from_strides, *to_strides = parts->to_strides;
+    /* Axes along which items lie side by side in both make larger items. */
+    while (last >= 0 && from_strides[last] == item && to_strides[last] == item) item *= sizes[last--];
+    while (last > 0 && sizes[last] == 1) last--;
+    const int64_t count = last < 0 ? 1 : sizes[last], from_stride = last < 0 ? 0 : from_strides[last], to_stride = last < 0 ? 0 : to_strides[last];
+    int64_t index[MOST_AXES] = {0};
+    for (;;) {
+        switch (item) {
+        case 1: copy_items(from, to, count, from_stride, to_stride, 1); break;
+        case 2: copy_items(from, to, count, from_stride, to_stride, 2); break;
+        case 3: copy_items(from, to, count, from_stride, to_stride, 3); break;
+        case 4: copy_items(from, to, count, from_stride, to_stride, 4); break;
+        case 8: copy_items(from, to, count, from_stride, to_stride, 8); break;
+        default: copy_items(from, to, count, from_stride, to_stride, (size_t)item);
+        }
+        int64_t axis = last - 1;
+        for (; axis >= 0; axis--) {
+            from += from_strides[axis];
+            to += to_strides[axis];
+            if (++index[axis] < sizes[axis]) break;
+            from -= sizes[axis] * from_strides[axis];
+            to -= sizes[axis] * to_strides[axis];
+            index[axis] = 0;
+        }
+        if (axis < 0) return;
+    }
+}
+
 /* -- the functions that Python calls */
 
 /* Whether a job stays inside the output and its numbers make sense; `size` is that of the output. */
@@ -436,7 +610,7 @@ static PyObject *read_boxes(PyObject *self, PyObject *args) {
     for (; held < n_maps; held++)
         if (PyObject_GetBuffer(PyTuple_GetItem(maps, held), &views[held], PyBUF_SIMPLE)) goto end;
     if ((size_t)jobs_buffer.len % sizeof(Job) || (uintptr_t)jobs % 8 || !table_of(&table, &work.table)) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "Jobs are rows of int64, see JOB_FIELDS.");
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "Jobs are rows of 13 int64.");
         goto end;
     }
     /* Two ends, so that a path at the end of the texts still has a stamp, if an empty one. */
@@ -474,6 +648,78 @@ end:
     return result;
 }
 
+/* Adds a * b, neither of them negative; 0: the sum is too large. */
+static int add_product(int64_t *sum, int64_t a, int64_t b) {
+    int64_t product;
+    return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, &product) && !__builtin_add_overflow(*sum, product, sum);
+}
+
+/* Whether a row of chunks makes sense: (offset, stored bytes, place in the output, sizes of the part of it). */
+static int chunk_fits(const int64_t *row, int64_t first, const Parts *parts, int64_t size, int64_t out) {
+    int64_t from = 0, to = row[2];
+    if (row[0] < first || row[1] < 1 || row[1] > MOST_INFLATED || to < 0) return 0;
+    for (int64_t axis = 0; axis < parts->rank; axis++)
+        if (row[3 + axis] < 1 || !add_product(&from, row[3 + axis] - 1, parts->from_strides[axis]) ||
+            !add_product(&to, row[3 + axis] - 1, parts->to_strides[axis]))
+            return 0;
+    const int64_t last = parts->rank ? parts->item : size;
+    return from <= size - last && to <= out - last;
+}
+
+static const char inflate_chunks_doc[] =
+    "inflate_chunks(fd, file, first, chunks, strides, item, size, itemsize, out)\n--\n\n"
+    "Decode chunks of a file; what the arguments are is told by medsegpy_core.hdf5.kernels.Kernels.";
+
+static PyObject *inflate_chunks(PyObject *self, PyObject *args) {
+    (void)self;
+    int fd;
+    long long first, item, size, itemsize;
+    Py_buffer file, chunks, strides, out;
+    if (!PyArg_ParseTuple(args, "iy*Ly*y*LLLw*", &fd, &file, &first, &chunks, &strides, &item, &size, &itemsize, &out)) return NULL;
+    PyObject *result = NULL;
+    const int64_t *rows = chunks.buf, rank = strides.len / 16, columns = 3 + rank, count = chunks.len / 8 / columns;
+    const Parts parts = {.rank = rank, .item = item, .from_strides = strides.buf, .to_strides = (const int64_t *)strides.buf + rank};
+    Work work = {.fd = fd, .map = fd < 0 ? file.buf : NULL, .map_size = file.len};
+    Inflater inflater = {0};
+    if (strides.len % 16 || rank > MOST_AXES || chunks.len % (8 * columns) || (count && (uintptr_t)rows % 8) || (rank && (uintptr_t)strides.buf % 8) ||
+        size < 1 || size > MOST_INFLATED || itemsize < 1 || itemsize > size || item < 1 || item > size || first < 0) {
+        PyErr_SetString(PyExc_ValueError, "Chunks are rows of int64, all of one size.");
+        goto end;
+    }
+    for (int64_t i = 0; i < count; i++)
+        if (!chunk_fits(rows + i * columns, first, &parts, size, out.len)) {
+            PyErr_Format(PyExc_ValueError, "Chunk %lld does not fit the output, or is none.", (long long)i);
+            goto end;
+        }
+    int64_t done = 0;
+    double decoding;
+    Py_BEGIN_ALLOW_THREADS
+    const double began = now();
+    if (begin_inflating(&inflater, (size_t)size, (size_t)itemsize)) {
+        for (; done < count; done++) {
+            const int64_t *row = rows + done * columns;
+            const uint8_t *from = bytes_at(&work, row[0] - first, (size_t)row[1]);
+            if (!from || !inflate_chunk(&inflater, from, (size_t)row[1])) break;
+            uint8_t *into = (uint8_t *)out.buf + row[2];
+            if (rank == 0)
+                memcpy(into, inflater.chunk, (size_t)size);
+            else if (!inflater.is_empty) /* the caller has set the output to 0 */
+                put_part(inflater.chunk, into, row + 3, &parts);
+        }
+        end_inflating(&inflater);
+    }
+    free(work.scratch);
+    decoding = now() - began - work.reading;
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("(LddL)", (long long)(done < count ? done : -1), work.reading, decoding, (long long)work.fetched);
+end:
+    PyBuffer_Release(&file);
+    PyBuffer_Release(&chunks);
+    PyBuffer_Release(&strides);
+    PyBuffer_Release(&out);
+    return result;
+}
+
 static const char collate_doc[] =
     "collate(stored, item, bits, out, table)\n--\n\n"
     "Collate voxels that are in memory; False: they are not binary.";
@@ -506,17 +752,28 @@ end:
     return result;
 }
 
+static const char inflate_with_doc[] =
+    "inflate_with(name)\n--\n\n"
+    "Inflate with one library, for tests: libdeflate, zlib, or the faster one. Returns what was found.";
+
+static PyObject *inflate_with(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *wanted;
+    if (!PyArg_ParseTuple(args, "s", &wanted)) return NULL;
+    return PyUnicode_FromString(find_inflating_library(wanted));
+}
+
 static PyMethodDef methods[] = {
     {"read_boxes", read_boxes, METH_VARARGS, read_boxes_doc},
     {"collate", collate, METH_VARARGS, collate_doc},
+    {"inflate_with", inflate_with, METH_VARARGS, inflate_with_doc},
+    {"inflate_chunks", inflate_chunks, METH_VARARGS, inflate_chunks_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static int add_constants(PyObject *module) {
-    return PyModule_AddIntConstant(module, "JOB_BYTES", (long)sizeof(Job));
-}
+static int find_library(PyObject *module) { return PyModule_AddStringConstant(module, "INFLATES_WITH", find_inflating_library("")); }
 
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_constants}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, find_library}, {0, NULL}};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "medsegpy_native._kernels", "Boxes of files into arrays, and voxels into categories.", 0, methods, slots, NULL, NULL, NULL,

@@ -3,9 +3,21 @@ from typing import Final
 
 from typing_extensions import Buffer
 
-JOB_BYTES: Final[int]
+INFLATES_WITH: Final[str]  # the library of the system that was found: "libdeflate", "zlib"; "": none
 
 def read_boxes(
     jobs: Buffer, texts: Buffer, maps: tuple[Buffer, ...], out: Buffer, table: Buffer
 ) -> tuple[float, float, float, int]: ...
 def collate(stored: Buffer, item: int, bits: bool, out: Buffer, table: Buffer) -> bool: ...
+def inflate_chunks(
+    fd: int,
+    file: Buffer,
+    first: int,
+    chunks: Buffer,
+    strides: Buffer,
+    item: int,
+    size: int,
+    itemsize: int,
+    out: Buffer,
+) -> tuple[int, float, float, int]: ...
+def inflate_with(name: str) -> str: ...

@@ -6,18 +6,20 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from array import array
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import medsegpy_native
 from medsegpy_core import ReadError
-from medsegpy_core.hdf5 import kernels, open_array
+from medsegpy_core.hdf5 import chunks, kernels, open_array
+from medsegpy_core.hdf5.sharing import sharing_chunks
 from medsegpy_core.loading.boxes import read_at_once
 from medsegpy_core.loading.sources import Places
 from medsegpy_core.loading.voxels import bit_table
@@ -26,6 +28,9 @@ from medsegpy_core.records import Record
 PACKAGE = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(not medsegpy_native.COMPILED, reason="there was no C compiler when it was installed")
+
+
+HUGE = 1 << 62
 
 
 @st.composite
@@ -211,9 +216,171 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
     assert seen.path == path
 
 
+@pytest.fixture(params=["libdeflate", "zlib"])
+def library(request):
+    """Both libraries, where they are installed."""
+    kernel = kernels.kernels()
+    if kernel.inflate_with(request.param) != request.param:
+        kernel.inflate_with("")
+        pytest.skip(f"there is no {request.param} here")
+    yield request.param
+    assert kernel.inflate_with("") == kernel.INFLATES_WITH
+
+
+@pytest.fixture
+def inflated(monkeypatch):
+    """Whether each read was done by the kernels."""
+    seen = []
+
+    def counting(*args, real=chunks.inflated):
+        seen.append(real(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(chunks, "inflated", counting)
+    return seen
+
+
+@st.composite
+def chunked(draw):
+    rank = draw(st.integers(1, 4))
+    shape = tuple(draw(st.lists(st.integers(1, 20), min_size=rank, max_size=rank)))
+    chunk = tuple(draw(st.sampled_from([size, max(1, size // 2), draw(st.integers(1, size))])) for size in shape)
+    box = None
+    if draw(st.booleans()):
+        starts = [draw(st.integers(0, size - 1)) for size in shape]
+        box = tuple(slice(s, draw(st.integers(s + 1, n))) for s, n in zip(starts, shape, strict=True))
+    dtype = draw(st.sampled_from(["u1", "<i2", ">i2", "<f4", ">f4", "<f8", "?"]))
+    return shape, chunk, box, dtype, draw(st.booleans()), draw(st.sampled_from([1, 9])), draw(st.booleans())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chunked(), st.sampled_from([None, "f4", "f8"]))
+def test_gzip_chunks_are_what_h5py_reads(tmp_path_factory, library, inflated, stored, out_dtype):
+    shape, chunk, box, dtype, shuffle, level, empty = stored
+    path = tmp_path_factory.mktemp("gzip") / "a.h5"
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2 if dtype == "?" else 100, shape).astype(dtype)
+    if empty:
+        values[: max(1, shape[0] // 2)] = 0
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=values, chunks=chunk, compression=level, shuffle=shuffle)
+    array_ = open_array(path, "data")
+    box = box or tuple(slice(0, n) for n in shape)
+    out = np.full(values[box].shape, 7, out_dtype or array_.dtype)
+    inflated.clear()
+    array_.read_into(box, out)
+    np.testing.assert_array_equal(out, values[box].astype(out.dtype))
+    assert inflated == [True]
+
+
+def test_an_output_with_gaps_and_chunks_that_are_shared(tmp_path, library, inflated):
+    values = np.random.default_rng(0).integers(0, 1000, (40, 50, 6)).astype(np.int16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=values, chunks=(16, 16, 4), compression="gzip", shuffle=True)
+    array_ = open_array(tmp_path / "a.h5", "data")
+    wide = np.zeros((40, 100, 6), np.float32)
+    array_.read_into((slice(0, 40), slice(0, 50), slice(0, 6)), wide[:, ::2])
+    np.testing.assert_array_equal(wide[:, ::2], values)
+    assert not wide[:, 1::2].any()
+    with sharing_chunks():
+        for start in range(0, 24, 5):
+            np.testing.assert_array_equal(array_[start : start + 16, 3:20], values[start : start + 16, 3:20])
+    assert all(inflated)
+
+
+def damaged(how, stored, size):
+    if how == "flipped":
+        middle = len(stored) // 2
+        return stored[:middle] + bytes([stored[middle] ^ 255]) + stored[middle + 1 :]
+    if how == "cut":
+        return stored[: len(stored) // 2]
+    if how == "too much":
+        return zlib.compress(b"\1" * (size + 1))
+    if how == "too little":
+        return zlib.compress(b"\1" * (size - 1))
+    return {"noise": os.urandom(len(stored)), "a wrong checksum": stored[:-4] + b"\0\0\0\0", "nothing": b"\0"}[how]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    ["flipped", "cut", "too much", "too little", "noise", "a wrong checksum", "nothing", "an empty one that lies"],
+)
+def test_chunks_that_do_not_decode_to_their_size_are_refused(tmp_path, library, how, shuffle):
+    path = tmp_path / "a.h5"
+    values = np.random.default_rng(0).integers(0, 200, (32, 32)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("data", data=values, chunks=(8, 16), compression="gzip", shuffle=shuffle)
+        _, stored = data.id.read_direct_chunk((8, 16))
+        wrong = zlib.compress(bytes(513)) if how == "an empty one that lies" else damaged(how, stored, 512)
+        data.id.write_direct_chunk((8, 16), wrong)
+    for box in (np.s_[:, :], np.s_[4:20, 10:30], np.s_[8:16, 16:]):
+        with pytest.raises(ReadError, match="decodes to") as caught:
+            open_array(path, "data")[box]
+        assert caught.value.path == path
+    np.testing.assert_array_equal(open_array(path, "data")[:8], values[:8])
+
+
+def test_chunks_that_were_never_written_are_left_to_others(tmp_path, library, inflated):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("data", (32, 32), "f4", chunks=(8, 8), compression="gzip", fillvalue=5)
+        data[:16] = 1
+    found = open_array(tmp_path / "a.h5", "data")[...]
+    assert (found[:16] == 1).all()
+    assert (found[16:] == 5).all()
+    assert inflated == [False]
+
+
+CHUNK = zlib.compress(bytes(range(64)))
+INFLATE = {"fd": -1, "file": CHUNK, "first": 0, "chunks": [0, len(CHUNK), 0], "strides": [], "item": 1, "size": 64,
+           "itemsize": 1, "out": 64}  # fmt: skip
+
+
+def inflate(**changed):
+    asked = INFLATE | changed
+    out = np.zeros(asked["out"], np.uint8)
+    asked |= {"chunks": array("q", asked["chunks"]), "strides": array("q", asked["strides"]), "out": out}
+    return kernels.kernels().inflate_chunks(*asked.values())[0], out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"out": 63}, {"size": 65}, {"size": 0}, {"size": HUGE}, {"itemsize": 0}, {"itemsize": 65}, {"item": 0},
+        {"chunks": [0, 5]}, {"chunks": [-1, 5, 0]}, {"chunks": [0, 0, 0]}, {"chunks": [0, HUGE, 0]}, {"first": 1},
+        {"chunks": [0, len(CHUNK), 1]}, {"chunks": [0, len(CHUNK), -1]}, {"strides": [1]}, {"first": -1},
+        {"strides": [1, 1], "chunks": [0, len(CHUNK), 0, 65]}, {"strides": [1, 1], "chunks": [0, len(CHUNK), 0, 0]},
+        {"strides": [1, 2], "chunks": [0, len(CHUNK), 0, 33]}, {"strides": [2, 1], "chunks": [0, len(CHUNK), 0, 33]},
+        {"strides": [-1, 1], "chunks": [0, len(CHUNK), 0, 2]}, {"strides": [HUGE, 1], "chunks": [0, len(CHUNK), 0, 9]},
+        {"strides": [1] * 18, "chunks": [0, len(CHUNK), 0] + [1] * 9},
+    ],
+)  # fmt: skip
+def test_chunks_that_do_not_fit_are_refused_before_anything_is_read(wrong):
+    assert inflate()[0] == -1
+    with pytest.raises(ValueError, match=r"chunk|Chunk"):
+        inflate(**wrong)
+
+
+def test_parts_of_chunks_go_where_they_belong(library):
+    number, out = inflate()
+    assert number == -1
+    assert out.tolist() == list(range(64))
+    # Two rows of three items of four bytes, of a chunk of four such rows.
+    number, out = inflate(strides=[16, 4, 20, 8], item=4, chunks=[0, len(CHUNK), 10, 2, 3], out=80)
+    assert number == -1
+    expected = np.zeros(80, np.uint8)
+    for row in range(2):
+        for item in range(3):
+            place = 10 + 20 * row + 8 * item
+            expected[place : place + 4] = np.arange(64)[16 * row + 4 * item :][:4]
+    assert out.tolist() == expected.tolist()
+    assert inflate(chunks=[0, len(CHUNK) - 1, 0])[0] == 0
+    assert inflate(chunks=[1, len(CHUNK), 0])[0] == 0  # beyond the end of the bytes
+    assert inflate(fd=1 << 20)[0] == 0
+
+
 JOB = {"text": -1, "fd": 0, "map": -1, "offset": 0, "count0": 1, "stride0": 0, "count1": 1, "stride1": 0, "run": 4,
        "item": 4, "kind": 0, "out": 0, "status": 0}  # fmt: skip
-HUGE = 1 << 62
 
 
 @pytest.mark.parametrize(
@@ -235,7 +402,7 @@ def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
 @pytest.mark.parametrize(
     ("jobs", "texts", "table", "message"),
     [
-        (array("q", [0] * 12), b"\0\0", b"", "13|JOB_FIELDS|rows of int64"),
+        (array("q", [0] * 12), b"\0\0", b"", "rows of 13 int64"),
         (array("q", JOB.values()), b"a", b"", "two zeros"),
         (array("q", JOB.values()), b"\0\0", b"12345", "256 rows"),
         (array("q", JOB.values()), b"\0\0", bytes(256 * 65), "256 rows"),
