@@ -235,7 +235,8 @@ def _patches(material: Material, scratch: Path, rounds: int) -> str:
 
 
 def _order(material: Material, scratch: Path, rounds: int) -> str:
-    # An epoch of more than a hundred batches, as epochs are: in a short one, its end counts, where threads run out of work.
+    # An epoch of more than a hundred batches, as epochs are: in a short one its end counts, where threads run out of
+    # work.
     dicts = [d | {"scan_id": f"{d['scan_id']}-{i}"} for i in range(6) for d in scan_directory(material.slices)]
     _register("bench_long", lambda: dicts)
     loader = _loader("bench_long", reuse_buffers=True)
