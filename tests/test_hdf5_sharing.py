@@ -5,20 +5,29 @@ import numpy as np
 import pytest
 
 from medsegpy_core import Config, build_loader
-from medsegpy_core.hdf5 import chunks, open_array
+from medsegpy_core.hdf5 import chunks, inflating, open_array
 from medsegpy_core.hdf5.sharing import sharing_chunks
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """The stored chunks that are decoded, in order."""
+@pytest.fixture(params=["one by one", "many at once"])
+def decoded(monkeypatch, request):
+    """The stored chunks that are decoded, in order: by Python, or by compiled kernels where they are installed."""
     seen = []
 
     def counting(stored, *rest, decode=chunks.decode):
         seen.append(bytes(stored))
         return decode(stored, *rest)
 
+    def counting_many(*args, run=inflating.run_inflate):
+        seen.extend(args[4][:, 0].tolist())
+        return run(*args)
+
     monkeypatch.setattr(chunks, "decode", counting)
+    monkeypatch.setattr(inflating, "run_inflate", counting_many)
+    if request.param == "one by one":
+        monkeypatch.setattr(inflating, "inflate_kernel", lambda: None)
+    elif inflating.inflate_kernel() is None:
+        pytest.skip("there are no compiled kernels")
     return seen
 
 
@@ -49,6 +58,7 @@ def test_what_is_kept_ends_with_the_batch(volume, decoded):
     loader = build_loader(Config(NUM_WORKERS=0), dicts, batch_size=4, shuffle=False)
     loader[0]
     first = len(decoded)
+    assert first
     loader[0]
     assert len(decoded) == 2 * first
 

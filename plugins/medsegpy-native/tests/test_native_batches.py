@@ -109,7 +109,7 @@ def make_scan(shape, dtype, mask_dtype, seed):
     return image, pack_bitfield(mask) if mask_dtype == "bits" else mask.astype(mask_dtype)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5)),
     st.sampled_from(DTYPES),
@@ -125,7 +125,7 @@ def test_slices(tmp_path_factory, shape, dtype, mask_dtype, chunks, out, backgro
     assert sum(len(batch[0]) for batch in found) == shape[2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.tuples(st.integers(4, 24), st.integers(4, 24), st.integers(3, 20)),
     st.sampled_from(DTYPES),

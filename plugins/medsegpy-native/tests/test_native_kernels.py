@@ -47,7 +47,7 @@ def expected(planes, categories, background, dtype):
     return np.stack(found, axis=-1).astype(dtype)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(collations(), st.integers(0, 700), st.floats(0, 1), st.sampled_from(["f4", "u1"]), st.booleans(), st.data())
 def test_collating_is_a_logical_or(collation, voxels, density, dtype, bits, data):
     channels, categories, background = collation
@@ -102,7 +102,7 @@ def stored_boxes(draw):
     return shape, tuple(box), dtype, chunks
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(stored_boxes(), st.booleans())
 def test_boxes_of_files_are_what_h5py_reads(tmp_path_factory, stored, mapped):
     shape, box, dtype, chunks = stored
@@ -253,7 +253,7 @@ def chunked(draw):
     return shape, chunk, box, dtype, draw(st.booleans()), draw(st.sampled_from([1, 9])), draw(st.booleans())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunked(), st.sampled_from([None, "f4", "f8"]))
 def test_gzip_chunks_are_what_h5py_reads(tmp_path_factory, library, inflated, stored, out_dtype):
     shape, chunk, box, dtype, shuffle, level, empty = stored
