@@ -26,7 +26,7 @@ Piece = tuple[int, "Selection", "Selection"]
 
 # Which filters are undone here, and whether the second of them put the bytes in another order.
 _SHUFFLED: Final = {(DEFLATE,): False, (SHUFFLE, DEFLATE): True}
-# Bytes of chunks that are decoded before they are put in place.
+# Bytes that are decoded before they are put in place, in memory of their own.
 _AT_ONCE: Final = 32 << 20
 
 
@@ -52,7 +52,7 @@ def inflated(file: int | Array | Span, layout: Layout, table: array[int], pieces
     if not stored[:, 1].all() or stored[:, 2].any():
         return False
     chunks = _Chunks(found, file, layout, vetted.raw.itemsize if shuffled else 1)
-    if out.shape == vetted.shape:
+    if out.shape == vetted.shape and (chunks.fit(out) or out.size * vetted.raw.itemsize <= _AT_ONCE):
         return chunks.read_whole(stored, out)
     return chunks.read_parts(pieces, stored, out)
 
@@ -69,9 +69,13 @@ class _Chunks:
         self._shape, self._dtype = vetted.chunks or (), vetted.raw
         self._size, self._itemsize = math.prod(self._shape) * self._dtype.itemsize, itemsize
 
+    def fit(self, out: Array) -> bool:
+        """Say whether chunks can be put into an array as they are."""
+        return out.dtype == self._dtype and out.flags.c_contiguous
+
     def read_whole(self, stored: Array, out: Array) -> bool:
         """Read all of a dataset; `stored` has a row of each chunk."""
-        straight = out.dtype == self._dtype and out.flags.c_contiguous
+        straight = self.fit(out)
         whole = out if straight else np.empty(out.shape, self._dtype)
         whole[...] = 0
         strides, item, places = _geometry(self._shape, out.shape, self._dtype.itemsize)

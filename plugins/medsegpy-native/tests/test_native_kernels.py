@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import medsegpy_native
 from medsegpy_core import ReadError
-from medsegpy_core.hdf5 import chunks, kernels, open_array
+from medsegpy_core.hdf5 import chunks, inflating, kernels, open_array
 from medsegpy_core.hdf5.sharing import sharing_chunks
 from medsegpy_core.loading.boxes import read_at_once
 from medsegpy_core.loading.sources import Places
@@ -286,6 +286,18 @@ def test_an_output_with_gaps_and_chunks_that_are_shared(tmp_path, library, infla
         for start in range(0, 24, 5):
             np.testing.assert_array_equal(array_[start : start + 16, 3:20], values[start : start + 16, 3:20])
     assert all(inflated)
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_large_datasets_are_decoded_a_part_at_a_time(tmp_path, library, inflated, monkeypatch, dtype):
+    monkeypatch.setattr(inflating, "_AT_ONCE", 5000)
+    values = np.random.default_rng(0).integers(0, 1000, (40, 50, 6)).astype(np.int16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=values, chunks=(16, 16, 4), compression="gzip")
+    out = np.empty(values.shape, dtype)
+    open_array(tmp_path / "a.h5", "data").read_into(tuple(slice(0, n) for n in values.shape), out)
+    np.testing.assert_array_equal(out, values)
+    assert inflated == [True]
 
 
 def damaged(how, stored, size):

@@ -1,0 +1,224 @@
+/* Boxes of files: which bytes to read, and where they go. */
+#ifndef MEDSEGPY_BOXES_H
+#define MEDSEGPY_BOXES_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "voxels.h"
+
+/* A system call costs about what copying so many bytes costs: gaps that are smaller are read as well. */
+#define GAP (12 << 10)
+/* What is converted in one go: it stays in the cache of a core. */
+#define BLOCK (128 << 10)
+
+/* A box that is to be read; medsegpy_core.hdf5.kernels makes rows of int64 of them. */
+typedef struct {
+    int64_t text;            /* where path and stamp lie in `texts`, each ended by a 0; -1: `fd` is open */
+    int64_t fd;              /* an open file whose content the caller has checked; -1: none */
+    int64_t map;             /* which of `maps` holds the file's bytes; -1: none, it is read */
+    int64_t offset;          /* of the first voxel, in bytes from the beginning of the file */
+    int64_t count0, stride0; /* the outer axis: how many, and how many bytes from one to the next */
+    int64_t count1, stride1; /* the middle axis */
+    int64_t run;             /* voxels that lie side by side */
+    int64_t item;            /* bytes of a voxel in the file */
+    int64_t kind;            /* what is stored */
+    int64_t out;             /* where the box begins in the output, in bytes; C order */
+    int64_t status;          /* what became of it */
+} Job;
+_Static_assert(sizeof(Job) == 13 * sizeof(int64_t), "a job is a row of 13 int64");
+
+typedef struct {
+    int fd;
+    const uint8_t *map;
+    int64_t map_size;
+    uint8_t *scratch;
+    size_t scratch_size;
+    Table table;
+    int streaming;                       /* whether the output is larger than the caches */
+    double opening, reading, converting; /* seconds */
+    int64_t fetched;                     /* bytes */
+} Work;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* How many bytes a voxel takes in the output; 0: such a job cannot be. */
+static int64_t out_item(const Job *job, const Table *table) {
+    switch (job->kind) {
+        case COPY: return job->item > 0 ? job->item : 0;
+        case PLANES: return job->item >= 1 && job->item <= 8 ? (int64_t)table->entry : 0;
+        case BITS: return job->item == 1 ? (int64_t)table->entry : 0;
+        default: return job->kind >= I8 && job->kind <= F32_SWAPPED && job->item == TO_FLOATS[job->kind].item ? 4 : 0;
+    }
+}
+
+static int convert(const Job *job, const Table *table, const uint8_t *from, size_t voxels, uint8_t *out,
+                   int streaming) {
+    switch (job->kind) {
+        case COPY: copy(out, from, voxels * (size_t)job->item, streaming); return DONE;
+        case PLANES: return expand(from, voxels, (size_t)job->item, 0, table, out, streaming);
+        case BITS: return expand(from, voxels, 1, 1, table, out, streaming);
+        default: TO_FLOATS[job->kind].function(from, voxels, out); return DONE;
+    }
+}
+
+/* -- bytes of a file */
+
+static int fetch(Work *work, int64_t offset, size_t size, uint8_t *into) {
+    const double began = now();
+    const int64_t wanted = (int64_t)size;
+    while (size) {
+        ssize_t got = pread(work->fd, into, size, (off_t)offset);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return LEFT;
+        into += got;
+        offset += got;
+        size -= (size_t)got;
+    }
+    work->reading += now() - began;
+    work->fetched += wanted;
+    return DONE;
+}
+
+/* Bytes that stay valid until the next call; NULL: they are not to be had. */
+static const uint8_t *bytes_at(Work *work, int64_t offset, size_t size) {
+    if (work->map)
+        return offset <= work->map_size && (int64_t)size <= work->map_size - offset ? work->map + offset : NULL;
+    if (work->scratch_size < size) {
+        free(work->scratch);
+        work->scratch_size = 0;
+        if (!(work->scratch = malloc(size))) return NULL;
+        work->scratch_size = size;
+    }
+    return fetch(work, offset, size, work->scratch) == DONE ? work->scratch : NULL;
+}
+
+/* Voxels that lie side by side. */
+static int read_run(Work *work, const Job *job, int64_t offset, int64_t voxels, int64_t out_bytes, uint8_t *out) {
+    if (job->kind == COPY && !work->map && !work->streaming)
+        return fetch(work, offset, (size_t)(voxels * job->item), out);
+    const int64_t block = BLOCK / job->item > TILE ? BLOCK / job->item / TILE * TILE : TILE;
+    for (int64_t done = 0; done < voxels; done += block) {
+        size_t some = (size_t)(voxels - done < block ? voxels - done : block);
+        const uint8_t *from = bytes_at(work, offset + done * job->item, some * (size_t)job->item);
+        if (!from) return LEFT;
+        double began = now();
+        int status = convert(job, &work->table, from, some, out + done * out_bytes, work->streaming);
+        work->converting += now() - began;
+        if (status != DONE) return status;
+    }
+    return DONE;
+}
+
+/* `rows` rows of `runs` runs, of which the first byte is at `offset`. */
+static int read_rows(Work *work, const Job *job, int64_t offset, int64_t rows, int64_t runs, int64_t out_bytes,
+                     uint8_t *out) {
+    const int64_t run_out = job->run * out_bytes, row_out = job->count1 * run_out;
+    const int64_t span = (rows - 1) * job->stride0 + (runs - 1) * job->stride1 + job->run * job->item;
+    const uint8_t *from = bytes_at(work, offset, (size_t)span);
+    if (!from) return LEFT;
+    const double began = now();
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < runs; k++) {
+            int status = convert(job, &work->table, from + i * job->stride0 + k * job->stride1, (size_t)job->run,
+                                 out + i * row_out + k * run_out, work->streaming);
+            if (status != DONE) return status;
+        }
+    work->converting += now() - began;
+    return DONE;
+}
+
+static int read_box(Work *work, const Job *job, int64_t out_bytes, uint8_t *out) {
+    const int64_t run_bytes = job->run * job->item, run_out = job->run * out_bytes, row_out = job->count1 * run_out;
+    if (job->count0 == 1 && job->count1 == 1) return read_run(work, job, job->offset, job->run, out_bytes, out);
+    const int64_t span = (job->count1 - 1) * job->stride1 + run_bytes;
+    /* What is read at once: single runs, parts of a row, a row, or several rows. */
+    int64_t rows = 1, runs = job->count1;
+    if (!work->map && runs > 1 && job->stride1 - run_bytes > GAP)
+        runs = 1;
+    else if (span > BLOCK)
+        runs = run_bytes < BLOCK && job->stride1 > 0 ? (BLOCK - run_bytes) / job->stride1 + 1 : 1;
+    else if (job->stride0 > 0 && (work->map || job->stride0 - span <= GAP))
+        rows = (BLOCK - span) / job->stride0 + 1;
+    for (int64_t i = 0; i < job->count0; i += rows)
+        for (int64_t k = 0; k < job->count1; k += runs) {
+            const int64_t offset = job->offset + i * job->stride0 + k * job->stride1;
+            uint8_t *into = out + i * row_out + k * run_out;
+            int status = rows * runs == 1
+                             ? read_run(work, job, offset, job->run, out_bytes, into)
+                             : read_rows(work, job, offset, job->count0 - i < rows ? job->count0 - i : rows,
+                                         job->count1 - k < runs ? job->count1 - k : runs, out_bytes, into);
+            if (status != DONE) return status;
+        }
+    return DONE;
+}
+
+/* Whether the content of a file is what it was when it was located: `Stamp` of medsegpy_core. */
+static int same_stamp(const struct stat *found, const char *stamp) {
+#ifdef __APPLE__
+    const struct timespec changed = found->st_mtimespec;
+#else
+    const struct timespec changed = found->st_mtim;
+#endif
+    char text[80];
+    snprintf(text, sizeof text, "%lld %lld %llu", (long long)found->st_size,
+             (long long)changed.tv_sec * 1000000000LL + (long long)changed.tv_nsec, (unsigned long long)found->st_ino);
+    return strcmp(text, stamp) == 0;
+}
+
+static int read_named(Work *work, const Job *job, const char *path, int64_t out_bytes, uint8_t *out) {
+    const char *stamp = path + strlen(path) + 1;
+    struct stat found;
+    double began = now();
+    if (work->map) {
+        if (stat(path, &found) || !same_stamp(&found, stamp)) return STALE;
+        work->opening += now() - began;
+        int status = read_box(work, job, out_bytes, out);
+        return stat(path, &found) || !same_stamp(&found, stamp) ? CHANGED : status;
+    }
+    /* Without O_NONBLOCK, opening a pipe that took the place of a file would wait for ever. */
+    if ((work->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0) return LEFT;
+    int status = LEFT;
+    if (fstat(work->fd, &found) == 0 && S_ISREG(found.st_mode)) {
+        status = STALE;
+        if (same_stamp(&found, stamp)) {
+            work->opening += now() - began;
+            status = read_box(work, job, out_bytes, out);
+            if (fstat(work->fd, &found) || !same_stamp(&found, stamp)) status = CHANGED;
+        }
+    }
+    close(work->fd);
+    return status;
+}
+
+/* Whether a job stays inside the output and its numbers make sense; `size` is that of the output. */
+static int fits(const Job *job, const Table *table, int64_t size, int64_t texts, int64_t maps) {
+    int64_t voxels, bytes, extent, product;
+    const int64_t item = out_item(job, table);
+    if (item <= 0 || job->count0 < 1 || job->count1 < 1 || job->run < 1 || job->offset < 0 || job->out < 0) return 0;
+    if (job->stride0 < 0 || job->stride1 < 0 || job->map >= maps || job->text >= texts) return 0;
+    if (job->text < 0 && job->fd < 0 && job->map < 0) return 0;
+    if (__builtin_mul_overflow(job->count0, job->count1, &voxels) ||
+        __builtin_mul_overflow(voxels, job->run, &voxels) || __builtin_mul_overflow(voxels, item, &bytes) ||
+        bytes > size || job->out > size - bytes)
+        return 0;
+    /* The last byte of the box in the file is a number that can be. */
+    return !__builtin_mul_overflow(job->run, job->item, &extent) &&
+           !__builtin_mul_overflow(job->count1 - 1, job->stride1, &product) &&
+           !__builtin_add_overflow(extent, product, &extent) &&
+           !__builtin_mul_overflow(job->count0 - 1, job->stride0, &product) &&
+           !__builtin_add_overflow(extent, product, &extent) && !__builtin_add_overflow(extent, job->offset, &extent);
+}
+
+#endif
