@@ -57,7 +57,7 @@ class ReturnedBuffers:
         with self._lock:
             kept = self._memory.setdefault(name, [])
             for i in range(len(kept)):
-                if kept[i].size == size and sys.getrefcount(kept[i]) == _UNSHARED:
+                if kept[i].size == size and _references(kept, i) == _UNSHARED:
                     return _aligned(kept[i], shape, dtype)
             if len(kept) >= self._most:
                 kept.pop(0)
@@ -65,9 +65,13 @@ class ReturnedBuffers:
             return _aligned(kept[-1], shape, dtype)
 
 
-_probe = [np.empty(0, np.uint8)]
-# What `sys.getrefcount` says of an array that only a list holds.
-_UNSHARED: Final = sys.getrefcount(_probe[0])
+def _references(arrays: list[Array], i: int) -> int:
+    """Return what the interpreter says of an array in a list. Asked in one place, so that answers can be compared."""
+    return sys.getrefcount(arrays[i])
+
+
+# Its answer for an array that only a list holds.
+_UNSHARED: Final = _references([np.empty(0, np.uint8)], 0)
 
 
 def returned_buffers(most: int) -> Buffers:
