@@ -40,12 +40,14 @@ static struct {
     int (*zlib_end)(ZlibStream *);
 } library;
 
-static int find_all(const char *const *files, const char *const *names, void **functions[], size_t count) {
+/* Sets the pointers to functions of the first of the libraries that has all of them. */
+static int find_all(const char *const *files, const char *const *names, void *const *pointers, size_t count) {
     for (; *files; files++) {
         void *handle = dlopen(*files, RTLD_NOW | RTLD_LOCAL);
         if (!handle) continue;
         size_t found = 0;
-        while (found < count && (*functions[found] = dlsym(handle, names[found]))) found++;
+        for (void *function; found < count && (function = dlsym(handle, names[found])); found++)
+            memcpy(pointers[found], &function, sizeof function); /* C has no cast from data to functions */
         if (found == count) return 1;
         dlclose(handle);
     }
@@ -59,10 +61,8 @@ static const char *find_inflating_library(const char *wanted) {
                                                 "libdeflate_free_decompressor"};
     static const char *const zlib_files[] = {"libz.so.1", "libz.1.dylib", NULL};
     static const char *const zlib_names[] = {"inflateInit_", "inflate", "inflateReset", "inflateEnd"};
-    void **deflate_functions[] = {(void **)&library.deflate_begin, (void **)&library.deflate_run,
-                                  (void **)&library.deflate_end};
-    void **zlib_functions[] = {(void **)&library.zlib_begin, (void **)&library.zlib_run, (void **)&library.zlib_reset,
-                               (void **)&library.zlib_end};
+    void *const deflate_functions[] = {&library.deflate_begin, &library.deflate_run, &library.deflate_end};
+    void *const zlib_functions[] = {&library.zlib_begin, &library.zlib_run, &library.zlib_reset, &library.zlib_end};
     if (strcmp(wanted, "zlib") && find_all(deflate_files, deflate_names, deflate_functions, 3)) return "libdeflate";
     library.deflate_begin = NULL;
     if (strcmp(wanted, "libdeflate") && find_all(zlib_files, zlib_names, zlib_functions, 4)) return "zlib";
