@@ -244,9 +244,9 @@ def read_box(fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -
 
 
 def inflate_kernel() -> Kernels | None:
-    """Return the kernels, if they can inflate; None: there is no library that does it."""
+    """Return the kernels, if they can inflate; None: they have not found libdeflate."""
     found: Any = kernels()
-    return found if found is not None and found.INFLATES_WITH else None
+    return found if found is not None and found.INFLATES else None
 
 
 def run_inflate(found: Kernels, *args: Any) -> tuple[int, float, float, int]:

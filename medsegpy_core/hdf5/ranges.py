@@ -134,6 +134,12 @@ def read_contiguous(
         return
     if _read_by_kernels(file, offset, shape, dtype, selection, out):
         return
+    _read_runs(file, offset, shape, dtype, selection, out)
+
+
+def _read_runs(
+    file: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
+) -> None:
     sizes = out.shape
     rank = len(shape)
     # `whole` axes from here on are taken in full, so that a run covers them and the axis before.

@@ -37,7 +37,8 @@ def read_ahead(paths: Iterable[str]) -> None:
 class Waiting:
     """Whether the batches of a pass wait for the disk: their time is more than what the processor took for them.
 
-    Use it as a context around each batch. Several threads may: what is shared is one flag.
+    Use it as a context around each batch. Several threads may: what is shared is a flag, and how far files were asked
+    for.
     """
 
     def __init__(self) -> None:

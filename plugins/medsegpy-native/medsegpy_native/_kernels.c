@@ -177,30 +177,16 @@ end:
     return result;
 }
 
-static const char inflate_with_doc[] =
-    "inflate_with(name)\n--\n\n"
-    "Inflate with one library, for tests: libdeflate, zlib, or the faster one. Returns what was found.";
-
-static PyObject *inflate_with(PyObject *self, PyObject *args) {
-    (void)self;
-    const char *wanted;
-    if (!PyArg_ParseTuple(args, "s", &wanted)) return NULL;
-    return PyUnicode_FromString(find_inflating_library(wanted));
-}
-
 static PyMethodDef methods[] = {
     {"read_boxes", read_boxes, METH_VARARGS, read_boxes_doc},
     {"collate", collate, METH_VARARGS, collate_doc},
-    {"inflate_with", inflate_with, METH_VARARGS, inflate_with_doc},
     {"inflate_chunks", inflate_chunks, METH_VARARGS, inflate_chunks_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static int find_library(PyObject *module) {
-    return PyModule_AddStringConstant(module, "INFLATES_WITH", find_inflating_library(""));
-}
+static int add_constants(PyObject *module) { return PyModule_AddIntConstant(module, "INFLATES", find_library()); }
 
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, find_library}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_constants}, {0, NULL}};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,

@@ -3,7 +3,7 @@ from typing import Final
 
 from typing_extensions import Buffer
 
-INFLATES_WITH: Final[str]  # the library of the system that was found: "libdeflate", "zlib"; "": none
+INFLATES: Final[int]  # whether libdeflate was found, without which there is no inflate_chunks
 
 def read_boxes(
     jobs: Buffer, texts: Buffer, maps: tuple[Buffer, ...], out: Buffer, table: Buffer
@@ -20,4 +20,3 @@ def inflate_chunks(
     itemsize: int,
     out: Buffer,
 ) -> tuple[int, float, float, int]: ...
-def inflate_with(name: str) -> str: ...

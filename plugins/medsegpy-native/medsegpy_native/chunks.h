@@ -1,7 +1,8 @@
 /* Chunks that are compressed with gzip, perhaps shuffled before
  *
- * They are inflated by a library of the system, libdeflate or zlib, which is found while the module is imported, so
- * that no header of theirs is needed to compile this. */
+ * They are inflated by the system's libdeflate, which is looked for while the module is imported, so that neither its
+ * header is needed to compile this nor the library to use the rest. zlib is slower than the libraries that
+ * medsegpy_core calls from Python, and not worth it. */
 #ifndef MEDSEGPY_CHUNKS_H
 #define MEDSEGPY_CHUNKS_H
 
@@ -16,64 +17,33 @@
 /* Chunks are not larger, as the libraries that inflate them count in 32 bits. */
 #define MOST_INFLATED (1 << 30)
 
-/* `z_stream` of zlib.h, whose layout is a part of its binary interface. */
-typedef struct {
-    const uint8_t *next_in;
-    unsigned avail_in;
-    unsigned long total_in;
-    uint8_t *next_out;
-    unsigned avail_out;
-    unsigned long total_out;
-    const char *message;
-    void *state, *alloc, *release, *opaque;
-    int data_type;
-    unsigned long checksum, reserved;
-} ZlibStream;
-
 static struct {
-    void *(*deflate_begin)(void);
-    int (*deflate_run)(void *, const void *, size_t, void *, size_t, size_t *);
-    void (*deflate_end)(void *);
-    int (*zlib_begin)(ZlibStream *, const char *, int);
-    int (*zlib_run)(ZlibStream *, int);
-    int (*zlib_reset)(ZlibStream *);
-    int (*zlib_end)(ZlibStream *);
+    void *(*begin)(void);
+    int (*inflate)(void *, const void *, size_t, void *, size_t, size_t *);
+    void (*end)(void *);
 } library;
 
-/* Sets the pointers to functions of the first of the libraries that has all of them. */
-static int find_all(const char *const *files, const char *const *names, void *const *pointers, size_t count) {
-    for (; *files; files++) {
-        void *handle = dlopen(*files, RTLD_NOW | RTLD_LOCAL);
-        if (!handle) continue;
+/* Looks for the library; 0: it is not installed. */
+static int find_library(void) {
+    static const char *const files[] = {"libdeflate.so.0", "libdeflate.0.dylib", NULL};
+    static const char *const names[] = {"libdeflate_alloc_decompressor", "libdeflate_zlib_decompress",
+                                        "libdeflate_free_decompressor"};
+    void *const pointers[] = {&library.begin, &library.inflate, &library.end};
+    for (const char *const *file = files; *file; file++) {
+        void *handle = dlopen(*file, RTLD_NOW | RTLD_LOCAL), *function;
         size_t found = 0;
-        for (void *function; found < count && (function = dlsym(handle, names[found])); found++)
+        for (; handle && found < 3 && (function = dlsym(handle, names[found])); found++)
             memcpy(pointers[found], &function, sizeof function); /* C has no cast from data to functions */
-        if (found == count) return 1;
-        dlclose(handle);
+        if (found == 3) return 1;
+        if (handle) dlclose(handle);
     }
+    library.begin = NULL;
     return 0;
 }
 
-/* Returns the name of what was found, or nothing. `wanted`: "libdeflate", "zlib", or "" for the faster one. */
-static const char *find_inflating_library(const char *wanted) {
-    static const char *const deflate_files[] = {"libdeflate.so.0", "libdeflate.0.dylib", NULL};
-    static const char *const deflate_names[] = {"libdeflate_alloc_decompressor", "libdeflate_zlib_decompress",
-                                                "libdeflate_free_decompressor"};
-    static const char *const zlib_files[] = {"libz.so.1", "libz.1.dylib", NULL};
-    static const char *const zlib_names[] = {"inflateInit_", "inflate", "inflateReset", "inflateEnd"};
-    void *const deflate_functions[] = {&library.deflate_begin, &library.deflate_run, &library.deflate_end};
-    void *const zlib_functions[] = {&library.zlib_begin, &library.zlib_run, &library.zlib_reset, &library.zlib_end};
-    if (strcmp(wanted, "zlib") && find_all(deflate_files, deflate_names, deflate_functions, 3)) return "libdeflate";
-    library.deflate_begin = NULL;
-    if (strcmp(wanted, "libdeflate") && find_all(zlib_files, zlib_names, zlib_functions, 4)) return "zlib";
-    library.zlib_begin = NULL;
-    return "";
-}
-
 typedef struct {
-    size_t size, itemsize; /* of a chunk and of an element; 1: chunks were not shuffled */
-    void *deflate;
-    ZlibStream zlib;
+    size_t size, itemsize;     /* of a chunk and of an element; 1: chunks were not shuffled */
+    void *state;               /* the library's */
     uint8_t *chunk, *shuffled; /* the chunk, and the same before its bytes are put in order */
     int is_empty;              /* whether it is nothing but zeros; asked of small ones only */
     uint8_t stored[SMALL];     /* what it was inflated from, where that is small: empty chunks follow each other */
@@ -85,36 +55,16 @@ static int begin_inflating(Inflater *inflater, size_t size, size_t itemsize) {
     inflater->itemsize = itemsize;
     inflater->chunk = malloc(size);
     inflater->shuffled = itemsize > 1 ? malloc(size) : inflater->chunk;
-    if (inflater->chunk && inflater->shuffled) {
-        if (library.deflate_begin) {
-            if ((inflater->deflate = library.deflate_begin())) return 1;
-        } else if (library.zlib_begin && library.zlib_begin(&inflater->zlib, "1.2.11", (int)sizeof inflater->zlib) == 0)
-            return 1;
-    }
+    if (inflater->chunk && inflater->shuffled && library.begin && (inflater->state = library.begin())) return 1;
     if (itemsize > 1) free(inflater->shuffled);
     free(inflater->chunk);
     return 0;
 }
 
 static void end_inflating(Inflater *inflater) {
-    if (inflater->deflate)
-        library.deflate_end(inflater->deflate);
-    else
-        library.zlib_end(&inflater->zlib);
+    library.end(inflater->state);
     if (inflater->itemsize > 1) free(inflater->shuffled);
     free(inflater->chunk);
-}
-
-/* Inflates to exactly the size of a chunk. */
-static int inflate_exactly(Inflater *inflater, const uint8_t *from, size_t stored, uint8_t *out) {
-    if (inflater->deflate) return library.deflate_run(inflater->deflate, from, stored, out, inflater->size, NULL) == 0;
-    ZlibStream *zlib = &inflater->zlib;
-    if (library.zlib_reset(zlib) != 0) return 0;
-    zlib->next_in = from;
-    zlib->avail_in = (unsigned)stored;
-    zlib->next_out = out;
-    zlib->avail_out = (unsigned)inflater->size;
-    return library.zlib_run(zlib, 4 /* Z_FINISH */) == 1 /* Z_STREAM_END */ && zlib->avail_out == 0;
 }
 
 static FLAT void unshuffle_of(const uint8_t *from, size_t size, size_t itemsize, uint8_t *out) {
@@ -136,7 +86,8 @@ static void unshuffle(const uint8_t *from, size_t size, size_t itemsize, uint8_t
 /* Makes `chunk` of stored bytes. */
 static int inflate_chunk(Inflater *inflater, const uint8_t *from, size_t stored) {
     if (stored == inflater->stored_size && memcmp(from, inflater->stored, stored) == 0) return 1;
-    if (!inflate_exactly(inflater, from, stored, inflater->shuffled)) return 0;
+    /* With NULL for the size that comes out, only the whole of a chunk is success. */
+    if (library.inflate(inflater->state, from, stored, inflater->shuffled, inflater->size, NULL) != 0) return 0;
     if (inflater->itemsize > 1) unshuffle(inflater->shuffled, inflater->size, inflater->itemsize, inflater->chunk);
     inflater->stored_size = stored <= SMALL ? stored : 0;
     memcpy(inflater->stored, from, inflater->stored_size);

@@ -216,15 +216,11 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
     assert seen.path == path
 
 
-@pytest.fixture(params=["libdeflate", "zlib"])
-def library(request):
-    """Both libraries, where they are installed."""
-    kernel = kernels.kernels()
-    if kernel.inflate_with(request.param) != request.param:
-        kernel.inflate_with("")
-        pytest.skip(f"there is no {request.param} here")
-    yield request.param
-    assert kernel.inflate_with("") == kernel.INFLATES_WITH
+@pytest.fixture
+def library():
+    """What inflates."""
+    if kernels.inflate_kernel() is None:
+        pytest.skip("libdeflate is not installed")
 
 
 @pytest.fixture
@@ -367,7 +363,7 @@ def inflate(**changed):
         {"strides": [1] * 18, "chunks": [0, len(CHUNK), 0] + [1] * 9},
     ],
 )  # fmt: skip
-def test_chunks_that_do_not_fit_are_refused_before_anything_is_read(wrong):
+def test_chunks_that_do_not_fit_are_refused_before_anything_is_read(library, wrong):
     assert inflate()[0] == -1
     with pytest.raises(ValueError, match=r"chunk|Chunk"):
         inflate(**wrong)

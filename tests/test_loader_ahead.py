@@ -1,0 +1,116 @@
+"""Files are asked for ahead while batches wait for the disk: each of them once, and those of the batches to come."""
+
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from scans import make_scan, save_slices
+
+from medsegpy_core import Config, build_loader, open_scan
+from medsegpy_core.loading import passes
+from medsegpy_core.loading.readahead import Waiting
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The files that are asked for, in order."""
+    found = []
+    monkeypatch.setattr(passes, "read_ahead", found.extend)
+    return found
+
+
+def loader_of(dicts, **options):
+    cfg = Config(SEED=0, CATEGORIES=[0], NUM_WORKERS=0)
+    return build_loader(cfg, dicts, batch_size=2, shuffle=True, drop_last=False, **options)
+
+
+@pytest.fixture
+def dicts(tmp_path):
+    return save_slices(tmp_path, *make_scan((8, 8, 20)))
+
+
+def files(loader, batch):
+    return {str(file) for e in loader.elements(batch) for file in (e.record.file_name, e.record.sem_seg_file)}
+
+
+def test_a_pass_that_waits_asks_for_the_next_batches_each_once(dicts, asked, monkeypatch):
+    monkeypatch.setattr(Waiting, "measure", lambda self: contextmanager(lambda: (yield))())
+    loader = loader_of(dicts)
+    batches = iter(loader)
+    next(batches)
+    assert set(asked) == set.union(*(files(loader, i) for i in range(5)))
+    next(batches)
+    assert set(asked[-4:]) == files(loader, 5)
+    list(batches)
+    assert sorted(asked) == sorted({str(d[key]) for d in dicts for key in ("file_name", "sem_seg_file")})
+
+
+def test_a_pass_that_is_resumed_asks_from_there(dicts, asked):
+    first = iter(loader_of(dicts))
+    for _ in range(7):
+        next(first)
+    state = {"seed": 0, "epoch": 0, "batches": 7}
+    loader = loader_of(dicts)
+    loader.load_state_dict(state)
+    asked.clear()
+    next(iter(loader))
+    assert set(asked) == set.union(*(files(loader, i) for i in range(7, 10)))
+
+
+def test_what_takes_the_processor_asks_no_more(dicts, asked):
+    def busy(image, mask):
+        end = time.thread_time() + 0.01
+        while time.thread_time() < end:
+            pass
+        return image, mask
+
+    batches = iter(loader_of(dicts, transform=busy))
+    next(batches)
+    before = len(asked)
+    for _ in range(5):
+        next(batches)
+    assert len(asked) == before
+
+
+def test_waiting_is_seen():
+    waiting = Waiting()
+    for busy, expected in ((True, False), (False, True)):
+        with waiting.measure():
+            began = time.thread_time()
+            while busy and time.thread_time() < began + 0.02:
+                np.arange(100).sum()
+            time.sleep(0 if busy else 0.02)
+        assert waiting.expected == expected
+
+
+class Attached:
+    """A reader whose arrays may be read only while their record is open, and which counts how often that is."""
+
+    name, suffixes = "attached", (".att",)
+
+    def __init__(self):
+        self.opened = 0
+
+    def probe(self, path):
+        return False
+
+    @contextmanager
+    def open(self, record):
+        self.opened += 1
+        inner = {key: value for key, value in record.to_dict().items() if key != "reader"}
+        with open_scan(inner) as scan:
+            yield type("Scan", (), {"image": scan.image[...], "mask": scan.mask[...], "metadata": {}})
+
+
+def test_a_record_that_has_to_be_open_is_opened_once_for_each_read(dicts):
+    from medsegpy_core import register_reader
+
+    reader = Attached()
+    register_reader(reader)
+    loader = loader_of([d | {"reader": "attached"} for d in dicts])
+    list(loader)
+    before = reader.opened
+    loader.set_epoch(1)
+    list(loader)
+    assert reader.opened - before == len(dicts)
