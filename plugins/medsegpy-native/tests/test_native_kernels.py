@@ -339,6 +339,22 @@ def test_chunks_that_were_never_written_are_left_to_others(tmp_path, library, in
     assert inflated == [False]
 
 
+@pytest.mark.parametrize("mask", [1, 2, 3])
+def test_filters_that_were_left_out_for_a_chunk_are_not_undone(tmp_path, library, mask):
+    values = np.random.default_rng(0).integers(0, 200, (32, 32)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("data", data=values, chunks=(8, 16), compression="gzip", shuffle=True)
+        part = values[8:16, 16:] + 1
+        stored = part.tobytes() if mask & 1 else part.view(np.uint8).reshape(-1, 4).T.tobytes()
+        data.id.write_direct_chunk((8, 16), stored if mask & 2 else zlib.compress(stored), filter_mask=mask)
+    with h5py.File(tmp_path / "a.h5") as file:
+        values = file["data"][...]
+    array_ = open_array(tmp_path / "a.h5", "data")
+    np.testing.assert_array_equal(array_[...], values)
+    np.testing.assert_array_equal(array_[4:20, 10:30], values[4:20, 10:30])
+    assert (values[8:16, 16:] == part).all()
+
+
 CHUNK = zlib.compress(bytes(range(64)))
 INFLATE = {"fd": -1, "file": CHUNK, "first": 0, "chunks": [0, len(CHUNK), 0], "strides": [], "item": 1, "size": 64,
            "itemsize": 1, "out": 64}  # fmt: skip
