@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # What else pytest is told, as in `make test PYTEST_ARGS="-x tests/test_order.py"`.
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-fast test-numpy lint format types layers docs wheels bench clean
+.PHONY: help demo test test-fast lint format types layers docs wheels bench clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,11 +21,6 @@ test: .venv/.installed-dev  ## Run all tests
 
 test-fast: .venv/.installed-dev  ## Run the tests that take no more than seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
-
-# Those that read files; the kernels are tried by the tests of medsegpy-native.
-test-numpy: .venv/.installed-dev  ## Run the tests of reading and loading as where the compiled kernels are not installed
-	$(BIN)/python -m pytest --without-kernels -m "not slow" tests/test_hdf5_*.py tests/test_loader_*.py tests/test_open_scan.py \
-		tests/test_faults_reading.py tests/test_inference.py tests/test_pack.py tests/test_profile.py $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev  ## Check style
 	$(BIN)/ruff check .

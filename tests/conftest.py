@@ -1,6 +1,7 @@
 """Fixtures for all tests of the core."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,18 +11,27 @@ import pytest
 
 from medsegpy_core import catalog, readers, transform_registry
 from medsegpy_core.discovery import find_entry_points
+from medsegpy_core.hdf5.kernels import kernels
 from medsegpy_core.plugins import PluginManager, use_manager
 
 
-def pytest_addoption(parser):
-    parser.addoption("--without-kernels", action="store_true", help="read with NumPy alone")
+@pytest.fixture(params=["kernels", "numpy"])
+def backend(request, monkeypatch):
+    """Run the test twice: with the compiled kernels of medsegpy-native, and with NumPy alone.
 
-
-def pytest_configure(config):
-    if config.getoption("--without-kernels"):
-        # In the environment, so that processes that tests start read without as well.
-        names = sorted({point.distribution for point in find_entry_points()} - {"medsegpy-native"})
-        os.environ["MEDSEGPY_LOAD_PLUGINS"] = ",".join(names)
+    A module whose tests read files asks for it: ``pytestmark = pytest.mark.usefixtures("backend")``. The choice is made
+    in the environment, so that it also holds in the processes that the test starts.
+    """
+    if request.param == "numpy":
+        others = {point.distribution for point in find_entry_points()} - {"medsegpy-native"}
+        monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", ",".join(sorted(others)))
+        assert kernels() is None
+    else:
+        monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
+        if kernels() is None:
+            # With a compiler the kernels must be there: a skip would hide that they are not.
+            (pytest.fail if shutil.which("cc") else pytest.skip)("medsegpy-native has no compiled kernels here")
+    return request.param
 
 
 class FakeSite:

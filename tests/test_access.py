@@ -23,6 +23,8 @@ from medsegpy_core import Config, ReadError, build_loader
 from medsegpy_core.hdf5 import holds_dataset, isolation, maps, open_array
 from medsegpy_core.hdf5.access import Access, accessing, current_access
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 IMAGE = np.random.default_rng(0).normal(size=(150, 120, 70)).astype(np.float32)  # 5 MB: large enough to be mapped
 ISOLATED = Access(isolate=True)
 WAYS = {

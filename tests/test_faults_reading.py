@@ -18,6 +18,8 @@ from scans import make_scan, save, save_slices, save_volume
 from medsegpy_core import Config, ReadError, build_loader
 from medsegpy_core.hdf5 import open_array
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.fixture(params=[{}, {"mmap": True}, {"isolate": True}], ids=["default", "mmap", "isolate"])
 def options(request):

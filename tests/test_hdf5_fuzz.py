@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 CODE = """
     import random, sys, warnings
     import h5py, hdf5plugin

@@ -9,6 +9,8 @@ import pytest
 from medsegpy_core.hdf5 import open_array
 from medsegpy_core.hdf5.headers import fixed_array_entries
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.mark.parametrize("libver", ["earliest", "latest", ("earliest", "v110")])
 @pytest.mark.parametrize("limit", [(4, 5, 6), (9, 5, 6), (None, 5, 6), (None, None, 6)])

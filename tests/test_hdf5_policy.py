@@ -16,6 +16,8 @@ import pytest
 from medsegpy_core import ReadError
 from medsegpy_core.hdf5 import is_hdf5, open_array
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 IMAGE = np.arange(48, dtype=np.float32).reshape(6, 8)
 
 

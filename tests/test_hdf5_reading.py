@@ -3,10 +3,13 @@
 import h5py
 import hdf5plugin
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medsegpy_core.hdf5 import open_array
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 DTYPES = ["<f4", ">f4", "<f8", ">f8", "<f2", "<i2", ">i2", "|u1", "|i1", "<u4", ">i8", "|b1"]
 FILTERS = [

@@ -12,6 +12,8 @@ import pytest
 from medsegpy_core import ReadError, Record
 from medsegpy_core.hdf5 import open_array, open_h5_scan
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 RNG = np.random.default_rng(5)
 VOLUME = RNG.normal(size=(5, 6, 4)).astype(np.float32)
 SEG = (RNG.random((5, 6, 4, 3)) > 0.5).astype(np.uint8)

@@ -6,6 +6,8 @@ import pytest
 
 from medsegpy_core.hdf5 import open_array
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.mark.parametrize("mode", ["r", "a"])
 @pytest.mark.parametrize("locking", [None, True, False, "best-effort"])

@@ -8,10 +8,12 @@ from medsegpy_core import Config, build_loader
 from medsegpy_core.hdf5 import chunks, inflating, open_array
 from medsegpy_core.hdf5.sharing import sharing_chunks
 
+pytestmark = pytest.mark.usefixtures("backend")
 
-@pytest.fixture(params=["one by one", "many at once"])
-def decoded(monkeypatch, request):
-    """The stored chunks that are decoded, in order: by Python, or by compiled kernels where they are installed."""
+
+@pytest.fixture
+def decoded(monkeypatch, backend):
+    """The stored chunks that are decoded, in order: by Python, or by compiled kernels, many at once."""
     seen = []
 
     def counting(stored, *rest, decode=chunks.decode):
@@ -24,10 +26,8 @@ def decoded(monkeypatch, request):
 
     monkeypatch.setattr(chunks, "decode", counting)
     monkeypatch.setattr(inflating, "run_inflate", counting_many)
-    if request.param == "one by one":
-        monkeypatch.setattr(inflating, "inflate_kernel", lambda: None)
-    elif inflating.inflate_kernel() is None:
-        pytest.skip("there are no compiled kernels")
+    if backend == "kernels" and inflating.inflate_kernel() is None:
+        pytest.skip("libdeflate is not installed")
     return seen
 
 

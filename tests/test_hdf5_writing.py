@@ -12,6 +12,8 @@ import pytest
 from medsegpy_core import ReadError, Record, ShapeError, write_slices, write_volume
 from medsegpy_core.hdf5 import atomic_h5, open_array, open_h5_scan, pack_bitfield, unpack_bitfield
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 RNG = np.random.default_rng(3)
 IMAGE = RNG.normal(size=(6, 1, 4)).astype(np.float32)
 MASK = RNG.random((6, 1, 4, 3)) > 0.5

@@ -13,6 +13,8 @@ from scans import collated, make_scan, patches_of, save, save_slices, save_volum
 from medsegpy_core import ShapeError, build_loader
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SHAPE = (6, 5, 7)
 IMAGE, MASK = make_scan(SHAPE, 3)
 TAGS = ["DefaultDataLoader", "S25dDataLoader", "N5dDataLoader", "PatchDataLoader", "RandomPatchDataLoader"]

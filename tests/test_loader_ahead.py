@@ -11,6 +11,8 @@ from medsegpy_core import Config, build_loader, open_scan
 from medsegpy_core.loading import passes
 from medsegpy_core.loading.readahead import Waiting
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.fixture
 def asked(monkeypatch):

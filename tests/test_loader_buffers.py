@@ -14,6 +14,8 @@ from medsegpy_core import Config, build_loader
 from medsegpy_core.loading import buffers
 from medsegpy_core.loading.buffers import ReturnedBuffers, fresh_buffer, returned_buffers
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.fixture(scope="module")
 def dicts(tmp_path_factory):

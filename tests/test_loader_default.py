@@ -27,6 +27,8 @@ from medsegpy_core import (
 )
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SCANS = {1: make_scan((6, 5, 4), 3, 1), 2: make_scan((6, 5, 3), 3, 2), 3: make_scan((6, 5, 5), 3, 3)}
 
 

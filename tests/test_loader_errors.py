@@ -17,6 +17,8 @@ from scans import make_scan, same, save, save_slices, save_volume
 from medsegpy_core import DatasetCatalog, MetadataCatalog, ReadError, RecordError, build_loader, load_scan
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 IMAGE, MASK = make_scan((4, 3, 6), 2)
 
 

@@ -15,6 +15,8 @@ from scans import make_scan, same, save_slices, save_volume
 from medsegpy_core import ConfigError, DataWarning, build_loader
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 TAGS = ["DefaultDataLoader", "RandomPatchDataLoader"]
 
 

@@ -9,6 +9,8 @@ from scans import collated, everything, make_scan, save, save_slices, save_volum
 from medsegpy_core import ReadError, ShapeError, build_loader
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SMALL = make_scan((4, 5, 3), 2, 1)
 LARGE = make_scan((7, 6, 3), 2, 2)
 TAGS = {"DefaultDataLoader": 1, "S25dDataLoader": 3, "N5dDataLoader": 3}

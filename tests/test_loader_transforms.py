@@ -11,6 +11,8 @@ from scans import everything, make_scan, same, save_slices, save_volume
 from medsegpy_core import PluginError, ShapeError, build_loader, register_transform
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 IMAGE, MASK = make_scan((4, 3, 8), 2)
 
 

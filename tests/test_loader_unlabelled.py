@@ -20,6 +20,8 @@ from medsegpy_core import (
 )
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SHAPE = (4, 3, 6)
 IMAGE, MASK = make_scan(SHAPE, 2)
 LABELLED = [1, 2, 3, 5]

@@ -19,6 +19,8 @@ from medsegpy_core import (
 )
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SHAPE = (6, 5, 7)
 IMAGE, MASK = make_scan(SHAPE, 3)
 MODES = ["constant", "edge", "reflect", "symmetric", "wrap"]

@@ -22,6 +22,8 @@ from medsegpy_core import (
 from medsegpy_core.catalog import DatasetCatalog
 from medsegpy_core.config import Config
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 IMAGE, MASK = make_scan((4, 3, 5), channels=2)
 LABELS = np.random.default_rng(3).integers(0, 4, IMAGE.shape).astype(np.int16)
 

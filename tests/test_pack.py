@@ -35,6 +35,8 @@ from medsegpy_core.cli.app import cli
 from medsegpy_core.hdf5 import unpack_bitfield
 from medsegpy_core.packing import verify_packed
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SHAPE = (12, 10, 7)
 METADATA = {
     "category_ids": [0, (1, 2)],
