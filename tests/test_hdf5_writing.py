@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from medsegpy_core import ReadError, Record, ShapeError, write_slices, write_volume
+from medsegpy_core import ReadError, Record, ShapeError, open_scan, scan_directory, write_slices, write_volume
 from medsegpy_core.hdf5 import atomic_h5, open_array, open_h5_scan, pack_bitfield, unpack_bitfield
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -67,6 +67,36 @@ def test_a_volume_as_plain_h5py_reads_it(tmp_path, compression, dtype):
         assert f["seg"].chunks == (None if compression is None else (6, 1, 1, 3))
         np.testing.assert_array_equal(f["volume"][...], image)
         np.testing.assert_array_equal(f["seg"][...], MASK)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_come_back_by_the_dicts_and_are_refused_without(tmp_path, compression, channels):
+    # As many channels as slices: the last axis must not be taken for the depth of the scan.
+    image = np.stack([IMAGE + k for k in range(channels)], axis=-1)
+    d = write_volume(tmp_path / "knee.h5", image, MASK, compression=compression)
+    assert d["image_axes"] == "HWDC"
+    with open_scan(d) as scan:
+        np.testing.assert_array_equal(scan.image[...], image)
+        np.testing.assert_array_equal(scan.mask[...], MASK)
+    (listed,) = scan_directory(tmp_path)
+    with pytest.raises(ReadError, match="image_axes='HWDC'"), open_scan(listed) as scan:
+        pass
+    with open_scan({**listed, "image_axes": "HWDC"}) as scan:
+        np.testing.assert_array_equal(scan.image[...], image)
+    dicts = write_slices(tmp_path / "slices", image, MASK, subject_id=1, compression=compression)
+    for k, d in enumerate(dicts):
+        assert d["image_axes"] == "HWDC"
+        with open_scan(d) as scan:
+            np.testing.assert_array_equal(scan.image[...], image[:, :, k])
+            np.testing.assert_array_equal(scan.mask[...], MASK[:, :, k])
+        with h5py.File(d["file_name"]) as f:
+            assert f["data"].shape == (6, 1, 1, channels)
+    for listed, d in zip(scan_directory(tmp_path / "slices"), dicts, strict=True):
+        with pytest.raises(ReadError, match="image_axes='HWDC'"), open_scan(listed) as scan:
+            pass
+        with open_scan({**listed, "image_axes": "HWDC"}) as one, open_scan(d) as other:
+            np.testing.assert_array_equal(one.image[...], other.image[...])
 
 
 def test_without_a_mask(tmp_path):

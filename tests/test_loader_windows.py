@@ -14,8 +14,9 @@ from medsegpy_core import (
     PatchDataLoader,
     RandomPatchDataLoader,
     S25dDataLoader,
-    ShapeError,
     build_loader,
+    write_slices,
+    write_volume,
 )
 from medsegpy_core.config import Config
 
@@ -168,9 +169,33 @@ def test_patches_of_several_channels(tmp_path):
             if patch[2] == 1:
                 images, masks = [p[:, :, 0] for p in images], [p[:, :, 0] for p in masks]
             check(PatchDataLoader(cfg, [d], shuffle=False, batch_size=3), images, masks)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("as_slices", [False, True])
+def test_windows_of_several_channels_are_slice_major(tmp_path, mode, as_slices):
+    cfg = Config(IMG_SIZE=(IMAGE.shape[0] + 2, IMAGE.shape[1], 3), IMG_PAD_MODE=mode, NUM_WORKERS=0)
+    several = np.stack([IMAGE, IMAGE + 1, -IMAGE], axis=-1)
+    if as_slices:
+        dicts = write_slices(tmp_path, several, MASK, subject_id=1)
+    else:
+        dicts = [write_volume(tmp_path / "x.h5", several, MASK)]
+    depth = IMAGE.shape[2]
+    whole = np.pad(several, [(1, 1), (0, 0), (1, 1), (0, 0)], mode)
+    mask = np.pad(MASK, [(1, 1), (0, 0), (0, 0), (0, 0)], mode)
+    # The last axis of a window: of its first slice the channels, then of its second, ...
+    images = [np.concatenate([whole[:, :, d + i] for i in range(3)], axis=-1) for d in range(depth)]
+    masks = [mask[:, :, d] for d in range(depth)]
+    check(S25dDataLoader(cfg, dicts, shuffle=False, batch_size=3), images, masks)
+    check(N5dDataLoader(cfg, dicts, shuffle=False, batch_size=3), images[1:-1], masks[1:-1])
+
+    def middle(x):
+        return x.reshape(*x.shape[:-1], -1, 3)[..., x.shape[-1] // 6, :]
+
     for loader in (S25dDataLoader, N5dDataLoader):
-        with pytest.raises(ShapeError, match="channel"):
-            loader(Config(IMG_SIZE=(6, 5, 3)), [d])[0]
+        ((inputs, outputs),) = loader(cfg, dicts, is_test=True, batch_size=4).inference(middle)
+        np.testing.assert_array_equal(inputs["x"], several)
+        np.testing.assert_array_equal(outputs["y_pred"], several)
 
 
 @settings(max_examples=30, deadline=None)

@@ -41,7 +41,8 @@ def write_slices(
 
     Args:
         root: The folder; it is made where it does not exist.
-        image: H x W x D, numbers of any type but complex.
+        image: H x W x D, or H x W x D x K for K channels, which are stored as H x W x 1 x K; numbers of any type but
+            complex.
         mask: H x W x D x C with 0 and 1; stored as uint8.
         subject_id: The person.
         time_point: The visit.
@@ -50,7 +51,7 @@ def write_slices(
         overwrite: Whether files that are there are replaced.
 
     Returns:
-        The dataset dicts of the slices.
+        The dataset dicts of the slices. With K channels they have ``image_axes="HWDC"``, which the files do not say.
 
     Raises:
         FileExistsError: A file is there, and `overwrite` is False. Nothing was written then.
@@ -78,7 +79,8 @@ def write_slices(
             _write(staging, stem + ".im", {"data": image[:, :, k : k + 1]}, options)
             if mask is not None:
                 _write(staging, stem + ".seg", {"data": mask[:, :, k : k + 1]}, options)
-    return [_slice_dict(stem, name, depth, mask is not None) for stem, name in zip(stems, names, strict=True)]
+    labelled, axes = mask is not None, _axes(image)
+    return [_slice_dict(stem, name, depth, labelled) | axes for stem, name in zip(stems, names, strict=True)]
 
 
 def write_volume(
@@ -93,13 +95,14 @@ def write_volume(
 
     Args:
         path: The file; its folder is made where it does not exist.
-        image: H x W x D, numbers of any type but complex.
+        image: H x W x D, or H x W x D x K for K channels; numbers of any type but complex.
         mask: H x W x D x C with 0 and 1; stored as uint8.
         compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9); chunks are whole slices.
         overwrite: Whether a file that is there is replaced.
 
     Returns:
-        The dataset dict of the volume. `scan_id` is the name of the file without its suffix.
+        The dataset dict of the volume. `scan_id` is the name of the file without its suffix. With K channels it has
+        ``image_axes="HWDC"``, which the file does not say.
 
     Raises:
         FileExistsError: The file is there, and `overwrite` is False.
@@ -121,7 +124,7 @@ def write_volume(
         _write(staging, file_name, {"volume": image} | ({} if mask is None else {"seg": mask}), options)
     stem = os.path.splitext(os.path.basename(file_name))[0]  # noqa: PTH122
     labels = {} if mask is None else {"sem_seg_file": file_name}
-    return {"file_name": file_name, **labels, "scan_id": stem, **parse_scan_name(stem)}
+    return {"file_name": file_name, **labels, "scan_id": stem, **parse_scan_name(stem), **_axes(image)}
 
 
 def _slice_dict(stem: str, name: SliceName, depth: int, labelled: bool) -> DatasetDict:
@@ -137,19 +140,26 @@ def _slice_dict(stem: str, name: SliceName, depth: int, labelled: bool) -> Datas
     }
 
 
+def _axes(image: Array) -> DatasetDict:
+    """Return what a dict says of the axes: without it, a fourth axis is refused, as it may be anything."""
+    return {} if image.ndim == 3 else {"image_axes": "HWDC"}
+
+
 def _checked(image: Array, mask: Array | None) -> tuple[Array, Array | None]:
     image = np.asarray(image)
     _check_numbers(image, "image")
-    if image.ndim != 3 or 0 in image.shape:
-        raise ShapeError(f"The image must be H x W x D, none of them 0, but its shape is {image.shape}.")
+    if image.ndim not in (3, 4) or 0 in image.shape:
+        raise ShapeError(
+            f"The image must be H x W x D or H x W x D x K, none of them 0, but its shape is {image.shape}."
+        )
     if mask is None:
         return image, None
     mask = np.asarray(mask)
     _check_numbers(mask, "mask")
-    if mask.ndim != 4 or mask.shape[:3] != image.shape or mask.shape[3] == 0:
-        hint = " One class needs its own axis: mask[..., None]." if mask.shape == image.shape else ""
+    if mask.ndim != 4 or mask.shape[:3] != image.shape[:3] or mask.shape[3] == 0:
+        hint = " One class needs its own axis: mask[..., None]." if mask.shape == image.shape[:3] else ""
         raise ShapeError(
-            f"The mask must be H x W x D x C on the image's {image.shape}, but its shape is {mask.shape}.{hint}"
+            f"The mask must be H x W x D x C on the image's {image.shape[:3]}, but its shape is {mask.shape}.{hint}"
         )
     binary = np.equal(mask, 1)
     if not np.array_equal(binary, mask):

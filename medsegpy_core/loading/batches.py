@@ -217,7 +217,8 @@ class BatchMaker:
             )
 
     def _as_images(self, images: Array, size: tuple[int, ...], channels: int | None) -> Array:
-        """Give the axes their places: a D of 1 is left out, a D that is the channel axis stays last."""
+        """Give the axes their places: a D of 1 is left out; a D that is the channel axis stays last, with the channels
+        of each slice side by side."""
         n, h, w, d = (len(images), *size)
         if channels is not None and (d == 1 or self.windows.depth_is_channel):
             return images.reshape(n, h, w, d * channels)
@@ -237,12 +238,6 @@ class BatchMaker:
                     "IMG_SIZE "
                     "to a size that all fit in (smaller ones are padded), or use a batch size of 1."
                 )
-        if self.windows.depth_is_channel and size[2] > 1 and (channels or 1) > 1:
-            raise ShapeError(
-                f"{_described(first)}, but a 2.5D loader makes channels of neighbouring slices, and takes images of "
-                "one "
-                "channel. Name one with image_key, or use PatchDataLoader."
-            )
         return size, channels
 
     def _transform(self, rows: Sequence[Row], images: Array, masks: Array) -> tuple[Array, Array]:
