@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ConfigWarning,
         DataWarning,
         DuplicateNameError,
+        GeometryError,
         LeakageError,
         MedSegPyError,
         MedSegPyWarning,
@@ -90,6 +91,7 @@ __all__ = [
     "DefaultDataLoader",
     "DuplicateNameError",
     "EvaluatorSpec",
+    "GeometryError",
     "LeakageError",
     "LoaderOptions",
     "LoaderRequest",
@@ -146,8 +148,8 @@ _MODULES = {
     "config": "Config",
     "datasets": "scan_directory",
     "errors": "AmbiguousReaderError AugmentationError CategoryError ConfigError ConfigWarning DataWarning "
-    "DuplicateNameError LeakageError MedSegPyError MedSegPyWarning MemoryLimitError MetadataConflictError "
-    "MetadataError PluginError PluginWarning ReadError RecordError ShapeError UnknownNameError",
+    "DuplicateNameError GeometryError LeakageError MedSegPyError MedSegPyWarning MemoryLimitError "
+    "MetadataConflictError MetadataError PluginError PluginWarning ReadError RecordError ShapeError UnknownNameError",
     "hdf5": "Access accessing write_slices write_volume",
     "hookspecs": "hookimpl",
     "loading": "DefaultDataLoader N5dDataLoader PatchDataLoader RandomPatchDataLoader S25dDataLoader build_loader "

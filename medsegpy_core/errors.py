@@ -18,6 +18,7 @@ __all__ = [
     "ConfigWarning",
     "DataWarning",
     "DuplicateNameError",
+    "GeometryError",
     "LeakageError",
     "MedSegPyError",
     "MedSegPyWarning",
@@ -119,6 +120,10 @@ class ReadError(MedSegPyError, OSError):
 
     def __reduce__(self) -> tuple[type, tuple[str, Path | None, str | None, str | None]]:
         return type(self), (self.reason, self.path, self.key, self.element)
+
+
+class GeometryError(ReadError):
+    """An image and a mask, or a prediction, that state different grids: their voxels do not lie in the same places."""
 
 
 class MemoryLimitError(MedSegPyError, MemoryError):
