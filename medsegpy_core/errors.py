@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from medsegpy_core.text import printable
+
 __all__ = [
     "AmbiguousReaderError",
     "AugmentationError",
@@ -36,14 +38,20 @@ __all__ = [
 
 
 class MedSegPyError(Exception):
-    """Base class of every error that medsegpy_core raises on purpose."""
+    """Base class of every error that medsegpy_core raises on purpose.
+
+    Its text is safe to show: control characters in the names that it quotes are written as escapes.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
 
 
 class _PlainKeyError(MedSegPyError, KeyError):
     """A ``KeyError`` whose message is shown as written (``KeyError`` would show its ``repr``)."""
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+        return printable(str(self.args[0]), lines=True) if self.args else ""
 
 
 class UnknownNameError(_PlainKeyError):
@@ -112,11 +120,11 @@ class ReadError(MedSegPyError, OSError):
         super().__init__(reason)
 
     def __str__(self) -> str:
-        where = [str(self.path)] if self.path is not None else []
+        where = [printable(str(self.path))] if self.path is not None else []
         if self.key is not None:
             where.append(f"dataset {self.key!r}")
         text = f"{', '.join(where)}: {self.reason}" if where else self.reason
-        return text if self.element is None else f"{text} ({self.element})"
+        return printable(text if self.element is None else f"{text} ({self.element})", lines=True)
 
     def __reduce__(self) -> tuple[type, tuple[str, Path | None, str | None, str | None]]:
         return type(self), (self.reason, self.path, self.key, self.element)
@@ -131,7 +139,10 @@ class MemoryLimitError(MedSegPyError, MemoryError):
 
 
 class MedSegPyWarning(UserWarning):
-    """Base class of the warnings that medsegpy_core issues."""
+    """Base class of the warnings that medsegpy_core issues; their text is safe to show, as that of errors is."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
 
 
 class PluginWarning(MedSegPyWarning):

@@ -22,6 +22,7 @@ from medsegpy_core.discovery import EntryPoint
 from medsegpy_core.errors import MedSegPyError, PluginError, closest_match
 from medsegpy_core.hookspecs import PROJECT, HookSpecs
 from medsegpy_core.plugin_records import KINDS, Owner, PluginInfo, Stage, collect_records, staging
+from medsegpy_core.text import printable
 from medsegpy_core.version import API_VERSION, __version__
 
 __all__ = ["Loaded", "PluginLoader", "trace"]
@@ -127,7 +128,7 @@ class PluginLoader:
 def trace(text: str) -> None:
     """Write a line to stderr where `MEDSEGPY_TRACE_PLUGINS` is set."""
     if os.environ.get("MEDSEGPY_TRACE_PLUGINS", "0") not in ("", "0"):
-        sys.stderr.write(f"medsegpy: {text}\n")
+        sys.stderr.write(f"medsegpy: {printable(text)}\n")
 
 
 def _key(entry_point: EntryPoint) -> str:

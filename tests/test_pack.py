@@ -429,7 +429,7 @@ def test_the_command(tmp_path):
     asked = ["pack", "abdomen_volumes_train", "--out", str(tmp_path), "--layout", "patches", "--patch", "32,32,8"]
     first = run(cli, asked)
     assert first.exit_code == 0, first.output
-    assert "1 scans, " in first.output
+    assert "1 scan, " in first.output
     assert "register_packed(" in first.output
     said = json.loads(run(cli, [*asked, "--json"]).stdout)
     assert (said["scans"], said["scans_packed"]) == (1, 0)

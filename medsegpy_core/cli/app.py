@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import io
 import traceback
 import warnings
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final, TextIO
 
 import click
 
+from medsegpy_core.cli.output import tolerant_streams
 from medsegpy_core.errors import MedSegPyError, MedSegPyWarning
 from medsegpy_core.plugins import default_manager
+from medsegpy_core.text import printable
 from medsegpy_core.version import __version__
 
 __all__ = ["cli", "main"]
@@ -34,6 +37,20 @@ class _Failure(click.ClickException):
         return self.message
 
 
+class _Printable(click.ClickException):
+    """An error whose text, which quotes names from files, plugins and the command line, is fit for a terminal."""
+
+    def __init__(self, error: click.ClickException):
+        super().__init__(error.message)
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click sets it per object as well
+        self._error = error
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        text = io.StringIO()
+        self._error.show(text)
+        click.echo(printable(text.getvalue(), lines=True), file=file, err=file is None, nl=False)
+
+
 class App(click.Group):
     """The core's commands, and those of plugins, which are loaded only if the core has none of the name."""
 
@@ -55,26 +72,37 @@ class App(click.Group):
         rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
         for name, owned in default_manager().commands().items():
             if name not in _COMMANDS:
-                rows.append((name, f"{owned.record.get_short_help_str(60)} [{owned.owner.distribution}]"))
+                text = f"{owned.record.get_short_help_str(60)} [{owned.owner.distribution}]"
+                rows.append((printable(name), printable(text)))
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program: parse, run the command, exit."""
+        tolerant_streams()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the program's own options."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException as error:
+            raise _Printable(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.ClickException as error:
+            raise _Printable(error) from error
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            raise _Failure(_described(error)) from error
+            raise _Printable(_Failure(_described(error))) from error
 
 
 def _described(error: Exception) -> str:
@@ -97,7 +125,7 @@ def _show_warning(
 ) -> None:
     # Ours say all that is needed; where in the library they were issued helps nobody at a terminal.
     where = "" if issubclass(category, MedSegPyWarning) else f" ({filename}:{lineno})"
-    click.echo(f"Warning: {message}{where}", file=file, err=file is None)
+    click.echo(printable(f"Warning: {message}{where}", lines=True), file=file, err=file is None)
 
 
 @click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog, dataset_owner, dataset_spec
-from medsegpy_core.cli.output import by, console, print_json, table, track
+from medsegpy_core.cli.output import by, console, counted, print_json, table, track
 from medsegpy_core.errors import MedSegPyError
+from medsegpy_core.text import printable
 
 if TYPE_CHECKING:
     from medsegpy_core.checking import Checked
@@ -43,7 +44,7 @@ def list_datasets(as_json: bool) -> None:
             )
             for d in found
         ]
-        console().print(table(["dataset", "split", "description", "from"], rows))
+        console().print(table(["dataset", "split", "~description", "from"], rows))
 
 
 @command.command("show")
@@ -56,17 +57,16 @@ def show_dataset(name: str, as_json: bool, fast: bool) -> None:
 
     identity = _identity(name, must_exist=True)
     watch = partial(track, description=f"Reading {name}")
-    counted = survey(name, fast, lambda scans, total: watch(scans, total=total)).as_dict(name)
+    found = survey(name, fast, lambda scans, total: watch(scans, total=total)).as_dict(name)
     metadata = MetadataCatalog.get(name).as_dict()
     reads = _access_costs(name)
     if as_json:
-        found = {key: _for_json(value) for key, value in metadata.items()}
-        print_json(identity | counted | {"metadata": found, "reads": [_as_dict(cost) for cost in reads]})
+        print_json(identity | found | {"metadata": metadata, "reads": [_as_dict(cost) for cost in reads]})
         return
-    _print_counts(identity, counted, metadata)
+    _print_counts(identity, found, metadata)
     for cost in reads:
         if cost.wasteful:
-            console().print(f"\nLayout: {cost.advice(name)}.", markup=False)
+            console().print(f"\nLayout: {cost.advice(name)}.")
 
 
 def _access_costs(name: str) -> list[AccessCost]:
@@ -118,14 +118,15 @@ def _print_findings(checked: Checked) -> None:
     screen = console()
     for found in checked.findings:
         times = f" ({found.elements:,} elements)" if found.elements > 1 else ""
-        where = f"{found.file}: " if found.file else ""
-        screen.print(f"{found.kind:>8}  {where}{found.message}{times}", markup=False, soft_wrap=True)
-    what = f"{checked.elements:,} elements of {checked.scans:,} scans in {checked.files:,} files"
+        where = f"{printable(str(found.file))}: " if found.file else ""
+        screen.print(f"{found.kind:>8}  {where}{found.message}{times}")
+    elements, scans = counted(checked.elements, "element"), counted(checked.scans, "scan")
+    what = f"{elements} of {scans} in {counted(checked.files, 'file')}"
     wrong = len(checked.findings)
-    said = "nothing is wrong" if not wrong else f"{wrong:,} finding{'s' if wrong > 1 else ''}"
+    said = counted(wrong, "finding") if wrong else "nothing is wrong"
     if not checked.elements:
         said = f"there is nothing to check{', ' + said if wrong else ''}"
-    screen.print(f"{checked.name}: {what}: {said}.", markup=False, soft_wrap=True)
+    screen.print(f"{checked.name}: {what}: {said}.")
 
 
 def _identity(name: str, must_exist: bool = False) -> dict[str, Any]:
@@ -150,10 +151,10 @@ def _identity(name: str, must_exist: bool = False) -> dict[str, Any]:
 
 def _print_counts(identity: Mapping[str, Any], counted: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     screen = console()
-    screen.print(identity["name"], style="bold", end="")
+    screen.print(printable(identity["name"]), style="bold", end="")
     packaged = f"{identity['distribution']} {identity['version']}" if identity["distribution"] else "this process"
     split = f", split {identity['split']}" if identity["split"] else ""
-    screen.print(f"  {identity['description']} ({packaged}{split})", markup=False)
+    screen.print(f"  {identity['description']} ({packaged}{split})")
     screen.print()
     rows: list[tuple[str, str]] = [
         ("subjects", f"{counted['subjects']:,}" + _extra(counted["scans_without_subject"], "scans without subject_id")),
@@ -165,9 +166,9 @@ def _print_counts(identity: Mapping[str, Any], counted: Mapping[str, Any], metad
         ("image type", _tally(counted["image_dtypes"].items())),
         ("mask type", _tally(counted["mask_dtypes"].items()) or "-"),
     ]
-    screen.print(table(["", ""], rows))
+    screen.print(table(["", "~"], rows))
     screen.print(
-        table([">augmentation", "name", "parameters", ">elements"], map(_augmentation, counted["augmentations"]))
+        table([">augmentation", "name", "~parameters", ">elements"], map(_augmentation, counted["augmentations"]))
     )
     screen.print()
     if counted["voxels"] is not None:
@@ -196,10 +197,3 @@ def _tally(counts: Any) -> str:
         return str(pairs[0][0])
     shown = [f"{what} ({n:,})" for what, n in pairs[:6]]
     return ", ".join(shown) + (f", and {len(pairs) - 6} more" if len(pairs) > 6 else "")
-
-
-def _for_json(value: Any) -> Any:
-    """Return a value with the keys that JSON takes: ids of superclasses are tuples."""
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else str(key): _for_json(item) for key, item in value.items()}
-    return [_for_json(item) for item in value] if isinstance(value, list | tuple) else value

@@ -95,7 +95,7 @@ def command(out: Path | None) -> None:
     _score(screen, tested, [found.name for found in classes])
     _explain_shift(screen, shifted)
     path = _paint(folder, [*tested, *shifted], classes)
-    screen.print(f"\nPicture: {path.absolute()}", soft_wrap=True, markup=False)
+    screen.print(f"\nPicture: {path.absolute()}")
     screen.print(f"Took {time.perf_counter() - began:.1f} s.")
 
 
@@ -220,7 +220,6 @@ def _explain_shift(screen: Console, predictions: Sequence[_Prediction]) -> None:
             f"\n{found.dataset}, scan {found.scan_id}, is MR, and the baseline has seen CT only: it is in the picture, "
             "as a look\nat what a change of modality does, and is not scored.",
             style="dim",
-            markup=False,
         )
 
 

@@ -11,7 +11,7 @@ import click
 from attrs import asdict
 
 from medsegpy_core.cli.folder_survey import FolderSurvey, survey_folder
-from medsegpy_core.cli.output import by, console, table
+from medsegpy_core.cli.output import by, console, echo, table
 from medsegpy_core.cli.plugin_names import PluginNames
 from medsegpy_core.cli.scaffold import python_string, render, write_package
 
@@ -165,9 +165,9 @@ def _show(survey: FolderSurvey) -> None:
     screen.print(table(["split", ">subjects", ">elements", "folder"], rows))
     kind = " (label maps)" if survey.label_map else ""
     several = "differs from file to file" if survey.spacings > 1 else "not known"
-    screen.print(f"classes: {survey.channels or 'no masks'}{kind}", markup=False)
-    screen.print(f"spacing: {by(survey.spacing) + ' mm' if survey.spacing else several}", markup=False)
+    screen.print(f"classes: {survey.channels or 'no masks'}{kind}")
+    screen.print(f"spacing: {by(survey.spacing) + ' mm' if survey.spacing else several}")
 
 
 def _say_what_next(path: Path) -> None:
-    click.echo(f"Written: {path}\nNext: pip install -e {path}, then python -m pytest {path}, then its README.md.")
+    echo(f"Written: {path}\nNext: pip install -e {path}, then python -m pytest {path}, then its README.md.")

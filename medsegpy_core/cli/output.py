@@ -1,53 +1,125 @@
-"""What commands print with: tables and JSON to stdout, progress bars to stderr."""
+"""What commands print with: tables and JSON to stdout, progress bars to stderr.
+
+Names, descriptions and messages come from files and from plugins. They are shown as they are: nothing in them is taken
+for markup, control characters are written as escapes, and what the encoding of the terminal lacks is escaped as well.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["by", "console", "print_json", "table", "track"]
+from medsegpy_core.text import printable
+
+__all__ = ["Screen", "by", "console", "counted", "echo", "print_json", "table", "tolerant_streams", "track"]
 
 T = TypeVar("T")
 
 _PATIENCE: Final = 1.0  # seconds, until a progress bar appears
 _WIDE: Final = 160  # columns, where nobody sees them: a pipe or a file
+_LONG_WORD: Final = 200  # columns; a longer word of prose is broken
 
 
-def console() -> Console:
+class Screen(Console):
+    """A console that shows text as it is, and tables as wide as their names need."""
+
+    def __init__(self, stderr: bool = False):
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+        if not self.is_terminal:
+            self.width = _WIDE
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a str; Rich sends every str here that it is to print."""
+        return super().render_str(printable(text, lines=True), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; lines are left to the terminal to wrap, so that names and paths can be copied."""
+        tables = [shown for shown in objects if isinstance(shown, Table)]
+        options.setdefault("soft_wrap", not tables)
+        wide = self.options.update(width=10**6)
+        needed = max((Measurement.get(self, wide, shown).minimum for shown in tables), default=0)
+        before = self.width
+        if needed <= before:
+            super().print(*objects, **options)
+            return
+        self.width = needed
+        try:
+            super().print(*objects, **options)
+        finally:
+            self.width = before
+
+
+def console() -> Screen:
     """Return a console on stdout, of a width that does not cut tables short in a pipe."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_WIDE)
+    return Screen()
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print lines to stdout, or to stderr."""
+    click.echo(printable(text, lines=True), err=err)
+
+
+def tolerant_streams() -> None:
+    """Let stdout and stderr write as escapes what their encoding lacks; by default that is an error on stdout."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
-    """Return a table; columns whose name begins with ``>`` are aligned right."""
+    """Return a table.
+
+    Args:
+        columns: The headings. ``>heading``: aligned right. ``~heading``: prose, wrapped between words. All other
+            cells are shown whole, on one line.
+        rows: The cells.
+        title: Stands above.
+    """
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     made.show_header = any(columns)
-    for name in columns:
-        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*[_cell(value) for value in row])
+    prose = [name.startswith("~") for name in columns]
+    cells = [[_cell(value, lines) for value, lines in zip(row, prose, strict=True)] for row in rows]
+    for position, name in enumerate(columns):
+        heading, wraps = name.lstrip(">~"), prose[position]
+        column = [heading, *(row[position].plain for row in cells)]
+        pieces = [piece for text in column for piece in (text.split() if wraps else [text])]
+        widest = max(map(cell_len, pieces), default=0)
+        made.add_column(
+            heading,
+            justify="right" if name.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=not wraps,
+            min_width=min(widest, _LONG_WORD) if wraps else widest,
+        )
+    for row in cells:
+        made.add_row(*row)
     return made
 
 
 def print_json(value: Any) -> None:
-    """Print JSON for programs."""
-    click.echo(json.dumps(value, indent=2, default=_jsonable, ensure_ascii=False))
+    """Print JSON for programs, in ASCII; what JSON has no word for (NaN) is null."""
+    click.echo(json.dumps(_jsonable(value), indent=2, allow_nan=False))
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yield the items; if that takes longer than a second, with a progress bar on stderr."""
-    screen = Console(stderr=True)
+    screen = Screen(stderr=True)
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -55,7 +127,7 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         transient=True,
         disable=not screen.is_terminal,
     )
-    task = progress.add_task(description, total=total)
+    task = progress.add_task(printable(description), total=total)
     began, shown = time.monotonic(), False
     try:
         for item in items:
@@ -68,6 +140,16 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         progress.stop()
 
 
+def counted(number: int, noun: str) -> str:
+    """Write how many there are.
+
+    Example:
+        >>> counted(1, "scan"), counted(2000, "scan")
+        ('1 scan', '2,000 scans')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def by(sizes: Iterable[object]) -> str:
     """Write a shape or a spacing.
 
@@ -78,19 +160,22 @@ def by(sizes: Iterable[object]) -> str:
     return " x ".join(f"{size:.4g}" if isinstance(size, float) else str(size) for size in sizes)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, lines: bool) -> Text:
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    # Rich takes [words] for markup.
-    return text.replace("[", "\\[")
+    return Text(printable(text, lines))
 
 
 def _jsonable(value: Any) -> Any:
-    """Give JSON what it has no word for."""
+    """Return a value in JSON's types."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, tuple | set | frozenset):
-        return list(value)
-    if isinstance(value, Path):
-        return str(value)
+        return {key if isinstance(key, str) else str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_jsonable(item) for item in value]
     tolist = getattr(value, "tolist", None)  # NumPy's scalars and arrays
-    return tolist() if callable(tolist) else repr(value)
+    if callable(tolist):
+        return _jsonable(tolist())
+    return str(value) if isinstance(value, PurePath) else repr(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from medsegpy_core.cli.output import print_json, track
+from medsegpy_core.cli.output import counted, echo, print_json, track
 
 if TYPE_CHECKING:
     from medsegpy_core.packing.layout import Compression, LayoutName
@@ -96,5 +96,5 @@ def command(
     before = packed.scans - packed.scans_packed
     done = f" ({before} of them were done before)" if before else ""
     sizes = f"{packed.packed_bytes / 1e6:,.1f} MB instead of {packed.source_bytes / 1e6:,.1f} MB"
-    click.echo(f"{packed.scans} scans{done}, {sizes}: {', '.join(map(str, packed.files))}")
-    click.echo(f"Use it: register_packed({str(packed.manifest)!r}, {name + '_packed'!r})")
+    echo(f"{counted(packed.scans, 'scan')}{done}, {sizes}: {', '.join(map(str, packed.files))}")
+    echo(f"Use it: register_packed({str(packed.manifest)!r}, {name + '_packed'!r})")

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 import click
 
 from medsegpy_core.cli import plugins_test
-from medsegpy_core.cli.output import console, print_json, table
+from medsegpy_core.cli.output import console, echo, print_json, table
 from medsegpy_core.errors import PluginWarning
 from medsegpy_core.plugin_records import Owner, PluginInfo
 from medsegpy_core.plugins import default_manager
+from medsegpy_core.text import printable
 
 __all__ = ["command", "show_plugins"]
 
@@ -42,7 +43,7 @@ def command(ctx: click.Context, as_json: bool, check: bool, trace: bool) -> None
     else:
         show_plugins(infos)
     for (kind, name), owners in contested.items():
-        click.echo(f"Contested: {_contest(kind, name, owners)}", err=True)
+        echo(f"Contested: {_contest(kind, name, owners)}", err=True)
     if check and (contested or any(info.status == "failed" for info in infos)):
         raise click.exceptions.Exit(1)
 
@@ -57,18 +58,18 @@ def show_plugins(infos: Sequence[PluginInfo]) -> None:
         screen.print("No plugin is installed. Datasets and readers come from plugins: pip install medsegpy-h5-slices")
         return
     rows = [(info.name, info.distribution, info.version, info.status, _provides(info.provides)) for info in infos]
-    shown = table(["plugin", "distribution", "version", "status", "provides"], rows)
+    shown = table(["plugin", "distribution", "version", "status", "~provides"], rows)
     for row, info in zip(shown.rows, infos, strict=True):
         row.style = "" if info.status == "active" else _STYLE.get(info.status, "")
     screen.print(shown)
     for info in infos:
         if info.error is not None:
-            screen.print(f"\n{info.name} ({info.distribution} {info.version}) failed:", style="bold red", markup=False)
-            screen.print(f"  {info.error}", markup=False)
+            screen.print(f"\n{info.name} ({info.distribution} {info.version}) failed:", style="bold red")
+            screen.print(f"  {info.error}")
 
 
 def _provides(provides: Mapping[str, Sequence[str]]) -> str:
-    return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in provides.items() if names) or "-"
+    return "\n".join(f"{kind}: {', '.join(map(printable, names))}" for kind, names in provides.items() if names) or "-"
 
 
 def _as_json(info: PluginInfo) -> dict[str, object]:

@@ -47,6 +47,6 @@ def command(name: str, data: Path | None, as_json: bool) -> None:
 def _show(finding: Finding) -> None:
     screen = console()
     screen.print(f"{finding.status:<8}", style=_STYLE[finding.status], end="")
-    screen.print(f"{finding.subject} {finding.check}", markup=False)
+    screen.print(f"{finding.subject} {finding.check}")
     if finding.message:
-        screen.print(f"        {finding.message}", markup=False)
+        screen.print(f"        {finding.message}")

@@ -55,7 +55,6 @@ def command(
     screen.print(
         f"{name}, {tag}, batch size {found.batch_size}, {found.threads} threads, {kernels}: "
         f"{found.rate:,.0f} elements/s\n",
-        markup=False,
     )
     total = sum(found.stages.values())
     rows = [(stage, f"{1000 * seconds:.2f}", f"{seconds / total:.0%}") for stage, seconds in found.stages.items()]
@@ -72,7 +71,7 @@ def command(
 def _print_advice(advice: Sequence[str], suggestions: Sequence[tuple[str, str, str]]) -> None:
     screen = console()
     for line in advice:
-        screen.print(f"Layout: {line}.", markup=False)
+        screen.print(f"Layout: {line}.")
     if suggestions:
         screen.print(table(["what helps, one at a time", ">elements/s", ">gain"], suggestions))
     else:

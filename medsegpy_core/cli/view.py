@@ -12,7 +12,7 @@ import numpy as np
 from medsegpy_core.catalog import MetadataCatalog
 from medsegpy_core.categories import channels_of, normalize_category_ids
 from medsegpy_core.cli.montage import Panel, class_colors, draw, gray_window, shown_classes, spread_slices
-from medsegpy_core.cli.output import by
+from medsegpy_core.cli.output import by, echo
 from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, RecordError, UnknownNameError, closest_match
 from medsegpy_core.loading import load_scan
@@ -42,7 +42,7 @@ def command(name: str, scan_id: str | None, count: int, out: Path | None) -> Non
     out = out or Path(re.sub(r"[^\w.-]+", "_", f"{name}-{scan.key[1]}") + ".png")
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out, format="PNG")
-    click.echo(f"Wrote {out}")
+    echo(f"Wrote {out}")
 
 
 def _find(name: str, scan_id: str | None) -> Scan:

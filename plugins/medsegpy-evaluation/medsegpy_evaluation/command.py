@@ -130,6 +130,6 @@ def _show(document: dict[str, Any], folder: Path, *, as_json: bool) -> None:
 
     screen = console()
     for line in overview(document):
-        screen.print(line, markup=False)
+        screen.print(line)
     screen.print(summary_table(document))
-    screen.print(f"Tables and report: {folder}", markup=False)
+    screen.print(f"Tables and report: {folder}")

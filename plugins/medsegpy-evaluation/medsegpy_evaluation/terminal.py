@@ -19,32 +19,31 @@ def summary_table(document: Mapping[str, Any]) -> Table:
     Args:
         document: What `SemSegEvaluator.evaluate` returns.
     """
-    from rich.table import Table
+    from medsegpy_core.cli.output import table
 
     units = {metric["name"]: metric["unit"] for metric in document["settings"]["metrics"]}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("category")
-    table.add_column("metric")
-    for name in ("n", "missed", "halluc.", "both empty", "mean", "95 % interval", "sd", "median"):
-        table.add_column(name, justify="right")
+    numbers = (">n", ">missed", ">halluc.", ">both empty", ">mean", ">95 % interval", ">sd", ">median")
+    rows = []
     last = None
     for row in document["summary"]:
         name, unit = row["metric"], units[row["metric"]]
         first = row["category"] != last
         counts = [str(row[key]) for key in ("missed", "hallucinated", "both_empty")] if first else [""] * 3
         low, high = row["ci_low"], row["ci_high"]
-        table.add_row(
-            row["category"].replace("[", "\\[") if first else "",
-            f"{name} ({unit})" if unit else name,
-            str(row["n"]),
-            *counts,
-            _number(row["mean"]),
-            "" if low is None else f"{_number(low)} .. {_number(high)}",
-            _number(row["sd"]),
-            _number(row["median"]),
+        rows.append(
+            [
+                row["category"] if first else "",
+                f"{name} ({unit})" if unit else name,
+                str(row["n"]),
+                *counts,
+                _number(row["mean"]),
+                "" if low is None else f"{_number(low)} .. {_number(high)}",
+                _number(row["sd"]),
+                _number(row["median"]),
+            ]
         )
         last = row["category"]
-    return table
+    return table(["category", "metric", *numbers], rows)
 
 
 def overview(document: Mapping[str, Any]) -> list[str]:
