@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 
 from medsegpy_core import catalog, readers, transform_registry
 from medsegpy_core.discovery import find_entry_points
+from medsegpy_core.hdf5 import isolation
 from medsegpy_core.hdf5.kernels import kernels
 from medsegpy_core.plugins import PluginManager, use_manager
 
@@ -32,6 +34,19 @@ def backend(request, monkeypatch):
             # With a compiler the kernels must be there: a skip would hide that they are not.
             (pytest.fail if shutil.which("cc") else pytest.skip)("medsegpy-native has no compiled kernels here")
     return request.param
+
+
+@pytest.fixture
+def asked_helper(monkeypatch):
+    """An event that is set whenever this process has sent a request to its helper (`isolate=True`)."""
+    event = threading.Event()
+
+    def sending(*arguments, real=isolation.send, **named):
+        real(*arguments, **named)
+        event.set()
+
+    monkeypatch.setattr(isolation, "send", sending)
+    return event
 
 
 class FakeSite:

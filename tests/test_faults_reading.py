@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import random
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -96,32 +98,38 @@ def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, c
         file.create_dataset("data", data=np.ones((64, 128, 128), np.float32), **options)
     whole = path.read_bytes()
     array = open_array(path, "data")
-    stop = threading.Event()
+    outcomes = []
+    done = threading.Event()
+
+    def wait_for_reads(count):
+        """Wait until so many more reads have ended: the last of two began after this was called."""
+        wanted = len(outcomes) + count
+        while len(outcomes) < wanted and not done.is_set():
+            time.sleep(0.0005)
 
     def cut():
-        while not stop.is_set():
+        chance = random.Random(0)
+        for turn in range(60):
             os.truncate(path, len(whole) * 2 // 3)
-            time.sleep(0.002)
+            # Every fourth time one read finds the file cut; else it is cut for a moment only, in the middle of a read.
+            wait_for_reads(2) if turn % 4 == 0 else time.sleep(chance.uniform(0, 0.004))
             path.with_suffix(".new").write_bytes(whole)
             path.with_suffix(".new").replace(path)
-            time.sleep(0.02)  # long enough for a slow machine to read it once
+            wait_for_reads(2)  # of which one finds the file whole
 
-    thread = threading.Thread(target=cut)
-    thread.start()
-    refused = good = 0
-    deadline = time.monotonic() + 1.5
-    try:
-        while time.monotonic() < deadline:
-            try:
-                assert (array[...] == 1).all()
-                good += 1
-            except ReadError:
-                refused += 1
-    finally:
-        stop.set()
-        thread.join()
-    assert good
-    assert refused
+    with ThreadPoolExecutor(1) as pool:
+        cutting = pool.submit(cut)
+        try:
+            while not cutting.done():
+                try:
+                    assert (array[...] == 1).all()
+                    outcomes.append("good")
+                except ReadError:
+                    outcomes.append("refused")
+        finally:
+            done.set()
+        cutting.result()
+    assert set(outcomes) == {"good", "refused"}
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def killed(code, after, *arguments):
         assert process.stdout.readline() == "begins\n"
         time.sleep(after)
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait()
     return process.returncode
 
 
@@ -147,14 +147,14 @@ def killed(code, after, *arguments):
 def test_a_writer_that_is_killed(tmp_path, what, compression):
     """All that has its name is whole; the next writer is not in its way."""
     code = f"""
-        import sys
+        import itertools, sys
         import numpy as np
         from medsegpy_core import write_slices, write_volume
         folder, compression = sys.argv[1], None if sys.argv[2] == "None" else sys.argv[2]
         image = np.arange(64 * 64 * 8, dtype=np.float32).reshape(64, 64, 8)
         mask = (image[..., None] % 3 == 0).astype(np.uint8)
         print("begins", flush=True)
-        for i in list(range(1, 6)) * 100:
+        for i in itertools.cycle(range(1, 6)):
             {WRITERS[what]}
     """
     image = np.arange(64 * 64 * 8, dtype=np.float32).reshape(64, 64, 8)
@@ -218,21 +218,29 @@ def test_a_config_is_saved_whole_or_not_at_all(tmp_path):
 
 def test_two_writers_of_one_file(tmp_path):
     code = """
-        import sys, time
+        import sys
         import numpy as np
         from medsegpy_core import write_volume
         image = np.full((64, 64, 40), float(sys.argv[2]), np.float32)
-        print("begins", flush=True)
-        time.sleep(max(0, float(sys.argv[3]) - time.time()))
+        print("ready", flush=True)
+        sys.stdin.readline()
         try:
             write_volume(sys.argv[1], image)
         except FileExistsError:
             sys.exit(17)
     """
-    path, start = tmp_path / "a.h5", time.time() + 2
+    path = tmp_path / "a.h5"
     command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
-    writers = [subprocess.Popen([*command, str(i), str(start)], stdout=subprocess.DEVNULL) for i in range(3)]
-    states = [writer.wait(60) for writer in writers]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, str(i)], **pipes) for i in range(3)]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("begin\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
+    states = [writer.returncode for writer in writers]
     assert sorted(states) == [0, 17, 17]
     with h5py.File(path) as file:
         assert (file["volume"][...] == states.index(0)).all()

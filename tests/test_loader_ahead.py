@@ -1,14 +1,12 @@
 """Files are asked for ahead while batches wait for the disk: each of them once, and those of the batches to come."""
 
-import time
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 from scans import make_scan, save_slices
 
 from medsegpy_core import Config, build_loader, open_scan
-from medsegpy_core.loading import passes
+from medsegpy_core.loading import passes, readahead
 from medsegpy_core.loading.readahead import Waiting
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -20,6 +18,33 @@ def asked(monkeypatch):
     found = []
     monkeypatch.setattr(passes, "read_ahead", found.extend)
     return found
+
+
+class Clock:
+    """Stands in for the module `time`: real clocks also count what other processes take from this one."""
+
+    def __init__(self):
+        self.wall = self.processor = 0.0
+
+    def perf_counter(self):
+        return self.wall
+
+    def thread_time(self):
+        return self.processor
+
+    def work(self, seconds):
+        self.wall += seconds
+        self.processor += seconds
+
+    def wait(self, seconds):
+        self.wall += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(readahead, "time", made)
+    return made
 
 
 def loader_of(dicts, **options):
@@ -60,11 +85,9 @@ def test_a_pass_that_is_resumed_asks_from_there(dicts, asked):
     assert set(asked) == set.union(*(files(loader, i) for i in range(7, 10)))
 
 
-def test_what_takes_the_processor_asks_no_more(dicts, asked):
+def test_what_takes_the_processor_asks_no_more(dicts, asked, clock):
     def busy(image, mask):
-        end = time.thread_time() + 0.01
-        while time.thread_time() < end:
-            pass
+        clock.work(0.01)
         return image, mask
 
     batches = iter(loader_of(dicts, transform=busy))
@@ -75,15 +98,34 @@ def test_what_takes_the_processor_asks_no_more(dicts, asked):
     assert len(asked) == before
 
 
-def test_waiting_is_seen():
+@pytest.mark.parametrize(
+    ("worked", "waited", "expected"), [(1, 0, False), (0, 1, True), (3, 0.9, False), (3, 1.1, True)]
+)
+def test_waiting_is_seen(clock, worked, waited, expected):
     waiting = Waiting()
-    for busy, expected in ((True, False), (False, True)):
+    for _ in range(2):
         with waiting.measure():
-            began = time.thread_time()
-            while busy and time.thread_time() < began + 0.02:
-                np.arange(100).sum()
-            time.sleep(0 if busy else 0.02)
+            clock.work(worked)
+            clock.wait(waited)
         assert waiting.expected == expected
+
+
+def test_a_disk_that_becomes_slow_is_noticed(dicts, asked, clock):
+    seconds = [clock.work]
+
+    def transform(image, mask):
+        seconds[0](0.01)
+        return image, mask
+
+    batches = iter(loader_of(dicts, transform=transform))
+    next(batches)
+    before = len(asked)
+    next(batches)
+    assert len(asked) == before
+    seconds[0] = clock.wait
+    next(batches)
+    next(batches)
+    assert len(asked) > before
 
 
 class Attached:

@@ -330,7 +330,6 @@ def _slowly(image, mask):
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-@pytest.mark.timeout(30)
 def test_a_child_goes_on_with_the_pass_of_its_parent(both, reuse):
     cfg = Config(SEED=1, NUM_WORKERS=3)
     loader = build_loader(cfg, both[0], batch_size=1, transform=_slowly, reuse_buffers=reuse)

@@ -115,7 +115,6 @@ def registered(dicts, name="my_set"):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("which", ["file_name", "sem_seg_file"])
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-@pytest.mark.timeout(30)
 def test_the_error_comes_in_its_turn(tmp_path, damage, which, workers):
     dicts = save_slices(tmp_path, IMAGE, MASK)
     whole = [
@@ -148,7 +147,6 @@ def test_the_error_comes_in_its_turn(tmp_path, damage, which, workers):
 
 @pytest.mark.parametrize("damage", [missing, cut, empty, no_hdf5])
 @pytest.mark.parametrize("tag", ["DefaultDataLoader", "PatchDataLoader", "RandomPatchDataLoader"])
-@pytest.mark.timeout(30)
 def test_volumes(tmp_path, damage, tag):
     dicts = [save_volume(tmp_path, IMAGE, MASK, subject=n) for n in (1, 2)]
     size = () if tag == "DefaultDataLoader" else (4, 3, 2)
@@ -166,7 +164,6 @@ def test_volumes(tmp_path, damage, tag):
         list(loader.inference(lambda x: x.repeat(2, -1)))
 
 
-@pytest.mark.timeout(30)
 def test_preloading_and_whole_scans(tmp_path):
     dicts = save_slices(tmp_path, IMAGE, MASK)
     Path(dicts[3]["file_name"]).unlink()
@@ -189,7 +186,6 @@ def test_whole_scans_that_do_not_fit_together(tmp_path):
     assert "3 x 3" in str(caught.value)
 
 
-@pytest.mark.timeout(30)
 def test_an_error_in_a_transform_comes_through(tmp_path):
     def transform(image, mask):
         raise KeyError("what is this")
@@ -202,18 +198,18 @@ def test_an_error_in_a_transform_comes_through(tmp_path):
 
 
 INTERRUPTED = """
-    import sys, time
+    import os, sys, time
     import numpy as np
     from medsegpy_core import Config, build_loader
 
     def slow(image, mask):
+        os.write(1, b"working\\n")
         time.sleep(0.2)
         return image, mask
 
     path = sys.argv[1]
     dicts = [{"file_name": path, "sem_seg_file": path, "scan_id": "s"}]
     loader = build_loader(Config(NUM_WORKERS=2, SEED=0), dicts, batch_size=1, transform=slow)
-    print("ready", flush=True)
     try:
         while True:
             for images, masks in loader:
@@ -228,11 +224,11 @@ def test_ctrl_c(tmp_path):
     volume = save_volume(tmp_path, IMAGE, MASK)
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(INTERRUPTED), volume["file_name"]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3)
+        for _ in range(3):
+            assert process.stdout.readline() == "working\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    assert out == "interrupted\n"
+        out, err = process.communicate()
+    assert set(out.splitlines()) - {"working"} == {"interrupted"}
     assert process.returncode == 7
     assert err == ""
 

@@ -464,7 +464,7 @@ def test_fork_while_another_thread_loads(site, plugins):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             os._exit(0 if DatasetCatalog.list() == ["d"] else 1)
-    for _ in range(200):
+    for _ in range(2400):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break

@@ -195,7 +195,7 @@ def test_each_thread_has_its_own_copy_unless_safe():
     x = image(2, 2, 1)
 
     def work(pipeline):
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=120)
         return [int(pipeline(x, np.zeros((2, 2, 1), np.float32), None)[1].max()) for _ in range(4)]
 
     own, shared = Counter(), SafeCounter()

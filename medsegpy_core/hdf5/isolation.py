@@ -37,6 +37,8 @@ _PROGRAM: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; from medsegpy_core.hdf5.helper import serve; serve(int(sys.argv[1]))"
 )
 _START_SECONDS: Final = 60.0
+# A process that crashes closes its connection before it has ended, and may write a core file in between.
+_CRASH_SECONDS: Final = 10.0
 _BYTES_PER_SECOND: Final = 10e6  # what a slow network drive gives
 _MAX_ANSWER: Final = 64 << 20
 _MAX_FATAL: Final = 4096
@@ -110,11 +112,11 @@ class _Helper:
         except TimeoutError:
             self.stop()
             raise _EndedError(f"the HDF5 library did not come to an end within {seconds:.3g} s", True) from None
-        except BaseException as error:
-            # Whatever it was, Control-C included: an answer that is still to come would be taken for the next one.
+        except Exception as error:
             self.end()
-            if isinstance(error, Exception):
-                raise self._ended() from error
+            raise self._ended() from error
+        except BaseException:  # Control-C: an answer that is still to come would be taken for the next one
+            self.stop()
             raise
         return kind, value
 
@@ -140,10 +142,10 @@ class _Helper:
         return _EndedError(f"the helper process ended (exit status {status}) while it read the file", True)
 
     def end(self) -> None:
-        """End the process. One that crashes is given a moment, so that its own signal is what is told."""
+        """End the process. A crash is given time to come to its end, so that its own signal is reported."""
         self._connection.close()
         try:
-            self._process.wait(0.5 if self._process.poll() is None else 0)
+            self._process.wait(_CRASH_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
