@@ -1,9 +1,9 @@
 """The HDF5 engine: files are read as untrusted input, by byte ranges where possible, and written atomically."""
 
-from medsegpy_core.hdf5.access import Access, accessing
+from medsegpy_core.hdf5.access import Access, accessing, current_access
 from medsegpy_core.hdf5.array import H5Array, open_array
 from medsegpy_core.hdf5.bitfield import pack_bitfield, unpack_bitfield
-from medsegpy_core.hdf5.looking import holds_dataset, is_hdf5, root_and_groups
+from medsegpy_core.hdf5.looking import holds_dataset, is_hdf5, names_in, root_and_groups
 from medsegpy_core.hdf5.scan import H5Scan, open_h5_scan
 from medsegpy_core.hdf5.write import atomic_h5, write_slices, write_volume
 
@@ -13,8 +13,10 @@ __all__ = [
     "H5Scan",
     "accessing",
     "atomic_h5",
+    "current_access",
     "holds_dataset",
     "is_hdf5",
+    "names_in",
     "open_array",
     "open_h5_scan",
     "pack_bitfield",

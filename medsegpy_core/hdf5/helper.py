@@ -14,7 +14,7 @@ import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.layout import locate
-from medsegpy_core.hdf5.looking import root_and_groups
+from medsegpy_core.hdf5.looking import names_in, root_and_groups
 from medsegpy_core.hdf5.messages import receive, receive_header, send
 from medsegpy_core.hdf5.policy import Stamp
 from medsegpy_core.hdf5.reading import StaleError, read_located
@@ -75,6 +75,8 @@ def _answer(operation: str, path: str, arguments: tuple[Any, ...]) -> tuple[tupl
             return ("done", locate(path, arguments[0])), b""
         if operation == "groups":
             return ("done", root_and_groups(path, *arguments)), b""
+        if operation == "names":
+            return ("done", names_in(path, *arguments)), b""
         return _read(path, *arguments)
     except ReadError as error:
         return ("error", (error.reason, error.key)), b""

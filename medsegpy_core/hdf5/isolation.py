@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
     from medsegpy_core.typing import Array, Selection
 
-__all__ = ["groups_by_helper", "locate_by_helper", "read_by_helper"]
+__all__ = ["groups_by_helper", "locate_by_helper", "names_by_helper", "read_by_helper"]
 
 _PROGRAM: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; from medsegpy_core.hdf5.helper import serve; serve(int(sys.argv[1]))"
@@ -247,6 +247,12 @@ def groups_by_helper(path: str, into_groups: bool) -> tuple[list[str], dict[str,
     """Do what `looking.root_and_groups` does."""
     root, groups = _ask("groups", path, (into_groups,))[1]
     return root, groups
+
+
+def names_by_helper(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
+    """Do what `looking.names_in` does."""
+    names: tuple[str, ...] | None = _ask("names", path, (tuple(keys), attribute))[1]
+    return names
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

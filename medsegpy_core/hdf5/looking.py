@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import current_access
-from medsegpy_core.hdf5.policy import list_links, open_file, regular_file
+from medsegpy_core.hdf5.policy import list_links, open_dataset, open_file, regular_file
 
-__all__ = ["holds_dataset", "is_hdf5", "root_and_groups"]
+__all__ = ["holds_dataset", "is_hdf5", "names_in", "root_and_groups"]
 
+_MOST_NAMES: Final = 4096
+_LONGEST_NAME: Final = 4096
 _SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 
 
@@ -72,3 +74,40 @@ def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dic
                 inner = list_links(h5py.h5g.open(file, name.encode()))
                 groups[name] = [key for key, what in inner if what == h5py.h5o.TYPE_DATASET]
     return root, groups
+
+
+def names_in(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
+    """Return the names that an attribute of a dataset lists, such as those of its channels; None: it has none.
+
+    Args:
+        path: The file.
+        keys: The dataset; several: the first that is there.
+        attribute: The name of the attribute.
+
+    Raises:
+        ReadError: The file cannot be read, or the attribute is not a list of names.
+    """
+    if current_access().isolate:
+        from medsegpy_core.hdf5.isolation import names_by_helper
+
+        return names_by_helper(path, keys, attribute)
+    import h5py
+    import numpy as np
+
+    with open_file(path) as file:
+        dataset, key = open_dataset(file, path, keys)
+        if not h5py.h5a.exists(dataset, attribute.encode()):
+            return None
+        found = h5py.h5a.open(dataset, attribute.encode())
+        shape, kind = found.shape, found.get_type()
+        if (
+            kind.get_class() != h5py.h5t.STRING
+            or found.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE
+            or len(shape) != 1
+            or shape[0] > _MOST_NAMES
+            or (not kind.is_variable_str() and kind.get_size() > _LONGEST_NAME)
+        ):
+            raise ReadError(f"the attribute {attribute!r} is not a list of names", path, key)
+        values = np.empty(shape, found.dtype)
+        found.read(values)
+    return tuple(v.decode(errors="surrogateescape") if isinstance(v, bytes) else str(v) for v in values.tolist())

@@ -1,6 +1,7 @@
 """Loaders: plan -> order -> fetch -> collate -> batch, and scans put together from predictions."""
 
 from medsegpy_core.loading.build import build_loader, filter_dicts, load_scan
+from medsegpy_core.loading.dataset_scans import DatasetScan, list_scans
 from medsegpy_core.loading.loader import DataLoader
 from medsegpy_core.loading.loaders import (
     DefaultDataLoader,
@@ -13,6 +14,7 @@ from medsegpy_core.loading.plan import Element, compute_patches
 
 __all__ = [
     "DataLoader",
+    "DatasetScan",
     "DefaultDataLoader",
     "Element",
     "N5dDataLoader",
@@ -22,5 +24,6 @@ __all__ = [
     "build_loader",
     "compute_patches",
     "filter_dicts",
+    "list_scans",
     "load_scan",
 ]

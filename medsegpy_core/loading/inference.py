@@ -48,14 +48,10 @@ class ScanToInfer:
         """Return what is known of the scan, for the evaluator."""
         records = self.original.records
         said_by_file = {f"scan_{key}": value for key, value in self.source.geometry.metadata.items()}
-        said_by_dict = {key: value for record in reversed(records) for key, value in record.scan.items()}
         inputs = {
             **said_by_file,
-            **said_by_dict,
-            "scan_id": records[0].scan_id,
+            **self.original.inputs,
             "dataset": records[0].dataset,
-            "subject_id": records[0].subject_id,
-            "time_point": records[0].time_point,
             "labelled": self.original.labelled,
             "x": x,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final
+from typing import Any, Final
 
 from attrs import field, frozen
 
@@ -50,6 +50,18 @@ class Scan:
     def labelled(self) -> bool:
         """Whether all of the scan has a mask."""
         return all(record.labelled for record in self.records)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What evaluators get to know of the scan: its id, subject and time point, and all ``scan_*`` keys."""
+        first = self.records[0]
+        return {
+            # Where the slices of a scan differ, the first one decides.
+            **{key: value for record in reversed(self.records) for key, value in record.scan.items()},
+            "scan_id": first.scan_id,
+            "subject_id": first.subject_id,
+            "time_point": first.time_point,
+        }
 
 
 def group_scans(records: Sequence[Record]) -> list[Scan]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import quote, unquote
 
 import numpy as np
-from attrs import evolve
+from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
-from medsegpy_core import ReadError, Record
+from medsegpy_core import MedSegPyError, ReadError, Record
 from medsegpy_core.categories import channels_of
 from medsegpy_core.errors import closest_match
-from medsegpy_core.hdf5 import open_array
+from medsegpy_core.hdf5 import names_in, open_array
 from medsegpy_core.readers import all_readers, find_reader
 from medsegpy_core.typing import CategoryId, LazyArray
 from medsegpy_evaluation.scoring import Binarization, ScoreSettings, largest_channel, wrong_values
@@ -24,9 +24,12 @@ from medsegpy_evaluation.scoring import Binarization, ScoreSettings, largest_cha
 __all__ = [
     "BACKGROUND",
     "CHANNELS_ATTRIBUTE",
+    "LabelValues",
+    "Prediction",
     "decided",
     "default_channels",
     "file_stem",
+    "is_label_map",
     "labelled",
     "list_predictions",
     "open_prediction",
@@ -42,7 +45,64 @@ BACKGROUND: Final = "background"
 CHANNELS_ATTRIBUTE: Final = "categories"
 _KEYS: Final = ("probs", "labels")
 _HDF5: Final = (".h5", ".hdf5")
-_MOST_NAMES: Final = 4096
+# How far a label may be from a whole number: scale factors of files round.
+_WHOLE: Final = 1e-3
+# Voxels that are looked up at once.
+_SLAB: Final = 1 << 20
+# Labels up to this one are looked up in a table.
+_TABLE: Final = 1 << 16
+
+
+@frozen
+class Prediction:
+    """A prediction that is open.
+
+    Attributes:
+        array: H x W [x D], or H x W [x D] x C.
+        form: What an HDF5 file calls it: ``"probs"`` (or binary masks), ``"labels"``; None: another format, which does
+            not say what its numbers mean.
+        names: Of its channels; None: the file does not say.
+        metadata: What the file says of ``spacing`` and ``affine``.
+    """
+
+    array: LazyArray
+    form: Literal["probs", "labels"] | None
+    names: tuple[str, ...] | None
+    metadata: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class LabelValues:
+    """Which values of a label map mean the categories.
+
+    Attributes:
+        wanted: The values of each category.
+        known: All values that may occur, beside 0.
+    """
+
+    wanted: tuple[tuple[int, ...], ...]
+    known: Sequence[int]
+
+    @classmethod
+    def named(cls, names: Sequence[str], categories: Sequence[str]) -> LabelValues:
+        """The value v is the v-th of the names, the background not counted."""
+        names = [name for name in names if name != BACKGROUND]
+        return cls(tuple((names.index(name) + 1,) for name in categories), range(1, len(names) + 1))
+
+    @classmethod
+    def of_dataset(
+        cls, category_ids: Sequence[CategoryId], channels: int, label_values: Sequence[int] | None
+    ) -> LabelValues:
+        """What the dataset's own label maps hold, so that collated categories are found in their parts.
+
+        Args:
+            category_ids: Of the categories.
+            channels: How many channels the masks of the dataset have.
+            label_values: The value of each channel; None: v is channel v - 1.
+        """
+        values = range(1, channels + 1) if label_values is None else [int(value) for value in label_values]
+        members = [channels_of(category_id) for category_id in category_ids]
+        return cls(tuple(tuple(values[c] for c in some if c < len(values)) for some in members), values)
 
 
 def file_stem(scan: str) -> str:
@@ -50,9 +110,11 @@ def file_stem(scan: str) -> str:
 
     Example:
         >>> file_stem("0000001_V00"), file_stem("../knee left")
-        ('0000001_V00', '..%2Fknee left')
+        ('0000001_V00', '%2E.%2Fknee left')
     """
-    return quote(scan, safe=" ")
+    # Names that begin with a dot are hidden: what other programs put beside files, and files that are being written.
+    stem = quote(scan, safe=" ", errors="surrogatepass")
+    return f"%2E{stem[1:]}" if stem.startswith(".") else stem
 
 
 def list_predictions(folder: Path) -> dict[str, Path]:
@@ -70,7 +132,7 @@ def list_predictions(folder: Path) -> dict[str, Path]:
         suffix = next((suffix for suffix in ordered if name.lower().endswith(suffix)), None)
         if suffix is None or name.startswith("."):
             continue
-        scan = unquote(name[: -len(suffix)])
+        scan = unquote(name[: -len(suffix)], errors="surrogatepass")
         if scan in found:
             raise ReadError(f"{found[scan].name} and {name} are both predictions of scan {scan!r}; leave one", folder)
         found[scan] = folder / name
@@ -78,69 +140,122 @@ def list_predictions(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def open_prediction(path: Path) -> Iterator[tuple[LazyArray, tuple[str, ...] | None]]:
+def open_prediction(path: Path) -> Iterator[Prediction]:
     """Open a prediction.
 
     HDF5 files hold ``probs`` or ``labels``; what any other reader gives as the image is taken for the prediction.
-
-    Yields:
-        The array, H x W [x D] (a label map) or H x W [x D] x C, and the names of its channels where the file says them.
 
     Raises:
         ReadError: The file cannot be read.
     """
     if path.suffix.lower() in _HDF5:
-        yield open_array(path, _KEYS), _channels_in(path)
+        array = open_array(path, _KEYS)
+        names = names_in(str(path), (array.key,), CHANNELS_ATTRIBUTE)
+        yield Prediction(array, "probs" if array.key == "probs" else "labels", names, array.said.metadata())
         return
     record = Record.from_dict({"file_name": str(path), "scan_id": path.name})
-    with find_reader(record).open(record) as scan:
-        yield scan.image, None
-
-
-def _channels_in(path: Path) -> tuple[str, ...] | None:
-    import h5py
-
-    from medsegpy_core.hdf5.policy import open_dataset, open_file
-
-    with open_file(str(path)) as file:
-        dataset, _ = open_dataset(file, str(path), _KEYS)
-        name = CHANNELS_ATTRIBUTE.encode()
-        if not h5py.h5a.exists(dataset, name):
-            return None
-        attribute = h5py.h5a.open(dataset, name)
-        shape = attribute.shape
-        if attribute.get_type().get_class() != h5py.h5t.STRING or len(shape) != 1 or shape[0] > _MOST_NAMES:
-            raise ReadError(f"the attribute {CHANNELS_ATTRIBUTE!r} is not a list of names", path)
-        values = np.empty(shape, attribute.dtype)
-        attribute.read(values)
-    return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
+    with ExitStack() as stack:
+        reader = find_reader(record)
+        try:
+            scan = stack.enter_context(reader.open(record))
+        except MedSegPyError:
+            raise
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+            raise ReadError(f"reader {reader.name!r} cannot open it ({found})", path) from error
+        yield Prediction(scan.image, None, None, scan.metadata)
 
 
 def problems_of_layout(
-    shape: Sequence[int], expected: Sequence[int], names: Sequence[str] | None, settings: ScoreSettings
+    prediction: Prediction,
+    shape: Sequence[int],
+    expected: Sequence[int],
+    names: Sequence[str] | None,
+    settings: ScoreSettings,
 ) -> list[str]:
     """Say why a prediction does not fit a scan, by its shape and the names of its channels.
 
     Args:
-        shape: Of the prediction.
+        prediction: The prediction.
+        shape: Of the prediction on the grid of the scan.
         expected: The spatial shape of the scan.
-        names: Those of the prediction's channels; None: nobody says.
+        names: Those of the prediction's channels; None: neither the file nor the caller says.
         settings: What is to be scored.
     """
     channels = default_channels(settings) if names is None else names
-    is_map = len(shape) == len(expected)
+    flat = len(shape) == len(expected)
     problems = []
     if tuple(shape[: len(expected)]) != tuple(expected) or len(shape) - len(expected) not in (0, 1):
         problems.append(f"the prediction has the shape {tuple(shape)}, the scan {tuple(expected)}")
-    elif not is_map and shape[-1] != len(channels):
+    elif not flat and shape[-1] != len(channels):
         problems.append(f"the prediction has {shape[-1]} channels for {len(channels)} names: {_listed(channels)}")
+    elif flat and prediction.form == "probs" and len(channels) != 1:
+        problems.append(_no_channel_axis(channels))
     missing = [name for name in settings.categories if name not in channels]
     if missing:
         hint = closest_match(missing[0], channels).rstrip("?.")
         problems.append(f"the prediction has no channel for {_listed(missing)}; it has {_listed(channels)}.{hint}")
-    if settings.binarization.activation == "softmax" and not is_map and BACKGROUND not in channels:
+    if settings.binarization.activation == "softmax" and not flat and BACKGROUND not in channels:
         problems.append(f"the largest channel is asked for, but none of {_listed(channels)} is the {BACKGROUND!r}")
     return problems
+
+
+def is_label_map(
+    array: Array,
+    form: Literal["probs", "labels"] | None,
+    names: Sequence[str] | None,
+    values: LabelValues,
+    settings: ScoreSettings,
+) -> tuple[bool, list[str]]:
+    """Say whether an array without a channel axis is a label map; else it has the probabilities of the one category.
+
+    What is called ``labels``, and integers, are labels. What is called ``probs``, and numbers that are not whole, are
+    probabilities. Floats that are all 0 and 1 may be either, which matters only where 1 is not the label of the one
+    category.
+
+    Args:
+        array: H x W [x D].
+        form: What the file calls it.
+        names: Those of its channels; None: nobody says.
+        values: Which labels mean what.
+        settings: What is to be scored.
+
+    Returns:
+        The answer, and why there is none.
+    """
+    channels = default_channels(settings) if names is None else names
+    single = len(channels) == 1 and len(settings.categories) == 1
+    if form is not None:
+        return form == "labels", []
+    if array.dtype.kind in "iu":
+        return True, []
+    if array.dtype.kind == "b":
+        return not single, []
+    if not _whole(array):
+        return False, [] if single else [_no_channel_axis(channels)]
+    if single and names is None and 1 not in values.wanted[0] and 0.5 < array.max(initial=0) < 1.5:
+        name = settings.categories[0]
+        problem = (
+            "the prediction holds floats that are 0 and 1, and no channel axis: a label map in which 1 is another "
+            f"category than {name!r}, or the mask of {name!r}. Save label maps as integers, or say that the mask is "
+            f"all there is: channels=[{name!r}] (--channels)"
+        )
+        return True, [problem]
+    return True, []
+
+
+def _whole(array: Array) -> bool:
+    """Say whether all numbers are whole, as labels are; NaN is not."""
+    flat = array.reshape(-1)
+    parts = (flat[start : start + _SLAB] for start in range(0, flat.size, _SLAB))
+    return all(bool((np.abs(part - np.rint(part)) <= _WHOLE).all()) for part in parts)
+
+
+def _no_channel_axis(channels: Sequence[str]) -> str:
+    return (
+        f"the prediction holds probabilities without a channel axis, but there are {len(channels)} channels: "
+        f"{_listed(channels)}. Save it with the channels on the last axis"
+    )
 
 
 def decided(array: Array, names: Sequence[str] | None, settings: ScoreSettings) -> tuple[Array, list[str]]:
@@ -168,38 +283,64 @@ def decided(array: Array, names: Sequence[str] | None, settings: ScoreSettings) 
     return masks, []
 
 
-def labelled(
-    array: Array, names: Sequence[str] | None, category_ids: Sequence[CategoryId], values: int, settings: ScoreSettings
-) -> tuple[Array, list[str]]:
+def labelled(array: Array, values: LabelValues, categories: Sequence[str]) -> tuple[Array, list[str]]:
     """Turn a label map into masks of the categories; 0 is none of them.
 
     Args:
         array: H x W [x D].
-        names: The value v is the v-th of these, the background not counted; None: v is channel v - 1 of the dataset's
-            masks, as in its own label maps, so that collated categories are found in their parts.
-        category_ids: Of the categories.
-        values: How many channels the dataset's masks have.
-        settings: What is to be scored.
+        values: Which labels mean what.
+        categories: Their names.
 
     Returns:
         uint8, H x W [x D] x categories, and what is wrong with the values.
     """
-    if names is not None:
-        names = [name for name in names if name != BACKGROUND]
-        wanted = [[names.index(name) + 1] for name in settings.categories]
-        values = len(names)
-    else:
-        wanted = [[channel + 1 for channel in channels_of(category_id)] for category_id in category_ids]
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-    # `not >=` and `not <=` hold for NaN, too.
-    if not low >= 0 or not high <= values or (array.dtype.kind == "f" and bool((array != np.rint(array)).any())):
-        expected = f"whole numbers from 0 (none) to {values} are expected"
-        return array, [f"the label map has values from {low:g} to {high:g}; {expected}"]
-    masks = np.zeros((*array.shape, len(settings.categories)), np.uint8)
-    for category, numbers in enumerate(wanted):
-        for number in numbers:
-            masks[..., category] |= array == number
+    # `not >=` and `not <` hold for NaN, too.
+    if not low >= -_WHOLE or not high < 1 << 53:
+        return array, [_wrong_labels(values, f"values from {low:g} to {high:g}")]
+    # No array of all values up to the largest label, nor a channel for each: cost is that of voxels and categories.
+    numbers = np.array(sorted({0, *values.known, *(v for some in values.wanted for v in some)}), np.int64)
+    table = np.zeros((len(numbers) + 1, len(categories)), np.uint8)
+    for category, some in enumerate(values.wanted):
+        table[np.searchsorted(numbers, some), category] = 1
+    masks = np.empty((*array.shape, len(categories)), np.uint8)
+    flat, out = array.reshape(-1), masks.reshape(-1, len(categories))
+    places = _places(numbers, int(high + 0.5))
+    for start in range(0, flat.size, _SLAB):
+        part = flat[start : start + _SLAB]
+        labels = np.rint(part) if part.dtype.kind == "f" else part
+        if labels is not part and not bool((np.abs(labels - part) <= _WHOLE).all()):
+            return array, [_wrong_labels(values, f"values from {low:g} to {high:g}, some of them in between")]
+        found = places(labels.astype(np.int64))
+        if bool((unknown := found == len(numbers)).any()):
+            return array, [_wrong_labels(values, f"the value {int(labels[unknown][0])}")]
+        np.take(table, found, axis=0, out=out[start : start + _SLAB])
     return masks, []
+
+
+def _places(numbers: NDArray[np.int64], largest: int) -> Callable[[NDArray[np.int64]], NDArray[np.intp]]:
+    """Return a function from labels, of which none is above `largest`, to their places among `numbers`; the number of
+    those if it is not among them."""
+    if largest < _TABLE:
+        index = np.full(largest + 1, len(numbers), np.intp)
+        few = numbers[numbers <= largest]
+        index[few] = np.arange(len(few))
+        return lambda labels: index[labels]
+
+    def search(labels: NDArray[np.int64]) -> NDArray[np.intp]:
+        found = np.minimum(np.searchsorted(numbers, labels), len(numbers) - 1)
+        found[numbers[found] != labels] = len(numbers)
+        return found
+
+    return search
+
+
+def _wrong_labels(values: LabelValues, found: str) -> str:
+    known = values.known
+    if isinstance(known, range):
+        return f"the label map has {found}; whole numbers from 0 (none) to {len(known)} are expected"
+    listed = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
+    return f"the label map has {found}; 0 (none) and the label_values of the dataset are expected: {listed}"
 
 
 def scoring_settings(settings: ScoreSettings) -> ScoreSettings:

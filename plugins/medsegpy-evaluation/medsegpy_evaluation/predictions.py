@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
-from medsegpy_core import MedSegPyError, MetadataCatalog
+from medsegpy_core import DatasetCatalog, MedSegPyError, MetadataCatalog
+from medsegpy_core.categories import normalize_category_ids, required_channels
+from medsegpy_core.hdf5 import Access, accessing, current_access
+from medsegpy_core.loading import DatasetScan, list_scans
 from medsegpy_core.metadata import MetadataView
 from medsegpy_core.typing import CategoryId
 from medsegpy_evaluation.evaluator import scan_identity
 from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.prediction_files import (
+    LabelValues,
     decided,
+    is_label_map,
     labelled,
     list_predictions,
     open_prediction,
@@ -32,7 +37,6 @@ from medsegpy_evaluation.scoring import ScanScores, ScoreSettings, score_scan, w
 from medsegpy_evaluation.settings import make_settings, selected_categories
 from medsegpy_evaluation.statistics import Bootstrap
 from medsegpy_evaluation.store import ScanStore, fingerprint
-from medsegpy_evaluation.truth import Header, TrueScan, list_scans
 from medsegpy_evaluation.writers import write_tables
 
 if TYPE_CHECKING:
@@ -56,25 +60,27 @@ class Job:
         settings: What is to be scored.
         category_ids: The channels of the truth, category by category.
         metadata: Of the dataset.
+        label_channels: How many channels the label maps of the dataset have.
         channels: The names of the prediction's channels; None: what the file says, or the default.
         colors: For the picture; None: no picture.
+        access: How files are read, which a worker does not know by itself.
     """
 
     scan: str
-    truth: TrueScan
+    truth: DatasetScan
     path: Path
     settings: ScoreSettings
     category_ids: tuple[CategoryId, ...]
     metadata: MetadataView
+    label_channels: int
     channels: tuple[str, ...] | None = None
     colors: tuple[tuple[int, int, int], ...] | None = field(default=None, repr=False)
+    access: Access = field(factory=current_access)
 
     @property
     def mark(self) -> str:
         """What a kept result of this job has to be of: the same settings, truth and prediction."""
-        files = {self.path, *(r.file_name for r in self.truth.records)}
-        files |= {r.sem_seg_file for r in self.truth.records if r.sem_seg_file is not None}
-        states = {str(path): _state(path) for path in sorted(files)}
+        states = {str(path): _state(path) for path in sorted({self.path, *self.truth.files})}
         said = [repr(record) for record in self.truth.records]
         # A new version may measure otherwise.
         code = version("medsegpy-evaluation")
@@ -139,8 +145,8 @@ def evaluate_predictions(
         UnknownNameError: There is no such dataset.
         ReadError: There is no such folder.
     """
-    # First of all: an unknown dataset is told by its name, not by the metadata that it lacks.
-    pairs, failed = _paired(dataset, Path(predictions))
+    if dataset not in DatasetCatalog:
+        DatasetCatalog.get(dataset)  # the error for an unknown name, not one for the metadata that it lacks
     metadata = MetadataCatalog.get(dataset)
     settings = make_settings(cfg, metadata, policy, thresholds)
     colors = None
@@ -148,8 +154,10 @@ def evaluate_predictions(
         given = dict(zip(metadata.get("categories"), metadata.get("category_colors") or (), strict=False))
         colors = tuple(category_colors(settings.categories, given))
     ids = tuple(category_id for _, category_id in selected_categories(cfg, metadata))
+    pairs, failed = _paired(list_scans(dataset, ids), dataset, Path(predictions))
     names = None if channels is None else tuple(channels)
-    jobs = [Job(*pair, settings, ids, metadata.view(), names, colors) for pair in pairs]
+    known_labels = required_channels(normalize_category_ids(metadata.get("category_ids")))
+    jobs = [Job(*pair, settings, ids, metadata.view(), known_labels, names, colors) for pair in pairs]
     store = None if output_folder is None else ScanStore(Path(output_folder) / "scans")
     done: list[ScanScores] = [] if fresh or store is None else _kept(jobs, store)
     known = {scores.scan for scores in done}
@@ -166,9 +174,11 @@ def evaluate_predictions(
     return _finish(dataset, done, failed, settings, output_folder, colors)
 
 
-def _paired(dataset: str, folder: Path) -> tuple[list[tuple[str, TrueScan, Path]], list[FailedScan]]:
+def _paired(
+    listed: Sequence[DatasetScan], dataset: str, folder: Path
+) -> tuple[list[tuple[str, DatasetScan, Path]], list[FailedScan]]:
     """Return the scans with their predictions, and those that lack one or the other."""
-    scans, files = list_scans(dataset), list_predictions(folder)
+    scans, files = {scan.scan_id: scan for scan in listed}, list_predictions(folder)
     failed = []
     for scan in sorted({*scans, *files}):
         if scan not in files:
@@ -209,18 +219,24 @@ def _finish(
 
 def check(job: Job) -> FailedScan | None:
     """Look at everything that can be wrong with a scan and its prediction, the values included."""
-    item = _prepared(job)
+    with accessing(job.access):
+        item = _prepared(job)
     return item if isinstance(item, FailedScan) else None
 
 
 def score(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
     """Score one scan, and keep the result."""
+    with accessing(job.access):
+        return _scored(job, store)
+
+
+def _scored(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
     item = _prepared(job)
     if isinstance(item, FailedScan):
         return item
     identity, pred = item
     try:
-        truth, image = job.truth.read(job.category_ids, with_image=job.colors is not None)
+        truth, image = job.truth.read(with_image=job.colors is not None)
         if truth.shape != pred.shape:
             return FailedScan(job.scan, (f"the truth has the shape {truth.shape}, the prediction {pred.shape}",))
         scores = score_scan(identity, truth, pred, scoring_settings(job.settings), image=image, colors=job.colors)
@@ -235,29 +251,45 @@ def _prepared(job: Job) -> tuple[dict[str, Any], Any] | FailedScan:
     """Return who the scan is and the masks that were predicted, or what is wrong."""
     problems = job.truth.problems()
     try:
-        header = job.truth.header()
-        identity, more = scan_identity(job.truth.inputs, job.metadata, job.settings.needing_spacing, header.metadata)
+        truth = job.truth
+        identity, more = scan_identity(truth.inputs, job.metadata, job.settings.needing_spacing, truth.metadata)
         problems += more
-        if identity["spacing"] is not None and len(identity["spacing"]) != len(header.shape):
-            problems.append(f"the spacing {identity['spacing']} does not fit {len(header.shape)} axes")
-        masks, wrong = _predicted(job, header)
+        if identity["spacing"] is not None and len(identity["spacing"]) != len(truth.shape):
+            problems.append(f"the spacing {identity['spacing']} does not fit {len(truth.shape)} axes")
+        masks, wrong = _predicted(job)
     except (MedSegPyError, OSError) as error:
         return FailedScan(job.scan, (*problems, str(error)))
     problems += wrong
     return FailedScan(job.scan, tuple(problems)) if problems else (identity, masks)
 
 
-def _predicted(job: Job, header: Header) -> tuple[Any, list[str]]:
-    with open_prediction(job.path) as (array, said):
-        names = job.channels or said
-        if problems := problems_of_layout(array.shape, header.shape, names, job.settings):
+def _predicted(job: Job) -> tuple[Any, list[str]]:
+    """Return the masks of the categories that were predicted, on the truth's grid, and what is wrong with them."""
+    expected = job.truth.shape
+    with open_prediction(job.path) as prediction:
+        names = job.channels or prediction.names
+        shape = prediction.array.shape
+        if problems := problems_of_layout(prediction, shape, expected, names, job.settings):
             return None, problems
-        data = array[...]
+        data = prediction.array[...]
+        form = prediction.form
     if data.dtype.kind not in "fbiu":
         return None, [f"the prediction is {data.dtype}: numbers are expected"]
-    if data.ndim == len(header.shape):
-        return labelled(data, names, job.category_ids, job.truth.channels, job.settings)
-    return decided(data, names, job.settings)
+    if data.ndim > len(expected):
+        return decided(data, names, job.settings)
+    values = _label_values(job, names)
+    is_map, problems = is_label_map(data, form, names, values, job.settings)
+    if problems:
+        return None, problems
+    return labelled(data, values, job.settings.categories) if is_map else decided(data[..., None], names, job.settings)
+
+
+def _label_values(job: Job, names: Sequence[str] | None) -> LabelValues:
+    """Return what the values of a label map mean: by the names, else as in the label maps of the dataset."""
+    if names is not None:
+        return LabelValues.named(names, job.settings.categories)
+    declared = job.truth.records[0].extra.get("label_values", job.metadata.get("label_values"))
+    return LabelValues.of_dataset(job.category_ids, job.label_channels, declared)
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -387,7 +387,7 @@ def test_saved_predictions(dataset, tmp_path, form):
     inputs, outputs = scan(1, scan_id="../knee")
     evaluated(dataset, [(inputs, outputs)], tmp_path / "out", save_predictions=form)
     (path,) = (tmp_path / "out" / "predictions").iterdir()
-    assert path.name == "..%2Fknee.h5"
+    assert path.name == "%2E.%2Fknee.h5"
     with h5py.File(path) as file:
         expected = outputs["y_pred"] if form == "probs" else outputs["y_pred"] > 0.5
         np.testing.assert_array_equal(file[form][...], expected)
