@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,15 +12,24 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
-from medsegpy_core.errors import DataWarning, ReadError, RecordError
+from medsegpy_core.errors import DataWarning, DuplicateNameError, ReadError, RecordError, UnknownNameError
+from medsegpy_core.naming import parse_identity
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import all_readers, named_reader
-from medsegpy_core.records import Record, ScanKey, augmentation_in_name
+from medsegpy_core.records import Record, ScanKey, augmentation_in_name, own_dataset
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import DatasetDict, Reader
 
-__all__ = ["datasets_root", "list_dataset", "load_records", "make_records", "scan_directory"]
+__all__ = [
+    "augmentation_numbers",
+    "dataset_names",
+    "datasets_root",
+    "list_dataset",
+    "load_records",
+    "make_records",
+    "scan_directory",
+]
 
 _LAYOUT_KEYS = ("label_map", "image_axes", "sem_seg_axes")
 
@@ -56,36 +66,107 @@ def list_dataset(name: str) -> list[DatasetDict]:
     return list(found)
 
 
+def dataset_names(dicts: Iterable[Any], otherwise: str = "") -> list[str]:
+    """Return the dataset of each dict: what it has as `dataset_name`.
+
+    Args:
+        dicts: Dataset dicts, not necessarily standard ones.
+        otherwise: The dataset of the dicts that have no `dataset_name`.
+
+    Raises:
+        UnknownNameError: A dict names a dataset that is unknown in this process.
+        DuplicateNameError: A dict names a dataset that more than one owner claims.
+    """
+    own = [own_dataset(d) if isinstance(d, Mapping) else "" for d in dicts]
+    for name in dict.fromkeys(own):
+        if name:
+            _check_known(name, own.index(name))
+    return [name or otherwise for name in own]
+
+
+def _check_known(name: str, index: int) -> None:
+    try:
+        DatasetCatalog.registry.get(name)
+    except (UnknownNameError, DuplicateNameError) as error:
+        raise type(error)(
+            f"Dataset dict {index} has dataset_name={name!r}, but that dataset cannot be looked up in this process: "
+            f"{error} Register it here too, or remove 'dataset_name' from the dicts, which then have no metadata."
+        ) from error
+
+
+def augmentation_numbers(dicts: Sequence[DatasetDict]) -> list[int | None]:
+    """Return the augmentation number of each dict as a loader knows it: what the dict says, else the name of its file,
+    else the plugins if the dict has a `dataset_name`, else 0; None for a custom dict that has no file.
+
+    Raises:
+        UnknownNameError: A dict names a dataset that is unknown in this process.
+    """
+    names = dataset_names(dicts)
+    maker = _RecordMaker(names)
+    return [maker.augmentation(d, name) for d, name in zip(dicts, names, strict=True)]
+
+
 def make_records(dicts: Sequence[DatasetDict], datasets: Sequence[str]) -> list[Record]:
     """Check and type dataset dicts: absolute paths, augmentation numbers, file layouts from the metadata.
 
     Args:
         dicts: Standard dataset dicts.
-        datasets: The name of the dataset of each; empty where it has none.
+        datasets: The name of the dataset of each; empty: its `dataset_name`, if it has one.
 
     Raises:
+        UnknownNameError: A dict names a dataset that is unknown in this process.
         RecordError: One of them lacks a key or has a wrong type, or two of them are the same slice.
         ReadError: A file lies outside the dataset's `scan_root`, whose metadata say that it is `contained`.
     """
-    root = datasets_root()
-    layouts = {name: _layout(name) for name in set(datasets)}
-    containers = {name: container for name in layouts if (container := _container(name, root)) is not None}
+    own = dataset_names(dicts) if "" in datasets else datasets
+    names = [given or name for given, name in zip(datasets, own, strict=True)]
+    maker = _RecordMaker(names)
     counts: dict[str, int] = {}
     records = []
-    for d, dataset in zip(dicts, datasets, strict=True):
-        index = counts.get(dataset, 0)
-        counts[dataset] = index + 1
-        record = _absolute(Record.from_dict(d, dataset, index), root)
-        if dataset in containers:
-            containers[dataset].check(record)
-        if layout := {key: value for key, value in layouts[dataset].items() if key not in record.extra}:
+    for d, name in zip(dicts, names, strict=True):
+        index = counts.get(name, 0)
+        counts[name] = index + 1
+        records.append(maker.make(d, name, index))
+    _check_unique(records)
+    return records
+
+
+class _RecordMaker:
+    """Makes the records of some datasets: absolute paths, file layouts, augmentation numbers."""
+
+    def __init__(self, datasets: Iterable[str]):
+        self._root = datasets_root()
+        self._layouts = {name: _layout(name) for name in set(datasets)}
+        found = {name: _container(name, self._root) for name in self._layouts}
+        self._containers = {name: container for name, container in found.items() if container is not None}
+
+    def make(self, d: DatasetDict, dataset: str, index: int) -> Record:
+        """Return the record of a dict.
+
+        Raises:
+            RecordError: It lacks a key or has a wrong type.
+            ReadError: A file lies outside the dataset's `scan_root`, whose metadata say that it is `contained`.
+        """
+        record = _absolute(Record.from_dict(d, dataset, index), self._root)
+        if dataset in self._containers:
+            self._containers[dataset].check(record)
+        if layout := {key: value for key, value in self._layouts[dataset].items() if key not in record.extra}:
             record = record.with_extra(layout)
         if dataset and d.get("augmentation") is None and augmentation_in_name(d) is None:
             tag = default_manager().tag_augmentation(dataset, record)
             record = evolve(record, augmentation=tag) if tag else record
-        records.append(record)
-    _check_unique(records)
-    return records
+        return record
+
+    def augmentation(self, d: DatasetDict, dataset: str) -> int | None:
+        """Return the augmentation number of a dict; plugins are asked about standard dicts only."""
+        number: int | None = d.get("augmentation")
+        if number is not None or "file_name" not in d:
+            return number
+        number = augmentation_in_name(d)
+        if number is None and dataset:
+            with contextlib.suppress(RecordError):
+                number = self.make(d, dataset, 0).augmentation
+        return number or 0
 
 
 def _layout(dataset: str) -> dict[str, Any]:
@@ -173,7 +254,9 @@ def scan_directory(root: str | os.PathLike[str], reader: str | None = None) -> l
         reader: The name of a reader; None: every reader lists the files with its suffixes.
 
     Returns:
-        Dicts sorted by file name, with absolute paths. What is left aside is reported in warnings.
+        Dicts sorted by scan and slice number, volumes by file name, with absolute paths. A scan whose reader does not
+        know the person has `subject_id` and `time_point` from its name, if that is ``sub-01_ses-1`` or the like. What
+        is left aside is reported in warnings.
 
     Raises:
         ReadError: There is no such directory.
@@ -182,8 +265,27 @@ def scan_directory(root: str | os.PathLike[str], reader: str | None = None) -> l
     folder = _directory(root)
     readers = [named_reader(reader)] if reader is not None else _claiming(folder)
     dicts = [d for chosen in readers for d in _scan_with(chosen, folder)]
+    for d in dicts:
+        if d.get("subject_id") is None:
+            _identify(d)
     # One reader's list is sorted; several lists have to be merged.
-    return dicts if len(readers) == 1 else sorted(dicts, key=lambda d: os.path.basename(d["file_name"]))
+    return dicts if len(readers) == 1 else sorted(dicts, key=_place)
+
+
+def _identify(d: DatasetDict) -> None:
+    """Add what the names of a scan say of the person, and what the dict does not."""
+    stem = os.path.basename(os.fspath(d["file_name"])).partition(".")[0]
+    said = parse_identity(str(d.get("scan_id", ""))) or parse_identity(stem)
+    for key, value in said.items():
+        if d.get(key) is None:
+            d[key] = value
+
+
+def _place(d: DatasetDict) -> tuple[str, int]:
+    """Return what dicts of several readers are sorted by."""
+    if "slice_id" in d:
+        return str(d["scan_id"]), d["slice_id"]
+    return os.path.basename(os.fspath(d["file_name"])), 0
 
 
 def _directory(root: str | os.PathLike[str]) -> Path:

@@ -1,16 +1,19 @@
-"""The naming convention of 2D slice files: ``%07d_V%02d-Aug%02d_%03d``."""
+"""What names say: those of 2D slice files, ``%07d_V%02d-Aug%02d_%03d``, and those of scans."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from attrs import field, frozen, validators
 
-__all__ = ["SliceName", "parse_scan_name", "parse_slice_name", "scan_name"]
+__all__ = ["SliceName", "parse_identity", "parse_scan_name", "parse_slice_name", "scan_name"]
 
 # `[0-9]`, not `\d`: the convention means ASCII digits.
 _SLICE_NAME = re.compile(r"([0-9]+)_V([0-9]+)-Aug([0-9]+)_([0-9]+)")
 _SCAN_NAME = re.compile(r"([0-9]+)_V([0-9]+)(?:-Aug([0-9]+))?")
+# The entities of BIDS: a label ends at an underscore, or at the end of the stem.
+_BIDS_NAME = re.compile(r"(sub-[0-9A-Za-z]+)(?:_(ses-[0-9A-Za-z]+))?(?:-Aug([0-9]+))?(?=[_.]|$)")
 
 _natural = validators.and_(validators.instance_of(int), validators.ge(0))
 
@@ -101,3 +104,29 @@ def parse_scan_name(name: str) -> dict[str, int]:
         return {}
     keys = ("subject_id", "time_point", "augmentation")
     return {key: int(text) for key, text in zip(keys, match.groups(), strict=True) if text is not None}
+
+
+def parse_identity(name: str) -> dict[str, Any]:
+    """Read who was scanned, and when, from the name of a scan, by the conventions that leave no doubt.
+
+    These are the names of `parse_scan_name`, whose ids are numbers, and those of BIDS, ``sub-LABEL[_ses-LABEL]``, whose
+    ids are text as written, labels included. An ``-AugNN`` after either is the augmentation. All other names give
+    nothing: a number in them may be a person or a scan.
+
+    Example:
+        >>> parse_identity("0000042_V01")
+        {'subject_id': 42, 'time_point': 1}
+        >>> parse_identity("sub-01_ses-baseline_T1w")
+        {'subject_id': 'sub-01', 'time_point': 'ses-baseline'}
+        >>> parse_identity("patient_17")
+        {}
+    """
+    found: dict[str, Any] = dict(parse_scan_name(name))
+    if not found and (match := _BIDS_NAME.match(name)) is not None:
+        subject, session, augmentation = match.groups()
+        found = {"subject_id": subject}
+        if session is not None:
+            found["time_point"] = session
+        if augmentation is not None:
+            found["augmentation"] = int(augmentation)
+    return found

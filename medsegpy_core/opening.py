@@ -41,7 +41,8 @@ def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[Canonica
 
     Args:
         dataset_dict: A standard dataset dict.
-        dataset: The dataset it is of, whose metadata say how its files are laid out where the dict does not.
+        dataset: The dataset it is of, whose metadata say how its files are laid out where the dict does not; empty: its
+            `dataset_name`, if it has one.
 
     Yields:
         `image` (H x W [x D] [x K]) and `mask` (H x W [x D] x C, or None), lazily, in the file's own type and
@@ -49,6 +50,7 @@ def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[Canonica
 
     Raises:
         RecordError: The dict is not a standard dataset dict.
+        UnknownNameError: Its `dataset_name` is unknown in this process.
         ReadError: A file is missing, broken, or not what the dict says.
 
     Example:
@@ -60,7 +62,7 @@ def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[Canonica
     from medsegpy_core.datasets import make_records
 
     (record,) = make_records([dataset_dict], [dataset])
-    with open_record(record, find_reader(record), label_channels(dataset)) as scan:
+    with open_record(record, find_reader(record), label_channels(record.dataset)) as scan:
         yield scan
 
 

@@ -15,9 +15,9 @@ from attrs import evolve, field, frozen
 from attrs.converters import optional
 
 from medsegpy_core.errors import RecordError
-from medsegpy_core.naming import parse_scan_name, parse_slice_name
+from medsegpy_core.naming import parse_identity, parse_slice_name
 
-__all__ = ["Record", "ScanKey", "augmentation_in_name", "check_axes"]
+__all__ = ["Record", "ScanKey", "augmentation_in_name", "check_axes", "own_dataset"]
 
 # (dataset, scan_id, augmentation): what a scan is. Originals and augmented copies never mix.
 ScanKey = tuple[str, str, int]
@@ -59,7 +59,7 @@ class Record:
     """One slice or one volume of a dataset.
 
     Attributes:
-        dataset: The name of the dataset, empty where the dict came without one.
+        dataset: The name of the dataset (`dataset_name` in a dict), empty for a dict without one.
         index: The position in the dataset's list.
         kind: ``"slice"`` or ``"volume"``.
         image_key: Path of the image inside its file; several give several channels; None: the default.
@@ -67,8 +67,8 @@ class Record:
         scan_id: The scan this element belongs to.
         slice_id: 1 for the first slice of a scan; None for a volume.
         scan_num_slices: The depth of the scan; None for a volume.
-        subject_id: The person, or None.
-        time_point: The visit, or None.
+        subject_id: The person, a number or text, or None if unknown.
+        time_point: The visit, a number or text, or None if unknown.
         augmentation: The number of the augmentation, 0 for an original.
         reader: The name of a reader, or None: the file decides.
         scan: All other ``scan_*`` keys; they come back at inference and override metadata.
@@ -86,8 +86,8 @@ class Record:
     scan_id: str
     slice_id: int | None
     scan_num_slices: int | None
-    subject_id: int | None
-    time_point: int | None
+    subject_id: int | str | None
+    time_point: int | str | None
     augmentation: int
     reader: str | None
     scan: Mapping[str, Any] = field(default=_NOTHING, hash=False)
@@ -100,12 +100,18 @@ class Record:
         A dict with a `slice_id` is a slice, any other a volume. `augmentation` is read from the file
         name where the dict does not give it.
 
+        Args:
+            d: The dict.
+            dataset: The name of its dataset; empty: what the dict has as `dataset_name`.
+            index: Its position in the dataset's list.
+
         Raises:
             RecordError: A required key is missing, or a value has the wrong type.
         """
         if not isinstance(d, Mapping):
             raise RecordError(f"{_where(dataset, index)}: expected a dict, found {_shown(d)}.")
         kind: Literal["slice", "volume"] = "slice" if "slice_id" in d else "volume"
+        dataset = dataset or own_dataset(d)
         _check(d, kind, dataset, index)
         augmentation = d.get("augmentation")
         if augmentation is None:
@@ -124,8 +130,8 @@ class Record:
             scan_id=_shared(d["scan_id"]),
             slice_id=_int(d.get("slice_id")),
             scan_num_slices=_int(d["scan_num_slices"]) if kind == "slice" else _int(d.get("scan_num_slices")),
-            subject_id=_int(d.get("subject_id")),
-            time_point=_int(d.get("time_point")),
+            subject_id=_id(d.get("subject_id")),
+            time_point=_id(d.get("time_point")),
             augmentation=int(augmentation),
             reader=d.get("reader"),
             scan=_frozen(d, [key for key in others if key.startswith("scan_")]),
@@ -134,8 +140,10 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the dataset dict of this record: ``Record.from_dict(record.to_dict())`` gives it again,
-        but for the name of the dataset and the position in it."""
+        except for the position in the dataset."""
         d: dict[str, Any] = {"file_name": self._image_file, "scan_id": self.scan_id}
+        if self.dataset:
+            d["dataset_name"] = self.dataset
         if self._mask_file is not None:
             d["sem_seg_file"] = self._mask_file
         for key in ("image_key", "sem_seg_key", "slice_id", "scan_num_slices", "subject_id", "time_point"):
@@ -180,6 +188,13 @@ class Record:
         return evolve(self, extra=FrozenDict({**self.extra, **values})) if values else self
 
 
+def own_dataset(d: Mapping[str, Any]) -> str:
+    """Return the `dataset_name` of a dataset dict, empty if it has none; what is no text is left to `Record.from_dict`
+    to refuse."""
+    name = d.get("dataset_name")
+    return _shared(name) if isinstance(name, str) else ""
+
+
 def augmentation_in_name(d: Mapping[str, Any]) -> int | None:
     """Return the augmentation number that the names of a dataset dict say, or None.
 
@@ -192,7 +207,8 @@ def augmentation_in_name(d: Mapping[str, Any]) -> int | None:
     key = d.get("image_key")
     first = key if isinstance(key, str) else next(iter(key or ()), "")
     group = first.strip("/").partition("/")[0]
-    return parse_scan_name(stem).get("augmentation", parse_scan_name(group).get("augmentation"))
+    said: int | None = parse_identity(stem).get("augmentation", parse_identity(group).get("augmentation"))
+    return said
 
 
 def check_axes(axes: Any) -> bool:
@@ -211,6 +227,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def _is_id(value: Any) -> bool:
+    return _is_text(value) or _is_natural(value)
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | os.PathLike) and isinstance(path := os.fspath(value), str) and path != ""
 
@@ -219,19 +239,22 @@ def _is_image_key(value: Any) -> bool:
     return _is_text(value) or (isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_text, value)))
 
 
+_is_natural = _is_int(0)
 _FILE = (_is_path, "a path")
+_ID = (_is_id, "an int >= 0, or text that is not empty")
 _AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
 
 # key -> (what it must satisfy, that in words); the order is the order in which they are reported.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dataset_name": (_is_text, "the name of a dataset"),
     "file_name": _FILE,
     "sem_seg_file": _FILE,
     "scan_id": (_is_text, "a non-empty str"),
     "slice_id": (_is_int(1), "an int >= 1 (slices are numbered from 1)"),
     "scan_num_slices": (_is_int(1), "an int >= 1"),
-    "subject_id": (_is_int(0), "an int >= 0"),
-    "time_point": (_is_int(0), "an int >= 0"),
-    "augmentation": (_is_int(0), "an int >= 0 (0 for none)"),
+    "subject_id": _ID,
+    "time_point": _ID,
+    "augmentation": (_is_natural, "an int >= 0 (0 for none)"),
     "reader": (_is_text, "the name of a reader"),
     "image_key": (_is_image_key, "a path inside the file, or a tuple of them"),
     "sem_seg_key": (_is_text, "a path inside the file"),
@@ -282,6 +305,13 @@ def _shared(text: str) -> str:
 
 
 def _int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _id(value: Any) -> int | str | None:
+    """Return a number as an int; text stays as it is."""
+    if isinstance(value, str):
+        return _shared(value)
     return None if value is None else int(value)
 
 

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
+from medsegpy_core.datasets import augmentation_numbers
 from medsegpy_core.errors import DataWarning, RecordError
-from medsegpy_core.records import augmentation_in_name
 from medsegpy_core.typing import DatasetDict
 
 __all__ = ["FRACTIONS", "split_by_subject", "subject_of"]
@@ -53,9 +53,9 @@ def split_by_subject(
         split_of.update(dict.fromkeys(ordered[len(split_of) : len(split_of) + count], name))
     parts: dict[str, list[DatasetDict]] = {name: [] for name in fractions}
     left_out = []
-    for d, subject in zip(dicts, subjects, strict=True):
+    for d, subject, augmentation in zip(dicts, subjects, augmentation_numbers(dicts), strict=True):
         split = split_of[subject]
-        if split != "train" and _is_augmented(d):
+        if augmentation and split != "train":
             left_out.append(str(d.get("file_name", d.get("scan_id"))))
         else:
             parts[split].append(d)
@@ -111,10 +111,3 @@ def _counts(subjects: int, shares: Sequence[float]) -> list[int]:
             counts[counts.index(max(counts))] -= 1
             counts[i] = 1
     return counts
-
-
-def _is_augmented(d: DatasetDict) -> bool:
-    augmentation = d.get("augmentation")
-    if augmentation is None and "file_name" in d:
-        augmentation = augmentation_in_name(d)
-    return bool(augmentation)

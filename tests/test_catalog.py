@@ -55,8 +55,8 @@ def test_a_dataset_of_the_process(plugins):
     assert "other" not in DatasetCatalog
     assert DatasetCatalog.list() == ["mine"]
     assert calls == []
-    assert DatasetCatalog.get("mine") == [{"anything": object}]
-    assert DatasetCatalog.get("mine") == [{"anything": object}]
+    assert DatasetCatalog.get("mine") == [{"anything": object, "dataset_name": "mine"}]
+    assert DatasetCatalog.get("mine") == [{"anything": object, "dataset_name": "mine"}]
     assert len(calls) == 2
     DatasetCatalog.remove("mine")
     assert "mine" not in DatasetCatalog
@@ -126,7 +126,7 @@ def test_plugins_and_process_in_one_list(site, plugins):
     plugins()
     DatasetCatalog.register("mine", list)
     assert DatasetCatalog.list() == ["hip", "knee", "mine"]
-    assert DatasetCatalog.get("knee") == [{"from": "plugin"}]
+    assert DatasetCatalog.get("knee") == [{"from": "plugin", "dataset_name": "knee"}]
     assert dataset_spec("knee").split == "train"
     assert dataset_owner("knee").distribution == "medsegpy-knee"
     assert dataset_owner("mine") == PROCESS
@@ -143,9 +143,9 @@ def test_a_clash_with_a_plugin_shows_on_get(site, plugins):
     assert DatasetCatalog.list() == ["hip", "knee"]
     assert DatasetCatalog.get("hip") == []
     DatasetCatalog.register("knee", lambda: [{"from": "process"}], replace=True)
-    assert DatasetCatalog.get("knee") == [{"from": "process"}]
+    assert DatasetCatalog.get("knee") == [{"from": "process", "dataset_name": "knee"}]
     DatasetCatalog.remove("knee")
-    assert DatasetCatalog.get("knee") == [{"from": "plugin"}]
+    assert DatasetCatalog.get("knee") == [{"from": "plugin", "dataset_name": "knee"}]
 
 
 def test_metadata_of_a_plugin(site, plugins):
@@ -193,7 +193,7 @@ def test_collections(site, plugins):
 def test_a_plugin_may_register_while_it_is_imported(site, plugins):
     site.add("old", STAGED)
     manager = plugins()
-    assert DatasetCatalog.get("staged") == [{"from": "staged"}]
+    assert DatasetCatalog.get("staged") == [{"from": "staged", "dataset_name": "staged"}]
     assert MetadataCatalog.get("staged").as_dict() == {"spacing": (2, 2, 2), "mine": 1}
     assert dataset_owner("staged").distribution == "medsegpy-old"
     assert collection_of("staged") == "medsegpy-old"

@@ -227,7 +227,7 @@ def test_custom_dicts_for_custom_loaders_are_checked_as_they_are(site, plugins):
     for name, subject in (("train", 1), ("val", 2), ("test", 1)):
         DatasetCatalog.register(name, lambda subject=subject: [{"my_file": "x", "subject_id": subject}, "no dict", {}])
     cfg = Config(TAG="CustomLoader", TRAIN_DATASET="train", VAL_DATASET="val")
-    assert build_loader(cfg, "train")[0] == {"my_file": "x", "subject_id": 1}
+    assert build_loader(cfg, "train")[0] == {"my_file": "x", "subject_id": 1, "dataset_name": "train"}
     cfg.TEST_DATASET = "test"
     with pytest.raises(LeakageError):
         build_loader(cfg, "train")

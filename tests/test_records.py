@@ -29,8 +29,8 @@ def dicts(draw):
     d = {"file_name": draw(paths), "scan_id": draw(words), **draw(extra), **draw(per_scan)}
     optional = {
         "sem_seg_file": paths,
-        "subject_id": st.integers(0, 10**9),
-        "time_point": st.integers(0, 99),
+        "subject_id": st.one_of(st.integers(0, 10**9), words),
+        "time_point": st.one_of(st.integers(0, 99), words),
         "augmentation": st.integers(0, 99),
         "reader": words,
         "image_key": st.one_of(words, st.lists(words, min_size=1, max_size=3).map(tuple)),
@@ -56,8 +56,10 @@ def test_a_dict_comes_back(d):
     assert d == before
     back = record.to_dict()
     assert {key: back[key] for key in d} == d
-    assert set(back) - set(d) <= {"augmentation"}
-    assert Record.from_dict(back, "name", 3) == record
+    assert set(back) - set(d) <= {"augmentation", "dataset_name"}
+    assert Record.from_dict(back, index=3) == record
+    assert back["dataset_name"] == record.dataset == "name"
+    assert "dataset_name" not in Record.from_dict(d).to_dict()
     assert pickle.loads(pickle.dumps(record)) == record
     assert hash(record) == hash(Record.from_dict(d, "name", 3))
     assert record.kind == ("slice" if "slice_id" in d else "volume")
@@ -116,9 +118,13 @@ def test_a_required_key_that_is_missing(key):
         ("slice_id", 6),
         ("scan_num_slices", 0),
         ("scan_num_slices", "5"),
-        ("subject_id", "0000001"),
+        ("subject_id", ""),
         ("subject_id", -1),
+        ("subject_id", True),
+        ("subject_id", ("sub", 1)),
         ("time_point", 1.5),
+        ("dataset_name", 5),
+        ("dataset_name", ""),
         ("augmentation", "00"),
         ("augmentation", -1),
         ("reader", 5),
@@ -235,7 +241,7 @@ def test_built_in_loaders_check_dicts_when_they_are_built(tmp_path):
     good = save_slices(tmp_path, *make_scan((3, 3, 2), 1))
     bad = [*good, {**good[0], "slice_id": "x"}]
     DatasetCatalog.register("broken", lambda: bad)
-    assert DatasetCatalog.get("broken") == bad
+    assert DatasetCatalog.get("broken") == [{**d, "dataset_name": "broken"} for d in bad]
     with pytest.raises(RecordError, match=r"'broken'.*2.*'slice_id'"):
         build_loader(Config(CATEGORIES=[0]), "broken")
     with pytest.raises(RecordError, match="slice_id"):

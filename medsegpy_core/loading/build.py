@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from medsegpy_core.datasets import list_dataset, load_records, make_records
+from medsegpy_core.datasets import augmentation_numbers, dataset_names, list_dataset, load_records, make_records
 from medsegpy_core.errors import RecordError, ShapeError, UnknownNameError, closest_match
-from medsegpy_core.loading.checks import check_leakage, config_datasets
+from medsegpy_core.loading.checks import by_dataset, check_leakage, config_datasets
 from medsegpy_core.loading.loaders import BUILT_IN
 from medsegpy_core.loading.scans import group_scans
 from medsegpy_core.loading.setup import role_dataset
 from medsegpy_core.opening import label_channels, open_record
 from medsegpy_core.readers import find_reader
-from medsegpy_core.records import augmentation_in_name
 from medsegpy_core.registry import Registry
 from medsegpy_core.specs import LoaderOptions, LoaderRequest, LoaderSpec
 
@@ -58,7 +57,9 @@ def build_loader(
 
     Args:
         cfg: The config; the loader works on a copy.
-        dataset: The name of a dataset, several names, or dataset dicts.
+        dataset: The name of a dataset, several names, or dataset dicts. Dicts from `DatasetCatalog.get` know their
+            dataset: all is as if it had been asked for by name. Other dicts belong to the dataset of their role in the
+            config, or to none.
         batch_size: Elements a batch; None: the config's, by the role that it gives the dataset.
         is_test: Whether this is for evaluation: a batch has the raw images as well, nothing is dropped.
         shuffle: Whether each epoch has its own random order; None: not with `is_test`.
@@ -77,7 +78,7 @@ def build_loader(
         A `DataLoader`, or what the plugin's `LoaderSpec.build` returns.
 
     Raises:
-        UnknownNameError: There is no such dataset or loader.
+        UnknownNameError: There is no such dataset or loader, or a dict names a dataset that is unknown here.
         RecordError: A built-in loader cannot read the dicts, or there are none.
         AugmentationError: Augmented elements where a model is judged.
         LeakageError: A subject in training and in evaluation data.
@@ -112,12 +113,12 @@ def build_loader(
 def _listed(
     cfg: Config, dataset: str | Sequence[str] | Sequence[DatasetDict], is_test: bool
 ) -> tuple[dict[str, list[DatasetDict]], list[DatasetDict], list[str]]:
-    """Return what each dataset that was named returns, all dicts, and the dataset of each dict."""
+    """Return the dicts of each dataset that they are known to belong to, all dicts, and the dataset of each dict."""
     items = [dataset] if isinstance(dataset, str) else list(dataset)
     names = [item for item in items if isinstance(item, str)]
     if not names:
-        dicts = [item for item in items if not isinstance(item, str)]
-        return {}, cast("list[DatasetDict]", dicts), [role_dataset(cfg, is_test)] * len(items)
+        dicts = cast("list[DatasetDict]", items)
+        return by_dataset(dicts), dicts, dataset_names(dicts, role_dataset(cfg, is_test))
     if len(names) != len(items):
         raise TypeError("build_loader takes names of datasets or dataset dicts, not both in one list.")
     if len(set(names)) != len(names):
@@ -195,17 +196,17 @@ def _stacked(planes: Sequence[Array], records: Sequence[Record]) -> Array:
 def filter_dicts(dicts: Sequence[DatasetDict], key: str, values: Collection[Any]) -> list[DatasetDict]:
     """Return the dicts whose `key` is one of `values`; a dict without the key has None.
 
-    A dict without ``augmentation`` has what its file name says, else 0, as in a loader; no plugin is asked here.
+    A dict without ``augmentation`` has what its file name says, else what a plugin says if the dict has a
+    ``dataset_name``, else 0, as in a loader.
+
+    Raises:
+        UnknownNameError: A dict has a ``dataset_name`` that is unknown in this process.
 
     Example:
         >>> filter_dicts([{"scan_id": "a"}, {"scan_id": "b"}], "scan_id", ["b"])
         [{'scan_id': 'b'}]
     """
-
-    def value(d: DatasetDict) -> Any:
-        found = d.get(key)
-        if found is None and key == "augmentation" and "file_name" in d:
-            return augmentation_in_name(d) or 0
-        return found
-
-    return [d for d in dicts if value(d) in values]
+    if key != "augmentation":
+        dataset_names(dicts)
+        return [d for d in dicts if d.get(key) in values]
+    return [d for d, number in zip(dicts, augmentation_numbers(dicts), strict=True) if number in values]

@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from medsegpy_core.catalog import DatasetCatalog, collection_of, dataset_spec
-from medsegpy_core.datasets import list_dataset
+from medsegpy_core.datasets import dataset_names, list_dataset
 from medsegpy_core.errors import AugmentationError, DataWarning, LeakageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medsegpy_core.records import Record
     from medsegpy_core.typing import DatasetDict
 
-__all__ = ["check_augmentation", "check_leakage", "config_datasets", "role_names"]
+__all__ = ["by_dataset", "check_augmentation", "check_leakage", "config_datasets", "role_names"]
 
 
 def role_names(cfg: Config, key: str) -> tuple[str, ...]:
@@ -63,6 +63,15 @@ def _judged(name: str, cfg: Config, is_test: bool) -> str:
     return ""
 
 
+def by_dataset(dicts: Sequence[DatasetDict]) -> dict[str, list[DatasetDict]]:
+    """Return the dicts that know their dataset, by its name; the datasets come in the order of the dicts."""
+    found: dict[str, list[DatasetDict]] = {}
+    for d, name in zip(dicts, dataset_names(dicts), strict=True):
+        if name:
+            found.setdefault(name, []).append(d)
+    return found
+
+
 def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> None:
     """Raise `LeakageError` if a subject is in the config's training data and in the data that it evaluates on.
 
@@ -71,7 +80,7 @@ def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> N
     the config.
 
     Args:
-        listed: The datasets that a loader is built of, and what they return.
+        listed: The datasets that a loader is built of, and their dicts.
         cfg: The config.
     """
     subjects: dict[str, set[tuple[str, Any]]] = {}

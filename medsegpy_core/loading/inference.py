@@ -81,7 +81,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
                 )
             n = len(scan.records)
             records = tuple(evolve(r, slice_id=i, scan_num_slices=n) for i, r in enumerate(scan.records, 1))
-            source = ScanSource(Scan(scan.key, records), source.opener, source.collation)
+            source = ScanSource(Scan(scan.key, records, scan.positions), source.opener, source.collation)
         found.append(ScanToInfer(source, scan, number, allow_gaps))
     return found
 

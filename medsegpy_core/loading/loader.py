@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve
 
-from medsegpy_core.datasets import make_records
+from medsegpy_core.datasets import dataset_names, make_records
 from medsegpy_core.errors import ConfigError, DataWarning
 from medsegpy_core.loading.batches import Batch
 from medsegpy_core.loading.buffers import BufferSets
+from medsegpy_core.loading.checks import by_dataset, check_leakage
 from medsegpy_core.loading.fetch import BatchIterator
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order, check_batch_size, check_epoch, check_rank
@@ -38,7 +39,7 @@ class DataLoader:
 
     Args:
         cfg: A config; the loader keeps a copy.
-        dataset_dicts: Standard dataset dicts.
+        dataset_dicts: Standard dataset dicts; those from `DatasetCatalog.get` know their dataset.
         is_test: Whether this is for validation or testing: nothing is dropped, augmented elements are refused, and a
             batch has the raw images as well.
         shuffle: Whether each epoch has its own random order.
@@ -55,12 +56,13 @@ class DataLoader:
         drop_last: bool = False,
         batch_size: int = 1,
     ):
-        dataset = role_dataset(cfg, is_test)
+        datasets = dataset_names(dataset_dicts, role_dataset(cfg, is_test))
+        check_leakage(by_dataset(dataset_dicts), cfg)
         self._set_up(
             LoaderRequest(
                 cfg=cfg.copy(),
                 dicts=dataset_dicts,
-                datasets=[dataset] * len(dataset_dicts),
+                datasets=datasets,
                 batch_size=batch_size,
                 is_test=is_test,
                 shuffle=shuffle,

@@ -28,10 +28,12 @@ class Scan:
     Attributes:
         key: (dataset, scan_id, augmentation).
         records: One record for a volume, else the slices that are there, by slice_id.
+        positions: Where each of them is in the list that was grouped.
     """
 
     key: ScanKey
     records: tuple[Record, ...]
+    positions: tuple[int, ...]
 
     @property
     def is_volume(self) -> bool:
@@ -66,12 +68,14 @@ class Scan:
 
 def group_scans(records: Sequence[Record]) -> list[Scan]:
     """Group records into scans, in the order in which the scans first occur."""
-    groups: dict[ScanKey, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.scan_key, []).append(record)
-    return [
-        Scan(key, tuple(sorted(members, key=lambda record: record.slice_id or 0))) for key, members in groups.items()
-    ]
+    groups: dict[ScanKey, list[tuple[int, int]]] = {}
+    for position, record in enumerate(records):
+        groups.setdefault(record.scan_key, []).append((record.slice_id or 0, position))
+    scans = []
+    for key, members in groups.items():
+        positions = tuple([position for _, position in sorted(members)])
+        scans.append(Scan(key, tuple([records[position] for position in positions]), positions))
+    return scans
 
 
 @frozen

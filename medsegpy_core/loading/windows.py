@@ -65,14 +65,12 @@ class SliceWindows:
 
     def elements(self, sources: Sequence[Source], keep_unlabelled: bool) -> list[Planned]:
         """List the slices in the order of the dataset dicts."""
-        found: list[tuple[tuple[int, int, int], Planned]] = []
-        ranks: dict[str, int] = {}
+        found: list[tuple[tuple[int, int], Planned]] = []
         for number, source in enumerate(sources):
-            rank = ranks.setdefault(source.scan.key[0], len(ranks))
-            for record in source.scan.records:
+            for record, position in zip(source.scan.records, source.scan.positions, strict=True):
                 if record.labelled or keep_unlabelled:
                     depths = [record.slice_id - 1] if record.slice_id else range(source.geometry.shape[2])
-                    found += [((rank, record.index, d), (number, (0, 0, d - self.depth // 2))) for d in depths]
+                    found += [((position, d), (number, (0, 0, d - self.depth // 2))) for d in depths]
         return [planned for _, planned in sorted(found)]
 
     def box(self, source: Source, planned: Shape3, rng: ElementRng, locations: Locations) -> Box:

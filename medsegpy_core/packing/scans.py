@@ -54,7 +54,10 @@ class Task:
     def fingerprint(self) -> str:
         """What identifies the result: the layout, and the files as they are now."""
         said: list[Any] = [FORMAT, self.layout.as_dict(), self.group]
-        said += [[repr(r.to_dict()), _stamp(r.file_name), _stamp(r.sem_seg_file)] for r in self.scan.records]
+        for record in self.scan.records:
+            d = record.to_dict()
+            d.pop("dataset_name", None)  # the same files under another name are the same
+            said.append([repr(d), _stamp(record.file_name), _stamp(record.sem_seg_file)])
         return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
 
 
@@ -134,7 +137,8 @@ def _pack_unit(task: Task, unit: _Unit, file: Any) -> dict[str, Any]:
 
 def _common(unit: _Unit) -> DatasetDict:
     """Return what is true of all records of a unit, without files and keys inside them."""
-    left_out = {"file_name", "sem_seg_file", "image_key", "sem_seg_key", "reader", *_LAYOUT_KEYS}
+    # Nor the dataset: packed files belong to the one that they are registered as.
+    left_out = {"dataset_name", "file_name", "sem_seg_file", "image_key", "sem_seg_key", "reader", *_LAYOUT_KEYS}
     if unit.whole:
         left_out |= {"slice_id", "scan_num_slices"}
     dicts = [record.to_dict() for record in unit.records]
