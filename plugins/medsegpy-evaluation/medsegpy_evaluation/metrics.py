@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medsegpy_core import MetricSpec, UnknownNameError
 from medsegpy_core.errors import closest_match
-from medsegpy_evaluation.surfaces import Box, SurfaceDistances, joint_box, surface_distances
+from medsegpy_evaluation.surfaces import Box, SurfaceDistances, extended_axes, joint_box, measure
 
 if TYPE_CHECKING:
     Bool: TypeAlias = NDArray[np.bool_]
@@ -75,8 +75,11 @@ class MaskPair:
     @cached_property
     def distances(self) -> SurfaceDistances:
         """The distances between the two surfaces; both structures must be there."""
-        box = self.box or ()
-        return surface_distances(self.pred[box], self.truth[box], self.spacing)
+        box, axes = self.box or (), extended_axes(self.pred.shape)
+        thin = tuple(axis for axis in range(self.pred.ndim) if axis not in axes)
+        pred, truth = self.pred[box].squeeze(thin), self.truth[box].squeeze(thin)
+        # The box may be one voxel thick where the scan is not.
+        return measure(pred, truth, [self.spacing[axis] for axis in axes])
 
     @property
     def voxel_volume(self) -> float:
@@ -85,8 +88,9 @@ class MaskPair:
 
     @property
     def diagonal(self) -> float:
-        """The diagonal of the whole scan in mm, ``sqrt(sum((n_i s_i)^2))``: no distance inside it is larger."""
-        return math.hypot(*(n * size for n, size in zip(self.pred.shape, self.spacing, strict=True)))
+        """The diagonal of the whole scan in mm, ``sqrt(sum((n_i s_i)^2))`` over the axes along which it extends: no
+        distance inside it is larger."""
+        return math.hypot(*(self.pred.shape[axis] * self.spacing[axis] for axis in extended_axes(self.pred.shape)))
 
 
 def dsc(pair: MaskPair) -> float:
@@ -219,7 +223,7 @@ def score_masks(
     Args:
         pred: Mask, boolean or 0 and 1, spatial axes only.
         truth: Mask of the same shape.
-        spacing: mm, one per axis; needed for distances and volumes.
+        spacing: mm, one per axis; needed for distances and volumes. Axes of length 1 count for volumes only.
         metrics: Names of this package's metrics.
         tolerance: That of `NSD`, in mm.
 

@@ -2,7 +2,8 @@
 
 The surface of a mask is what MedPy 0.5.2 takes: its voxels of which at least one of the 2 n face neighbours
 (6 in 3D) is outside the mask, and everything beyond the border of the array is outside. A distance is that
-of a surface voxel's centre to the nearest centre on the other surface, in mm.
+of a surface voxel's centre to the nearest centre on the other surface, in mm. Axes of length 1 do not count: a scan of
+one slice is 2D, or every voxel of a mask would be on its surface.
 
 How it is done: both masks are cropped to their joint bounding box. Most surface voxels of a usable prediction
 lie within a few voxels of the other surface, so they look for it at neighbouring positions, nearest first. What
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     # In as few bytes as they fit into.
     Positions: TypeAlias = NDArray[np.signedinteger[Any]]
 
-__all__ = ["Box", "SurfaceDistances", "joint_box", "surface_distances"]
+__all__ = ["Box", "SurfaceDistances", "extended_axes", "joint_box", "measure", "surface_distances"]
 
 # A selection of voxels: one slice an axis.
 Box: TypeAlias = tuple[slice, ...]
@@ -89,8 +90,18 @@ class SurfaceDistances:
         return near / sum(distances.size for distances in directions)
 
 
+def extended_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the axes along which a scan extends: those longer than 1; of a scan of one voxel, all.
+
+    Example:
+        >>> extended_axes((512, 512, 1)), extended_axes((1, 1))
+        ((0, 1), (0, 1))
+    """
+    return tuple(axis for axis, n in enumerate(shape) if n != 1) or tuple(range(len(shape)))
+
+
 def surface_distances(pred: Bool, truth: Bool, spacing: Sequence[float]) -> SurfaceDistances:
-    """Measure the distances between the surfaces of two masks.
+    """Measure the distances between the surfaces of two masks. Axes of length 1, and their spacing, do not count.
 
     Args:
         pred: A boolean mask of any number of axes, with at least one voxel.
@@ -113,6 +124,17 @@ def surface_distances(pred: Bool, truth: Bool, spacing: Sequence[float]) -> Surf
         )
     if not all(0 < size < math.inf for size in spacing):
         raise ValueError(f"The spacing is {tuple(spacing)}: expected positive numbers of mm.")
+    axes = extended_axes(pred.shape)
+    thin = tuple(axis for axis in range(pred.ndim) if axis not in axes)
+    return measure(pred.squeeze(thin), truth.squeeze(thin), [spacing[axis] for axis in axes])
+
+
+def measure(pred: Bool, truth: Bool, spacing: Sequence[float]) -> SurfaceDistances:
+    """Do what `surface_distances` does, for arguments that fit; all axes count, those of length 1 as well.
+
+    Raises:
+        ValueError: A mask is empty.
+    """
     box = joint_box(pred, truth)
     if box is None:
         raise ValueError("Both masks are empty: there is no surface to measure from.")

@@ -165,6 +165,32 @@ def test_missing_structures_cost(dataset):
     assert summary["pet", "Recall"]["n"] == 2
 
 
+def test_scans_of_one_slice_are_2d(dataset):
+    y_true, y_pred = (array[:, :, 4:5] for array in masks(1))
+    y_pred[..., 1] = 0
+    shapes = {}
+
+    class Plugin:
+        @hookimpl
+        def medsegpy_register_metrics(self):
+            return [MetricSpec("Shape", lambda pred, truth, spacing: shapes.setdefault(pred.shape, len(spacing)))]
+
+    manager = PluginManager([])
+    manager.register_plugin(Plugin(), "shapes")
+    with use_manager(manager):
+        cfg = Config(TEST_METRICS=[*ALL, "Shape"])
+        document = evaluated(dataset, [({"scan_id": "s"}, {"y_true": y_true, "y_pred": y_pred})], cfg=cfg)
+    for c, name in enumerate(("dog", "human", "pet")):
+        expected = score_masks(y_pred[:, :, 0, c] > 0.5, y_true[:, :, 0, c] > 0, (0.5, 1), ALL)
+        found = values(document, "s", name)
+        assert {key: found[key] for key in ALL if "Volume" not in key} == {
+            key: value for key, value in expected.items() if "Volume" not in key
+        }
+    assert values(document, "s", "human")["HD"] == pytest.approx(math.hypot(16 * 0.5, 14))
+    # Metrics of other plugins get the arrays as they are.
+    assert shapes == {(16, 14, 1): 3}
+
+
 def test_scan_spacing_overrides(dataset):
     document = evaluated(dataset, [scan(1, scan_spacing=(1.0, 1.0, 1.0))])
     y_true, y_pred = masks(1)

@@ -78,6 +78,44 @@ def test_nsd_is_the_share_of_surface_voxels_within_the_tolerance():
     assert found == {0.5: 0, 1.0: pytest.approx(8 / 12), 2.3: pytest.approx(10 / 12), 5: 1}
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(9, 8), (7,), (5, 6, 4)]), st.data())
+def test_axes_of_length_one_change_no_distance(seed, shape, data):
+    """Wherever they stand, and whatever their spacing."""
+    rng = np.random.default_rng(seed)
+    pred, truth = rng.random((2, *shape)) < 0.4
+    pred.flat[0] = truth.flat[-1] = True
+    spacing = list(SPACING[: len(shape)])
+    flat = score_masks(pred, truth, spacing, ALL)
+    missed = score_masks(np.zeros_like(pred), truth, spacing, ALL)
+    for _ in range(data.draw(st.integers(1, 2))):
+        axis = data.draw(st.integers(0, pred.ndim))
+        pred, truth = np.expand_dims(pred, axis), np.expand_dims(truth, axis)
+        spacing.insert(axis, 4.0)
+    names = [name for name in ALL if not name.endswith("Volume")]
+    found = score_masks(pred, truth, spacing, ALL)
+    assert {name: found[name] for name in names} == {name: flat[name] for name in names}
+    assert found["TrueVolume"] == pytest.approx(truth.sum() * math.prod(spacing))
+    found = score_masks(np.zeros_like(pred), truth, spacing, ALL)
+    assert {name: found[name] for name in names} == {name: missed[name] for name in names}
+
+
+def test_a_structure_in_one_slice_of_a_deep_scan_is_3d():
+    truth, pred = np.zeros((2, 12, 10, 3), bool)
+    truth[2:9, 2:9, 1] = pred[3:10, 2:9, 1] = True
+    # Above and below it is outside: every voxel is on the surface, and 7 of 49 have a voxel that the other lacks.
+    assert score_masks(pred, truth, (1, 1, 1), ["ASSD"])["ASSD"] == pytest.approx(7 / 49)
+    flat = score_masks(pred[..., 1:2], truth[..., 1:2], (1, 1, 1), ["ASSD"])["ASSD"]
+    assert flat == score_masks(pred[..., 1], truth[..., 1], (1, 1), ["ASSD"])["ASSD"] > 7 / 49
+
+
+def test_a_scan_of_one_voxel():
+    one = np.ones((1, 1, 1), bool)
+    found = score_masks(one, one, (1, 2, 2), ["ASSD", "HD", "NSD"])
+    assert found == {"ASSD": 0, "HD": 0, "NSD": 1}
+    # A miss still costs.
+    assert score_masks(~one, one, (1, 2, 2), ["HD"])["HD"] == 3
+
+
 def test_what_is_missing():
     truth = cubes()[1]
     none = np.zeros_like(truth)

@@ -19,7 +19,10 @@ def surface_of(mask):
 
 
 def reference(pred, truth, spacing):
-    """Distances as whole-array distance transforms give them: slow, and plainly right."""
+    """Distances as whole-array distance transforms give them: slow, and plainly right. One slice is 2D."""
+    spacing = [size for n, size in zip(pred.shape, spacing, strict=True) if n > 1] or spacing
+    if pred.size > 1:
+        pred, truth = pred.squeeze(), truth.squeeze()
     pred_surface, truth_surface = surface_of(pred), surface_of(truth)
     to_truth = ndimage.distance_transform_edt(~truth_surface, sampling=spacing)[pred_surface]
     to_pred = ndimage.distance_transform_edt(~pred_surface, sampling=spacing)[truth_surface]
