@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medsegpy_core import ConfigError, MetadataCatalog, MetadataError
+from medsegpy_core.geometry import checked_affine
 from medsegpy_core.naming import parse_scan_name
 from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
@@ -132,7 +133,8 @@ class SemSegEvaluator:
                 )
                 if self._save and self.output_folder is not None:
                     path = self.output_folder / "predictions" / f"{file_stem(identity['scan'])}.h5"
-                    save_prediction(path, output["y_pred"], self._save, self.settings, identity["spacing"])
+                    affine = checked_affine(given.get("scan_affine"))
+                    save_prediction(path, output["y_pred"], self._save, self.settings, identity["spacing"], affine)
 
     def evaluate(self) -> dict[str, Any]:
         """Summarize the scans, and write ``metrics.csv``, ``metrics.json``, ``summary.csv`` and ``report.html``.

@@ -10,19 +10,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from attrs import evolve, field, frozen
 
 from medsegpy_core import DatasetCatalog, MedSegPyError, MetadataCatalog
 from medsegpy_core.categories import normalize_category_ids, required_channels
+from medsegpy_core.geometry import Alignment, Grid, align
 from medsegpy_core.hdf5 import Access, accessing, current_access
 from medsegpy_core.loading import DatasetScan, list_scans
 from medsegpy_core.metadata import MetadataView
 from medsegpy_core.typing import CategoryId
 from medsegpy_evaluation.evaluator import scan_identity
+from medsegpy_evaluation.grids import placed
 from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.prediction_files import (
     LabelValues,
+    Prediction,
     decided,
     is_label_map,
     labelled,
@@ -268,10 +272,14 @@ def _predicted(job: Job) -> tuple[Any, list[str]]:
     expected = job.truth.shape
     with open_prediction(job.path) as prediction:
         names = job.channels or prediction.names
-        shape = prediction.array.shape
-        if problems := problems_of_layout(prediction, shape, expected, names, job.settings):
+        how, problems = _placed(job, prediction)
+        shape = tuple(prediction.array.shape)
+        if len(shape) >= len(expected):
+            shape = (*(shape[axis] for axis in how.order), *shape[len(expected) :])
+        problems += problems_of_layout(prediction, shape, expected, names, job.settings)
+        if problems:
             return None, problems
-        data = prediction.array[...]
+        data = np.ascontiguousarray(align(prediction.array[...], how))
         form = prediction.form
     if data.dtype.kind not in "fbiu":
         return None, [f"the prediction is {data.dtype}: numbers are expected"]
@@ -282,6 +290,16 @@ def _predicted(job: Job) -> tuple[Any, list[str]]:
     if problems:
         return None, problems
     return labelled(data, values, job.settings.categories) if is_map else decided(data[..., None], names, job.settings)
+
+
+def _placed(job: Job, prediction: Prediction) -> tuple[Alignment, list[str]]:
+    """Return how to bring a prediction onto the grid of the truth, and what is wrong with its grid."""
+    truth = job.truth
+    resolved = job.metadata.for_scan(truth.inputs, truth.metadata)
+    known = {key: resolved.get(key) for key in ("spacing", "affine")}
+    trusted = bool(truth.records[0].extra.get("trust_geometry", resolved.get("trust_geometry")))
+    grid = Grid.of(prediction.array.shape[: len(truth.shape)], prediction.metadata)
+    return placed(grid, truth.metadata, known, truth.shape, trusted=trusted)
 
 
 def _label_values(job: Job, names: Sequence[str] | None) -> LabelValues:

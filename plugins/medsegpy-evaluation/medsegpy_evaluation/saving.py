@@ -26,6 +26,7 @@ def save_prediction(
     form: Literal["labels", "probs"],
     settings: ScoreSettings,
     spacing: Sequence[float] | None,
+    affine: Any = None,
 ) -> None:
     """Write a prediction atomically, over an older one.
 
@@ -35,6 +36,7 @@ def save_prediction(
         form: ``"probs"``: float32 as they are. ``"labels"``: binary, uint8, H x W [x D] x C: categories may overlap.
         settings: Names the channels, and says what counts.
         spacing: mm, kept as an attribute where it is known.
+        affine: 4 x 4, voxel index to RAS+ mm, kept as an attribute where it is known.
     """
     from medsegpy_core.hdf5 import atomic_h5
 
@@ -54,3 +56,5 @@ def save_prediction(
         dataset.attrs[CHANNELS_ATTRIBUTE] = np.array([name.encode() for name in default_channels(settings)])
         if spacing is not None:
             dataset.attrs["spacing"] = np.asarray(spacing, np.float64)
+        if affine is not None:
+            dataset.attrs["affine"] = np.asarray(affine, np.float64)
