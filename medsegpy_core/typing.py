@@ -24,6 +24,7 @@ __all__ = [
     "Reader",
     "Selection",
     "Transform",
+    "VerifyingReader",
 ]
 
 CategoryId: TypeAlias = int | tuple[int, ...]
@@ -94,6 +95,7 @@ class Reader(Protocol):
     * A reader pickles (a loader carries it to other processes), and holds no open file of its own.
     * An optional method ``scan(root) -> Iterable[dict]`` lists the dataset dicts of a directory, not
       recursively; `scan_directory` calls it.
+    * A reader of files that carry checksums may be a `VerifyingReader` as well.
     """
 
     @property
@@ -105,3 +107,14 @@ class Reader(Protocol):
     def probe(self, path: Path) -> bool: ...
 
     def open(self, record: Record) -> AbstractContextManager[OpenScan]: ...
+
+
+@runtime_checkable
+class VerifyingReader(Reader, Protocol):
+    """A `Reader` that can check a file against the checksums in it.
+
+    * ``verify(path)`` reads a file to its end. Damage is a `ReadError` with the path. ``medsegpy datasets check`` calls
+      it once for each file, after the scans in it have been read.
+    """
+
+    def verify(self, path: Path) -> None: ...

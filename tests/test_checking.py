@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import threading
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,7 +14,15 @@ import pytest
 from click.testing import CliRunner
 from scans import make_scan, save, save_slices, save_volume
 
-from medsegpy_core import DatasetCatalog, MetadataCatalog, pack_dataset, register_packed, write_slices, write_volume
+from medsegpy_core import (
+    DatasetCatalog,
+    MetadataCatalog,
+    pack_dataset,
+    register_packed,
+    register_reader,
+    write_slices,
+    write_volume,
+)
 from medsegpy_core.checking import check_dataset
 from medsegpy_core.cli import cli
 from medsegpy_core.hdf5 import isolation
@@ -134,6 +144,78 @@ def test_a_file_that_many_elements_share_is_told_once(tmp_path):
     os.truncate(volume["file_name"], 900)
     finding = only(check())
     assert (finding["kind"], finding["file"], finding["elements"]) == ("file", volume["file_name"], 7)
+
+
+def nan_mask(path):
+    save(path, data=np.full((6, 5, 1, 3), np.nan, np.float32))
+
+
+def text_mask(path):
+    with h5py.File(path, "w") as f:
+        f["data"] = "text"
+
+
+def mask_that_no_library_reads(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def mask_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def mask_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "spoil", [nan_mask, text_mask, mask_that_no_library_reads, mask_folder, mask_pipe, Path.unlink]
+)
+def test_what_is_wrong_with_a_mask_is_blamed_on_the_mask(dicts, tmp_path, spoil):
+    spoil(Path(dicts[3]["sem_seg_file"]))
+    finding = only(check())
+    assert (finding["kind"], finding["file"]) == ("file", dicts[3]["sem_seg_file"])
+
+
+class Half:
+    """A reader of a plugin, whose arrays fail with errors of their own that name no file."""
+
+    name, suffixes = "half", (".half",)
+
+    def probe(self, path):
+        return False
+
+    @contextmanager
+    def open(self, record):
+        yield SimpleNamespace(image=Failing("image" in record.scan_id), mask=Failing("mask" in record.scan_id),
+                              metadata={})  # fmt: skip
+
+
+class Failing:
+    shape, dtype = (4, 3, 2), np.dtype(np.uint8)
+
+    def __init__(self, fails):
+        self.fails = fails
+
+    def __getitem__(self, selection):
+        if self.fails:
+            raise LookupError("no such thing")
+        return np.zeros(self.shape, self.dtype)[selection]
+
+
+def test_errors_of_a_reader_that_name_no_file(tmp_path):
+    register_reader(Half())
+    dicts = [
+        {"file_name": str(tmp_path / f"{name}.half"), "sem_seg_file": str(tmp_path / f"{name}.seg"), "scan_id": name}
+        for name in ("sound", "image", "mask", "image and mask")
+    ]
+    register(dicts, tmp_path, category_ids=[0], categories=["a"], category_id_to_contiguous_id={0: 0})
+    found = [(finding["file"], finding["kind"]) for finding in check()["findings"]]
+    assert found == [
+        (str(tmp_path / name), "file")
+        for name in ("image.half", "mask.seg", "image and mask.half", "image and mask.seg")
+    ]
 
 
 def test_dicts(dicts, tmp_path):

@@ -46,8 +46,9 @@ def check_dataset(
         files = {str(file) for r in records for file in (r.file_name, r.sem_seg_file) if file is not None}
         result.elements, result.scans, result.files = len(dicts), len(scans), len(files)
         channels = required_channels_of(dataset, result)
+        verified: set[Path] = set()
         for scan in watch(scans, len(scans), "Reading"):
-            check_scan(scan, channels, result)
+            check_scan(scan, channels, verified, result)
         _check_contents(files, result, watch)
     return result
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from attrs import evolve, frozen
 
 from medsegpy_core.checking.findings import Checked
-from medsegpy_core.errors import MedSegPyError
 from medsegpy_core.lazy import LabelMapView
 from medsegpy_core.loading.collate import check_binary
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.naming import parse_slice_name
-from medsegpy_core.opening import CanonicalScan
+from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
+from medsegpy_core.typing import VerifyingReader
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import LazyArray
 
 __all__ = ["check_scan"]
+
+T = TypeVar("T")
 
 _BYTES_AT_ONCE: Final = 256 << 20
 
@@ -35,12 +39,13 @@ class _Form:
     channels: int | None
 
 
-def check_scan(scan: Scan, channels: int, result: Checked) -> None:
+def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) -> None:
     """Read a scan and note what is wrong.
 
     Args:
         scan: The scan.
         channels: How many channels the categories need.
+        verified: The files that were checked against their checksums; those of the scan are added.
         result: Where to note it.
     """
     if missing := scan.missing:
@@ -50,6 +55,7 @@ def check_scan(scan: Scan, channels: int, result: Checked) -> None:
     for record in scan.records:
         _check_names(record, result)
         form = _check_element(record, channels, result)
+        _verify(record, verified, result)
         if form is not None and first is not None:
             _compare(form, record, *first, result)
         first = first or (None if form is None else (form, record))
@@ -73,36 +79,60 @@ def _check_names(record: Record, result: Checked) -> None:
 
 
 def _check_element(record: Record, channels: int, result: Checked) -> _Form | None:
-    """Read an element; None: it cannot be read."""
-    try:
+    """Read an element; None: its image or its mask cannot be read."""
+    image_path, mask_path = record.file_name, record.sem_seg_file or record.file_name
+
+    def read() -> _Form | None:
         with Opener.of([record]).open(record) as opened:
-            return _check_opened(opened, record, channels, result)
-    except (MedSegPyError, OSError, MemoryError) as error:
-        result.add_error("file", error, record.file_name)
+            image, mask = opened.image, opened.mask
+            form = _noting_errors(image_path, result, lambda: _check_image(image, record, result))
+            if mask is None:
+                return form
+            found = _noting_errors(mask_path, result, lambda: _check_mask(mask, mask_path, channels, result))
+            return evolve(form, mask=found[0], channels=found[1]) if form is not None and found is not None else None
+
+    return _noting_errors(image_path, result, read)
+
+
+def _noting_errors(file: Path, result: Checked, read: Callable[[], T]) -> T | None:
+    """Read something and note an error, which is the fault of `file` unless it names another."""
+    try:
+        return read()
     except Exception as error:  # noqa: BLE001 -- readers of plugins may raise anything, and the others go on
-        result.add_error("file", error, record.file_name)
+        result.add_error("file", error, file)
     return None
 
 
-def _check_opened(opened: CanonicalScan, record: Record, channels: int, result: Checked) -> _Form:
-    image, mask = opened.image, opened.mask
+def _verify(record: Record, verified: set[Path], result: Checked) -> None:
+    """Check the files of a record against the checksums in them, where its reader can: once a file."""
+    new = {file for file in (record.file_name, record.sem_seg_file) if file is not None} - verified
+    verified |= new
+    reader = _noting_errors(record.file_name, result, lambda: find_reader(record)) if new else None
+    if isinstance(reader, VerifyingReader):
+        for file in sorted(new):
+            if not result.blames(file):
+                _noting_errors(file, result, functools.partial(reader.verify, file))
+
+
+def _check_image(image: LazyArray, record: Record, result: Checked) -> _Form:
     bad = sum(int(np.count_nonzero(~np.isfinite(part))) for part in _parts(image))
     if bad:
         result.add("values", f"{bad:,} voxels of the image are not finite (NaN or infinite)", record.file_name)
-    form = _Form(tuple(image.shape), image.dtype, None, None)
-    if mask is None:
-        return form
-    path = record.sem_seg_file or record.file_name
+    return _Form(tuple(image.shape), image.dtype, None, None)
+
+
+def _check_mask(mask: LazyArray, path: Path, channels: int, result: Checked) -> tuple[np.dtype[Any], int | None]:
+    """Read a mask; returns its type and its number of channels, if it is no label map."""
     if isinstance(mask, LabelMapView):
         for start, stop in _slabs(mask.labels):
             mask.read_labels((slice(start, stop), *(slice(0, n) for n in mask.labels.shape[1:])))
-        return evolve(form, mask=mask.labels.dtype)
+        return mask.labels.dtype, None
     for part in _parts(mask):
         check_binary(part, path)
     if mask.shape[-1] < channels:
         need = f"the categories of the metadata need {channels} channels"
         result.add("channels", f"{need}, but the mask has {mask.shape[-1]}", path)
-    return evolve(form, mask=mask.dtype, channels=mask.shape[-1])
+    return mask.dtype, mask.shape[-1]
 
 
 def _slabs(array: LazyArray) -> Iterator[tuple[int, int]]:

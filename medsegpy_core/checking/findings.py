@@ -54,6 +54,10 @@ class Checked:
         """What is wrong; what is wrong with one file for several elements comes once."""
         return [Finding(kind, message, file, n) for (kind, message, file), n in self._found.items()]
 
+    def blames(self, file: str | os.PathLike[str]) -> bool:
+        """Say whether something was found that is wrong with a file as such."""
+        return any(kind == "file" and path == os.fspath(file) for kind, _, path in self._found)
+
     def add(self, kind: str, message: str, file: str | os.PathLike[str] | None = None) -> None:
         """Note something that is wrong."""
         key = (kind, message, None if file is None else os.fspath(file))

@@ -10,7 +10,8 @@ from medsegpy_core import ReadError
 from medsegpy_core.lazy import basic_selection
 from medsegpy_core.limits import environment_bytes
 from medsegpy_nifti.data import read_box
-from medsegpy_nifti.header import Header, whole_file_errors
+from medsegpy_nifti.files import whole_file_errors
+from medsegpy_nifti.header import Header
 
 if TYPE_CHECKING:
     import numpy as np

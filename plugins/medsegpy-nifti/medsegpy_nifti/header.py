@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import logging
 import math
 import os
-import stat
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from medsegpy_core import ReadError
+from medsegpy_core.stamps import Stamp, read_settled, stamp_of
+from medsegpy_nifti.files import opened_file, whole_file_errors
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Header", "is_nifti", "read_header", "whole_file_errors"]
+__all__ = ["Header", "current_header", "fresh_header", "is_nifti", "read_header", "same_kind"]
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _MAGIC_AT: Final = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}  # by the size of the header
 _PAIR_AT: Final = {348: (344, b"ni1\0"), 540: (4, b"ni2\0\r\n\x1a\n")}
 _MOST_DEFLATED: Final = 1032  # bytes that a byte of a gzip file can become
 _MILLIMETRES: Final = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_HEAD: Final = 544  # bytes: the larger header, and the four behind it
+_MOST_KNOWN: Final = 4096
 _BEHIND: Final = 4  # bytes between header and data that say whether there are extensions
 
 _logger = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Header:
 
     Attributes:
         path: The file.
-        stamp: Size, modification time and inode of the file.
+        head: Its bytes.
+        stamp: What identified the content of the file when it was read; it says nothing about the image.
         compressed: Whether it is a gzip file.
         shape: The stored axes, the first varies fastest.
         dtype: The stored type, in stored byte order.
@@ -50,7 +53,8 @@ class Header:
     """
 
     path: Path
-    stamp: tuple[int, ...]
+    head: bytes = field(repr=False, eq=False)
+    stamp: Stamp = field(eq=False)
     compressed: bool
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -76,7 +80,8 @@ class Header:
 def is_nifti(path: Path) -> bool:
     """Say whether a file begins as a NIfTI file does, compressed or not."""
     try:
-        head = _head(path)[1]
+        with opened_file(path) as file:
+            head = _head(file.descriptor)[1]
     except (OSError, EOFError, zlib.error):
         return False
     return _size_of(head) is not None
@@ -86,59 +91,64 @@ def read_header(path: Path) -> Header:
     """Read the header of a file; nothing is read again as long as the file does not change.
 
     Raises:
-        ReadError: It is missing, no NIfTI file, or too short for what the header says.
+        ReadError: It is missing, no NIfTI file, too short for what the header says, or changes all the time.
     """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ReadError("there is no such file" if not path.exists() else str(error.strerror), path) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ReadError("this is not a regular file", path)
-    return _read_header(path, (status.st_size, status.st_mtime_ns, status.st_ino))
-
-
-class whole_file_errors:  # noqa: N801 -- used as a function
-    """Turn what goes wrong while a file is read into a `ReadError` with its path."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ReadError) or error is None:
-            return
-        if isinstance(error, EOFError):
-            raise ReadError("the compressed file ends too early; it is cut short", self.path) from error
-        if isinstance(error, zlib.error | gzip.BadGzipFile):
-            raise ReadError(f"the compressed data are broken: {error}", self.path) from error
-        if isinstance(error, OSError):
-            raise ReadError(error.strerror or str(error), self.path) from error
-        if isinstance(error, MemoryError):
-            raise ReadError("there is not enough memory to read it", self.path) from error
-
-
-@functools.lru_cache(maxsize=4096)
-def _read_header(path: Path, stamp: tuple[int, ...]) -> Header:
     with whole_file_errors(path):
-        compressed, head = _head(path)
+        try:
+            status = path.stat()
+        except FileNotFoundError as error:
+            raise ReadError("there is no such file", path) from error
+        known = _known.get((path, stamp_of(status)))
+        return read_settled(path, lambda: fresh_header(path), lambda header: header.head) if known is None else known
+
+
+def current_header(header: Header) -> Header:
+    """Return the header as it is now: the same, or that of a file that holds an image of the same kind.
+
+    Raises:
+        ReadError: The image is another one.
+    """
+    return same_kind(header, read_header(header.path))
+
+
+def same_kind(header: Header, now: Header) -> Header:
+    """Return the second of two headers of one file, if it says the same; see `current_header`."""
+    if now != header:
+        was, found = (f"{' x '.join(map(str, h.shape))} voxels of {h.dtype}" for h in (header, now))
+        differs = f"it held {was}, and holds {found} now" if was != found else "its header is another one now"
+        raise ReadError(f"the file changed since it was opened: {differs}", header.path)
+    return now
+
+
+# Headers by path and stamp. There may be many threads: the worst is that a header is read twice.
+_known: dict[tuple[Path, Stamp], Header] = {}
+
+
+def fresh_header(path: Path) -> Header:
+    """Read the header of a file, whatever is known of it; see `read_header`."""
+    with whole_file_errors(path), opened_file(path) as file:
+        compressed, head = _head(file.descriptor)
     size = _size_of(head)
     if size is None:
         raise ReadError(_not_nifti(head), path)
-    found = _header_of(*_parsed(head[:size], size, path), path, stamp, compressed)
-    _check_extent(found, stamp[0])
+    head = head[:size]
+    found = _header_of(*_parsed(head, size, path), path, file.stamp, compressed, head)
+    _check_extent(found, file.stamp.size)
+    if not file.young:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[path, file.stamp] = found
     return found
 
 
-def _head(path: Path) -> tuple[bool, bytes]:
+def _head(descriptor: int) -> tuple[bool, bytes]:
     """Return whether the file is compressed, and its first bytes."""
-    with path.open("rb") as file:
-        head = file.read(540 + _BEHIND)
+    head = os.pread(descriptor, _HEAD, 0)
     if not head.startswith(_GZIP_MAGIC):
         return False, head
-    with gzip.open(path, "rb") as unpacked:
-        return True, unpacked.read(540 + _BEHIND)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with os.fdopen(descriptor, "rb", closefd=False) as packed, gzip.open(packed) as unpacked:
+        return True, unpacked.read(_HEAD)
 
 
 def _size_of(head: bytes) -> int | None:
@@ -167,7 +177,7 @@ def _parsed(head: bytes, size: int, path: Path) -> tuple[Any, list[float]]:
     return header, pixdim
 
 
-def _header_of(header: Any, pixdim: list[float], path: Path, stamp: tuple[int, ...], compressed: bool) -> Header:
+def _header_of(header: Any, pixdim: list[float], path: Path, stamp: Stamp, compressed: bool, head: bytes) -> Header:
     rank = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : rank + 1])
     if not 2 <= rank <= 7 or min(shape) < 1:
@@ -186,6 +196,7 @@ def _header_of(header: Any, pixdim: list[float], path: Path, stamp: tuple[int, .
     millimetres = _MILLIMETRES.get(unit, 1.0)
     return Header(
         path=path,
+        head=head,
         stamp=stamp,
         compressed=compressed,
         shape=shape,
@@ -228,15 +239,3 @@ def _check_extent(header: Header, size: int) -> None:
         )
     if header.compressed and needed > size * _MOST_DEFLATED + 1024:
         raise ReadError(f"its header says {needed} bytes; {size} compressed ones cannot hold as many", header.path)
-
-
-def same_file(header: Header) -> None:
-    """Check that the file is the one whose header was read.
-
-    Raises:
-        ReadError: It was replaced or changed.
-    """
-    with whole_file_errors(header.path):
-        status = os.stat(header.path)  # noqa: PTH116
-    if (status.st_size, status.st_mtime_ns, status.st_ino) != header.stamp:
-        raise ReadError("it was changed or replaced while it was in use", header.path)

@@ -12,6 +12,7 @@ from attrs import field, frozen, validators
 from medsegpy_core import Reader, ReadError, Record, hookimpl
 from medsegpy_core.typing import DatasetDict
 from medsegpy_nifti.arrays import LabelArray, LazyNifti, NiftiArray, StackedArray
+from medsegpy_nifti.data import verify
 from medsegpy_nifti.header import Header, is_nifti, read_header
 
 __all__ = ["NiftiReader", "NiftiScan", "medsegpy_register_readers"]
@@ -87,6 +88,14 @@ class NiftiReader:
             if alone and axis not in left_out and len(window) - len(left_out) > wanted:
                 left_out.append(axis)
         return NiftiArray(header, window, left_out, self.cache_bytes)
+
+    def verify(self, path: Path) -> None:
+        """Read a ``.nii.gz`` file to its end and check it against its checksum; a ``.nii`` file has none.
+
+        Raises:
+            ReadError: It is damaged.
+        """
+        verify(read_header(path), self.cache_bytes)
 
     def scan(self, root: Path) -> list[DatasetDict]:
         """List the scans in a folder; see `medsegpy_nifti.listing`."""
