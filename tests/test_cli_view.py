@@ -1,5 +1,6 @@
 """``medsegpy view``: what is drawn, pixel by pixel where that can be said."""
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -7,7 +8,8 @@ from PIL import Image
 
 from medsegpy_core import DatasetCatalog, MetadataCatalog, scan_directory, write_slices, write_volume
 from medsegpy_core.cli import cli
-from medsegpy_core.cli.montage import PALETTE, Panel, draw, gray_window, shown_classes, spread_slices
+from medsegpy_core.cli.montage import Panel, draw, gray_window, shown_classes, spread_slices
+from medsegpy_core.drawing import PALETTE
 from medsegpy_core.metadata import MetadataView
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -135,6 +137,63 @@ def test_the_overlay_lies_where_the_mask_is():
     assert columns[panel].min() == middle
     assert columns[panel].max() == 8 + 287
     assert rows[panel].max() - rows[panel].min() == 143
+
+
+def first_panels(path):
+    """Return the first image and the first overlay of a picture."""
+    drawn = pixels(path)
+    return drawn[8 + 20 + 4 + 18 :, 8 : 8 + 288], drawn[8 + 20 + 4 + 18 :, 8 + 288 + 8 : 8 + 2 * 288 + 8]
+
+
+def middle(mask):
+    """Return where the middle of what is true lies, from 0 to 1 down and across a square panel of 288 pixels."""
+    return tuple((places.min() + places.max()) / 2 / 287 for places in np.nonzero(mask))
+
+
+def test_a_scan_with_an_affine_is_drawn_upright(tmp_path):
+    # Axes run to the left, to posterior and down, as in many NIfTI files: H is across.
+    image, mask = np.zeros((20, 20, 3)), np.zeros((20, 20, 3, 2), np.uint8)
+    mask[0:4, 8:12, :, 0] = 1  # the patient's right
+    mask[8:12, 0:4, :, 1] = 1  # anterior
+    d = write_volume(tmp_path / "lps.h5", image, mask)
+    affine = np.diag([-1.0, -1.0, -1.0, 1.0])
+    for name, more in (("stored", {}), ("upright", {"scan_affine": affine.tolist()})):
+        DatasetCatalog.register(name, lambda more=more: [d | more])
+        MetadataCatalog.get(name).set(category_ids=[0, 1], categories=["right", "front"], category_colors=[RED, GREEN])
+        assert view(name, "--out", tmp_path / f"{name}.png").exit_code == 0
+    _, stored = first_panels(tmp_path / "stored.png")
+    _, upright = first_panels(tmp_path / "upright.png")
+    for panel, right, front in ((stored, (0.1, 0.5), (0.5, 0.1)), (upright, (0.5, 0.1), (0.1, 0.5))):
+        assert middle((panel[:288] == RED).all(axis=-1)) == pytest.approx(right, abs=0.02)
+        assert middle((panel[:288] == GREEN).all(axis=-1)) == pytest.approx(front, abs=0.02)
+
+
+def test_label_maps_of_many_values_are_drawn_and_listed_by_what_is_there(tmp_path):
+    labels = np.zeros((24, 24, 4), np.uint16)
+    labels[4:20, 4:20] = 40
+    labels[8:12, 8:12, 1] = 1900
+    d = write_volume(tmp_path / "many.h5", np.zeros((24, 24, 4)))
+    with h5py.File(d["file_name"], "r+") as file:
+        file["seg"] = labels
+    DatasetCatalog.register("many", lambda: [d | {"sem_seg_file": d["file_name"], "label_map": True}])
+    ids = list(range(2000))
+    MetadataCatalog.get("many").set(category_ids=ids, categories=[f"structure {i}" for i in ids])
+    assert view("many", "--slices", 2, "--out", tmp_path / "many.png").exit_code == 0
+    drawn = pixels(tmp_path / "many.png")
+    assert has_color(drawn, PALETTE[39 % 30])
+    assert has_color(drawn, PALETTE[1899 % 30])
+    # A legend of all of them would be longer than the slices are high.
+    assert drawn.shape[0] < 500
+
+
+def test_slices_that_are_missing_are_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dicts = write_slices(tmp_path / "gap", np.zeros((6, 5, 4)), np.ones((6, 5, 4, 1)), subject_id=1)
+    DatasetCatalog.register("gap", lambda: [d for d in dicts if d["slice_id"] != 2])
+    result = view("gap")
+    assert result.exit_code == 0, result.output
+    # Three slices, each beside its overlay.
+    assert pixels(tmp_path / "gap-0000001_V00.png").shape[1] > 4 * 200
 
 
 def test_windows_classes_and_slices():

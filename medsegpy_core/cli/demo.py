@@ -15,11 +15,12 @@ from attrs import frozen
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
 from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.cli.baseline import Baseline
-from medsegpy_core.cli.montage import Panel, class_colors, draw, gray_window, spread_slices
+from medsegpy_core.cli.montage import Panel, draw, gray_window, spread_slices
 from medsegpy_core.cli.output import by, console, table, track
 from medsegpy_core.cli.plugins import show_plugins
 from medsegpy_core.config import Config
 from medsegpy_core.datasets import load_records
+from medsegpy_core.drawing import Color, Upright, class_colors
 from medsegpy_core.errors import UnknownNameError
 from medsegpy_core.loading import build_loader
 from medsegpy_core.plugins import default_manager
@@ -44,7 +45,7 @@ class _Class:
 
     category_id: int
     name: str
-    color: tuple[int, int, int]
+    color: Color
 
 
 @frozen(eq=False)
@@ -117,7 +118,7 @@ def _classes() -> list[_Class]:
     """Return the classes that exclude each other: the superclasses, which overlap their parts, are left out."""
     metadata = MetadataCatalog.get(_TRAIN).require()
     ids = normalize_category_ids(metadata.category_ids)
-    colors = class_colors(metadata, len(ids))
+    colors = class_colors(len(ids), metadata.get("category_colors"))
     found = zip(ids, metadata.categories, colors, strict=True)
     return [_Class(category_id, str(name), color) for category_id, name, color in found if isinstance(category_id, int)]
 
@@ -228,7 +229,7 @@ def _paint(folder: Path, predictions: Sequence[_Prediction], classes: Sequence[_
     for found in predictions:
         metadata = MetadataCatalog.get(found.dataset).view()
         pixel = (float(metadata.spacing[0]), float(metadata.spacing[1]))
-        window = gray_window(found.image, metadata)
+        window, upright = gray_window(found.image, metadata), Upright.of(metadata.get("affine"))
         scored = "" if found.dataset == _TEST else ", not scored"
         for position in spread_slices(np.any(found.truth > 0, axis=(0, 1)), _SLICES_SHOWN):
             image = found.image[:, :, position]
@@ -239,7 +240,8 @@ def _paint(folder: Path, predictions: Sequence[_Prediction], classes: Sequence[_
                 _one_hot(found.prediction, position, len(classes)),
             ]
             captions = [caption, "truth", f"prediction{scored}"]
-            rows.append([Panel(image, mask, text, pixel, window) for mask, text in zip(masks, captions, strict=True)])
+            pairs = zip(masks, captions, strict=True)
+            rows.append([Panel(image, mask, text, pixel, window, upright) for mask, text in pairs])
     # Two slices side by side make the picture less of a tower.
     paired = [[*rows[i], *rows[i + 1]] if i + 1 < len(rows) else rows[i] for i in range(0, len(rows), 2)]
     title = "medsegpy demo: image, truth, prediction of a baseline of statistics"

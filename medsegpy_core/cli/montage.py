@@ -1,4 +1,4 @@
-"""Draw slices with coloured overlays, captions and a legend."""
+"""Draw slices with colored overlays, captions and a legend."""
 
 from __future__ import annotations
 
@@ -10,28 +10,17 @@ from attrs import field, frozen
 from PIL import Image, ImageDraw, ImageFont
 
 from medsegpy_core.categories import channels_of
+from medsegpy_core.drawing import Color, Upright, overlay
+from medsegpy_core.text import printable
 from medsegpy_core.typing import CategoryId
 
 if TYPE_CHECKING:
     from medsegpy_core.metadata import MetadataView
     from medsegpy_core.typing import Array
 
-__all__ = ["PALETTE", "Panel", "class_colors", "draw", "gray_window", "shown_classes", "spread_slices"]
+__all__ = ["Panel", "draw", "gray_window", "shown_classes", "spread_slices"]
 
-Color = tuple[int, int, int]
-
-# Okabe and Ito's colours, without black: people with any kind of colour blindness can tell them apart.
-PALETTE: Final[tuple[Color, ...]] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
 _SOFT_TISSUE_HU: Final = (-160.0, 240.0)
-_FILL: Final = 0.35  # opacity of an overlay; its outline is opaque
 _PANEL: Final = 288  # pixels of a panel's longer side
 _MARGIN, _LINE = 8, 20  # pixels
 _BACKGROUND, _INK, _FAINT = (18, 18, 18), (240, 240, 240), (165, 165, 165)
@@ -47,6 +36,7 @@ class Panel:
         caption: What is written above it.
         pixel: Height and width of a pixel (mm).
         window: The values that are drawn black and white.
+        upright: How the slice is turned.
     """
 
     image: Array = field(eq=False)
@@ -54,6 +44,7 @@ class Panel:
     caption: str
     pixel: tuple[float, float]
     window: tuple[float, float]
+    upright: Upright = Upright()
 
 
 def gray_window(image: Array, metadata: MetadataView) -> tuple[float, float]:
@@ -63,15 +54,6 @@ def gray_window(image: Array, metadata: MetadataView) -> tuple[float, float]:
     finite = image[np.isfinite(image)]
     low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 0.0)
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
-
-
-def class_colors(metadata: MetadataView, count: int) -> list[Color]:
-    """Return a colour for each of `count` categories: the metadata's, where there are as many, else the palette's."""
-    given = metadata.get("category_colors") or ()
-    colors = [tuple(int(part) for part in color) for color in given]
-    if len(colors) != count:
-        colors = [PALETTE[i % len(PALETTE)] for i in range(count)]
-    return [(color[0], color[1], color[2]) for color in colors]
 
 
 def shown_classes(category_ids: Sequence[CategoryId]) -> list[int]:
@@ -103,19 +85,27 @@ def spread_slices(foreground: Array, count: int) -> list[int]:
     return [int(candidates[round(position)]) for position in positions]
 
 
-def draw(rows: Sequence[Sequence[Panel]], title: str, legend: Sequence[tuple[str, Color]], note: str = "") -> Any:
+def draw(
+    rows: Sequence[Sequence[Panel]],
+    title: str,
+    legend: Sequence[tuple[str, Color]],
+    note: str = "",
+    colors: Sequence[Color] | None = None,
+) -> Any:
     """Draw panels in rows.
 
     Args:
-        rows: The panels; a mask's channels are coloured as the legend says, in order.
+        rows: The panels.
         title: Stands above.
-        legend: Name and colour of each channel.
+        legend: Names and colors.
         note: Stands below.
+        colors: The color of each channel of the masks; None: those of the legend, in order.
 
     Returns:
         A `PIL.Image.Image`.
     """
-    colors = [color for _, color in legend]
+    legend = [(printable(name), color) for name, color in legend]
+    colors = [color for _, color in legend] if colors is None else colors
     tiles = [[_tile(panel, colors) for panel in row] for row in rows]
     font = ImageFont.load_default(13)
     width = max(sum(tile.width + _MARGIN for tile in row) for row in tiles) + _MARGIN
@@ -124,12 +114,12 @@ def draw(rows: Sequence[Sequence[Panel]], title: str, legend: Sequence[tuple[str
     height = 2 * _MARGIN + _LINE + sum(heights) + _LINE * (len(legend_lines) + bool(note))
     canvas = Image.new("RGB", (width, height), _BACKGROUND)
     pen = ImageDraw.Draw(canvas)
-    pen.text((_MARGIN, _MARGIN), title, _INK, ImageFont.load_default(15))
+    pen.text((_MARGIN, _MARGIN), printable(title), _INK, ImageFont.load_default(15))
     y = _MARGIN + _LINE + 4
     for row, row_tiles, row_height in zip(rows, tiles, heights, strict=True):
         x = _MARGIN
         for panel, tile in zip(row, row_tiles, strict=True):
-            pen.text((x, y), panel.caption, _FAINT, font)
+            pen.text((x, y), printable(panel.caption), _FAINT, font)
             canvas.paste(tile, (x, y + _LINE - 2))
             x += tile.width + _MARGIN
         y += row_height
@@ -144,27 +134,22 @@ def draw(rows: Sequence[Sequence[Panel]], title: str, legend: Sequence[tuple[str
 
 def _tile(panel: Panel, colors: Sequence[Color]) -> Any:
     """Draw one slice, stretched so that millimetres are as long down as across."""
-    (h, w), (dh, dw) = panel.image.shape, panel.pixel
+    image, (dh, dw) = panel.upright.turn(panel.image), panel.upright.sizes(panel.pixel)
+    h, w = image.shape
     scale = _PANEL / max(h * dh, w * dw)
     size = (max(1, round(w * dw * scale)), max(1, round(h * dh * scale)))
     low, high = panel.window
-    gray = np.nan_to_num((panel.image.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255
+    gray = np.nan_to_num((image.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255
     resized = Image.fromarray(gray.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     pixels = np.repeat(np.asarray(resized, np.float64)[..., None], 3, axis=2)
     if panel.mask is not None:
+        mask = panel.upright.turn(panel.mask)
         for channel, color in enumerate(colors):
-            stored = Image.fromarray((panel.mask[..., channel] > 0).astype(np.uint8) * 255)
-            inside = np.asarray(stored.resize(size, Image.Resampling.NEAREST)) > 0
-            outline = inside & ~_eroded(inside)
-            pixels[inside] = (1 - _FILL) * pixels[inside] + _FILL * np.array(color)
-            pixels[outline] = color
+            stored = np.ascontiguousarray(mask[..., channel] == 1)
+            if stored.any():
+                scaled = Image.fromarray(stored.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+                overlay(pixels, np.asarray(scaled) > 0, color)
     return Image.fromarray(pixels.round().astype(np.uint8))
-
-
-def _eroded(inside: Array) -> Array:
-    padded: Array = np.pad(inside, 1, mode="edge")
-    eroded: Array = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return eroded
 
 
 def _wrap_legend(legend: Sequence[tuple[str, Color]], font: Any, width: int) -> list[list[tuple[int, str, Color]]]:

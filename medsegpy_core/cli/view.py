@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import numpy as np
+from attrs import frozen
 
 from medsegpy_core.catalog import MetadataCatalog
 from medsegpy_core.categories import channels_of, normalize_category_ids
-from medsegpy_core.cli.montage import Panel, class_colors, draw, gray_window, shown_classes, spread_slices
+from medsegpy_core.cli.montage import Panel, draw, gray_window, shown_classes, spread_slices
 from medsegpy_core.cli.output import by, echo
 from medsegpy_core.datasets import load_records
+from medsegpy_core.drawing import Color, Upright, class_colors
 from medsegpy_core.errors import MedSegPyError, RecordError, UnknownNameError, closest_match
-from medsegpy_core.loading import load_scan
-from medsegpy_core.loading.scans import Scan, group_scans
+from medsegpy_core.loading.collate import Collation
+from medsegpy_core.loading.scans import Opener, Scan, group_scans
 
 if TYPE_CHECKING:
     from medsegpy_core.metadata import MetadataView
-    from medsegpy_core.typing import Array
+    from medsegpy_core.opening import CanonicalScan
+    from medsegpy_core.typing import Array, CategoryId, Selection
 
 __all__ = ["command"]
+
+_VALUES_AT_ONCE: Final = 2**27  # of a mask
+_LEGEND: Final = 30  # classes; of more, only those that are in the slices are listed
 
 
 @click.command("view")
@@ -33,12 +41,12 @@ __all__ = ["command"]
 def command(name: str, scan_id: str | None, count: int, out: Path | None) -> None:
     """Draw a scan of the dataset NAME into a PNG.
 
-    Slices are spread evenly over those with foreground, each beside itself with the classes in colour.
+    Slices are spread evenly over those with foreground, each beside itself with the classes in color. If the scan has
+    an affine, slices are turned as radiologists see them: superior or anterior up, the patient's right on the left.
+    Otherwise they are drawn as stored.
     """
     scan = _find(name, scan_id)
-    image, mask = load_scan(name, scan.key[1])
-    metadata = MetadataCatalog.get(name).for_scan(scan.records[0])
-    picture = _montage(image, mask, metadata, f"{name}  {scan.key[1]}", count)
+    picture = _montage(scan, MetadataCatalog.get(name).for_scan(scan.records[0]), f"{name}  {scan.key[1]}", count)
     out = out or Path(re.sub(r"[^\w.-]+", "_", f"{name}-{scan.key[1]}") + ".png")
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out, format="PNG")
@@ -61,43 +69,133 @@ def _find(name: str, scan_id: str | None) -> Scan:
     )
 
 
-def _montage(image: Array, mask: Array | None, metadata: MetadataView, title: str, count: int) -> Any:
-    if image.ndim == 4:
-        title += f"  (channel 1 of {image.shape[3]})"
-        image = image[..., 0]
-    classes, names, colors = _classes(mask, metadata)
-    spacing = metadata.get("spacing")
+@frozen
+class _Classes:
+    """The classes to draw.
+
+    Attributes:
+        ids: Their category ids.
+        names: Their names.
+        colors: Their colors.
+    """
+
+    ids: tuple[CategoryId, ...]
+    names: Sequence[str]
+    colors: Sequence[Color]
+
+    @classmethod
+    def of(cls, metadata: MetadataView, channels: int) -> _Classes:
+        """Return those that the metadata name, else one for each channel of the mask."""
+        ids = normalize_category_ids(metadata.get("category_ids") or range(channels))
+        names = [str(name) for name in metadata.get("categories") or [f"channel {i}" for i in range(len(ids))]]
+        shown = shown_classes(ids)
+        highest = max((max(channels_of(ids[i])) for i in shown), default=-1)
+        if highest >= channels > 0:
+            raise MedSegPyError(
+                f"The metadata name category id {highest}, but the mask has {channels} channels (0 to "
+                f"{channels - 1}). Correct category_ids."
+            )
+        colors = class_colors(len(ids), metadata.get("category_colors"))
+        return cls(tuple(ids[i] for i in shown), [names[i] for i in shown], [colors[i] for i in shown])
+
+    def listed(self, masks: Sequence[Array]) -> list[tuple[str, Color]]:
+        """Return name and color of each class; of more than a legend can hold, those that are in the masks."""
+        present = np.any([mask.any(axis=(0, 1)) for mask in masks], axis=0) if masks else []
+        few = len(self.ids) <= _LEGEND
+        entries = zip(self.names, self.colors, strict=True)
+        return [entry for i, entry in enumerate(entries) if few or present[i]] if masks else []
+
+
+class _Planes:
+    """The slices of a scan, read one by one: of a volume, or of a file each.
+
+    Args:
+        scan: The scan.
+        opener: Opens its records.
+        first: The first of them, open.
+    """
+
+    def __init__(self, scan: Scan, opener: Opener, first: CanonicalScan):
+        self._scan, self._opener, self._first = scan, opener, first
+        shape = first.image.shape
+        self.count = shape[2] if scan.is_volume else len(scan.records)
+        depth = self.count if scan.is_volume else scan.records[0].scan_num_slices or self.count
+        #: H x W x D [x K], missing slices included.
+        self.shape = (*shape[:2], depth, *shape[3 if scan.is_volume else 2 :])
+
+    def number(self, position: int) -> int:
+        """Return the number of a slice in its scan, from 1."""
+        return position + 1 if self._scan.is_volume else self._scan.records[position].slice_id or position + 1
+
+    def look(self) -> tuple[Array, int]:
+        """Return whether anything is segmented in each slice, and how many channels the masks have, 0: no mask."""
+        found, channels = np.zeros(self.count, bool), 0
+        for i, record in enumerate(self._scan.records):
+            with self._open(i) as opened:
+                if opened.mask is None or not opened.mask.shape[-1]:
+                    continue
+                channels = max(channels, opened.mask.shape[-1])
+                path = record.sem_seg_file
+                for box in self._boxes(opened.mask.shape):
+                    out = np.empty((*(part.stop - part.start for part in box), 1), np.uint8)
+                    Collation((tuple(range(opened.mask.shape[-1])),)).read(opened.mask, box, out, path)
+                    any_class = (out == 1).any(axis=(0, 1, -1))
+                    found[slice(None) if self._scan.is_volume else i] |= any_class
+        return found, channels
+
+    def read(self, position: int, category_ids: Sequence[CategoryId]) -> tuple[Array, Array | None]:
+        """Return the image of a slice, H x W, and its mask, H x W x C, bool; None: it has none."""
+        with self._open(position) as opened:
+            at: Selection = (slice(position, position + 1),) if self._scan.is_volume else ()
+            image = opened.image[(slice(None), slice(None), *at)].reshape(*opened.image.shape[:2], -1)[..., 0]
+            if opened.mask is None:
+                return image, None
+            box = (slice(0, image.shape[0]), slice(0, image.shape[1]), *at)
+            out = np.empty((*(part.stop - part.start for part in box), len(category_ids)), np.uint8)
+            record = self._scan.records[0 if self._scan.is_volume else position]
+            Collation(tuple(category_ids)).read(opened.mask, box, out, record.sem_seg_file)
+            return image, out.reshape(*image.shape, -1) == 1
+
+    @contextmanager
+    def _open(self, position: int) -> Iterator[CanonicalScan]:
+        if self._scan.is_volume:
+            yield self._first
+        else:
+            with self._opener.open(self._scan.records[position]) as opened:
+                yield opened
+
+    @staticmethod
+    def _boxes(shape: Sequence[int]) -> Iterator[Selection]:
+        """Yield boxes of whole rows that hold the mask, without its channels."""
+        rows = max(1, _VALUES_AT_ONCE // max(1, int(np.prod(shape[1:]))))
+        for start in range(0, shape[0], rows):
+            yield (slice(start, min(start + rows, shape[0])), *(slice(0, n) for n in shape[1:-1]))
+
+
+def _montage(scan: Scan, metadata: MetadataView, title: str, count: int) -> Any:
+    opener = Opener.of(scan.records)
+    with opener.open(scan.records[0]) as first:
+        planes = _Planes(scan, opener, first)
+        foreground, channels = planes.look()
+        classes = _Classes.of(metadata, channels)
+        chosen = spread_slices(foreground, count)
+        read = [planes.read(position, classes.ids if channels else ()) for position in chosen]
+    if len(planes.shape) == 4:
+        title += f"  (channel 1 of {planes.shape[3]})"
+    spacing, upright = metadata.get("spacing"), Upright.of(metadata.get("affine"))
     pixel = (1.0, 1.0) if spacing is None else (float(spacing[0]), float(spacing[1]))
-    foreground: Array = np.zeros(image.shape[2]) if mask is None else np.any(mask > 0, axis=(0, 1, 3))
-    chosen = spread_slices(foreground, count)
-    window = gray_window(image[:, :, chosen], metadata)
+    window = gray_window(np.concatenate([image.ravel() for image, _ in read]), metadata)
     rows: list[list[Panel]] = [[]]
-    for position in chosen:
+    for position, (image, mask) in zip(chosen, read, strict=True):
         if len(rows[-1]) >= 6 or (len(chosen) <= 4 and len(rows[-1]) >= 4):
             rows.append([])
-        caption = f"slice {position + 1} of {image.shape[2]}"
-        plain = Panel(image[:, :, position], None, caption, pixel, window)
-        rows[-1].append(plain)
+        caption = f"slice {planes.number(position)} of {planes.shape[2]}"
+        rows[-1].append(Panel(image, None, caption, pixel, window, upright))
         if mask is not None:
-            channels = np.stack([mask[:, :, position, list(c)].any(axis=-1) for c in classes], axis=-1)
-            rows[-1].append(Panel(plain.image, channels, "truth", pixel, window))
-    note = f"{by(image.shape)} voxels, spacing {'unknown' if spacing is None else by(map(float, spacing)) + ' mm'}"
-    note += ", unlabelled" if mask is None else ""
-    return draw(rows, title, list(zip(names, colors, strict=True)), f"{note}, gray from {window[0]:g} to {window[1]:g}")
-
-
-def _classes(mask: Array | None, metadata: MetadataView) -> tuple[list[tuple[int, ...]], list[str], list[Any]]:
-    """Return channels, name and colour of each class to draw."""
-    if mask is None:
-        return [], [], []
-    ids = normalize_category_ids(metadata.get("category_ids") or range(mask.shape[-1]))
-    names = [str(name) for name in metadata.get("categories") or [f"channel {i}" for i in range(len(ids))]]
-    shown = shown_classes(ids)
-    highest = max((max(channels_of(ids[i])) for i in shown), default=-1)
-    if highest >= mask.shape[-1]:
-        raise MedSegPyError(
-            f"The metadata name category id {highest}, but the mask has {mask.shape[-1]} channels (0 to "
-            f"{mask.shape[-1] - 1}). Correct category_ids."
-        )
-    colors = class_colors(metadata, len(ids))
-    return [channels_of(ids[i]) for i in shown], [names[i] for i in shown], [colors[i] for i in shown]
+            rows[-1].append(Panel(image, mask, "truth", pixel, window, upright))
+    note = f"{by(planes.shape)} voxels, spacing {'unknown' if spacing is None else by(map(float, spacing)) + ' mm'}"
+    note += "" if channels else ", unlabelled"
+    note += f", {len(scan.missing)} slices missing" if scan.missing else ""
+    note += f", gray from {window[0]:g} to {window[1]:g}"
+    masks = [mask for _, mask in read if mask is not None]
+    return draw(rows, title, classes.listed(masks), note, classes.colors)

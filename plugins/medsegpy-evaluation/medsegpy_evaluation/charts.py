@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
+from medsegpy_core.drawing import PALETTE, hex_color
+
 __all__ = ["distribution_chart"]
 
 _ROW: Final = 34
 _LEFT: Final = 190
 _WIDTH: Final = 620
 _RIGHT: Final = 30
+_MARKED: Final = hex_color(PALETTE[0])
 
 
 def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) -> str:
@@ -51,9 +54,9 @@ def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) 
         for number, (scan, value, marked) in enumerate(row):
             # Dots of equal values are laid apart, the same way each time.
             y = middle + ((number * 5) % 13 - 6)
-            color = "#c0392b" if marked else "#333"
+            color, radius = (_MARKED, 4) if marked else ("#333", 2.6)
             parts.append(
-                f'<circle cx="{x(value)}" cy="{y}" r="2.6" fill="{color}" fill-opacity=".65">'
+                f'<circle cx="{x(value)}" cy="{y}" r="{radius}" fill="{color}" fill-opacity=".65">'
                 f"<title>{escape(scan)}: {value:.4g}</title></circle>"
             )
     return "".join([*parts, "</svg>"])

@@ -129,6 +129,7 @@ class SemSegEvaluator:
                     self.settings,
                     image=given.get("x"),
                     colors=self.colors,
+                    affine=given.get("scan_affine"),
                     run=run,
                 )
                 if self._save and self.output_folder is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medsegpy_core.drawing import Color, Upright, class_colors, overlay
 
 if TYPE_CHECKING:
     from medsegpy_evaluation.scoring import ScoreSettings, StructureScores
@@ -16,22 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["category_colors", "picture_of"]
 
-Color: TypeAlias = tuple[int, int, int]
-
-# Told apart with every common form of colour vision (Okabe and Ito).
-_PALETTE: Final[tuple[Color, ...]] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (204, 121, 167),
-    (213, 94, 0),
-    (0, 114, 178),
-)
 # Pixels of the longer side of one panel: enough to see, small enough to embed.
 _SIDE = 360
 _GAP = 4
-_OPACITY = 0.35
 
 
 def category_colors(names: Sequence[str], given: Mapping[str, Any]) -> list[Color]:
@@ -41,10 +30,8 @@ def category_colors(names: Sequence[str], given: Mapping[str, Any]) -> list[Colo
         names: The categories.
         given: Colors by name, as (R, G, B) of 0 to 255.
     """
-    return [
-        tuple(int(v) for v in given[name]) if name in given else _PALETTE[position % len(_PALETTE)]  # type: ignore[misc]
-        for position, name in enumerate(names)
-    ]
+    palette = class_colors(len(names))
+    return [class_colors(1, [given.get(name, color)])[0] for name, color in zip(names, palette, strict=True)]
 
 
 def picture_of(
@@ -54,6 +41,8 @@ def picture_of(
     settings: ScoreSettings,
     image: Array | None,
     colors: Sequence[Color],
+    spacing: Sequence[float] | None = None,
+    affine: Any = None,
 ) -> bytes:
     """Draw the slice with most wrong voxels, and where none is wrong, the one with most of the truth.
 
@@ -64,13 +53,15 @@ def picture_of(
         settings: How it was scored.
         image: H x W [x D], or None: black.
         colors: One per category.
+        spacing: Millimetres per voxel along each axis; None: pixels are drawn square.
+        affine: 4 x 4, voxel index to RAS+ mm: slices are turned upright; None: they are drawn as stored.
 
     Returns:
         A PNG: truth on the left, prediction on the right.
     """
     from PIL import Image
 
-    where = _slice_to_show(truth, structures)
+    where, upright = _slice_to_show(truth, structures), Upright.of(affine)
     truth_slice, pred_slice = truth[where], pred[where]
     fits = image is not None and image.shape == truth.shape[:-1]
     gray = _gray(image[where] if fits and image is not None else np.zeros(truth_slice.shape[:2], np.float32))
@@ -85,17 +76,18 @@ def picture_of(
                 mask = pred_slice[..., channel] > settings.binarization.thresholds[category]
             else:
                 mask = pred_slice == channel
-            _paint(panel, mask, color)
-        panels.append(np.asarray(panel, np.uint8))
-    size = _size(gray.shape)
+            overlay(panel, mask, color)
+        panels.append(np.ascontiguousarray(upright.turn(np.asarray(panel, np.uint8))))
+    pixel = (1.0, 1.0) if spacing is None else (float(spacing[0]), float(spacing[1]))
+    size = _size(upright.turn(gray).shape, upright.sizes(pixel))
     canvas = Image.new("RGB", (2 * size[0] + _GAP, size[1]), "white")
     filtered = Image.Resampling.NEAREST if max(gray.shape) < _SIDE else Image.Resampling.BOX
     for position, pixels in enumerate(panels):
         scaled = Image.fromarray(pixels).resize(size, filtered)
         canvas.paste(scaled, (position * (size[0] + _GAP), 0))
     buffer = io.BytesIO()
-    # A palette of 128 colors: a third of the bytes, and no difference that an eye would see.
-    canvas.quantize(128).save(buffer, "PNG")
+    # A third of the bytes. An octree keeps the colors of small structures, which a median cut gives up.
+    canvas.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -116,15 +108,8 @@ def _gray(image: Array) -> NDArray[np.uint8]:
     return np.asarray(np.clip(scaled, 0, 255), np.uint8)
 
 
-def _paint(panel: NDArray[np.float32], mask: NDArray[np.bool_], color: Color) -> None:
-    """Lay a translucent color over a mask, in place, and draw its outline."""
-    inner = np.pad(mask, 1)
-    inner = inner[1:-1, 1:-1] & inner[2:, 1:-1] & inner[:-2, 1:-1] & inner[1:-1, 2:] & inner[1:-1, :-2]
-    panel[inner] = (1 - _OPACITY) * panel[inner] + _OPACITY * np.array(color, np.float32)
-    panel[mask & ~inner] = color
-
-
-def _size(shape: Sequence[int]) -> tuple[int, int]:
-    """The width and height of a panel."""
-    scale = _SIDE / max(shape)
-    return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))
+def _size(shape: Sequence[int], pixel: tuple[float, float]) -> tuple[int, int]:
+    """The width and height of a panel, in which millimetres are as long down as across."""
+    height, width = shape[0] * pixel[0], shape[1] * pixel[1]
+    scale = _SIDE / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))

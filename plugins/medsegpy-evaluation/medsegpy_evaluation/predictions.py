@@ -243,7 +243,15 @@ def _scored(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
         truth, image = job.truth.read(with_image=job.colors is not None)
         if truth.shape != pred.shape:
             return FailedScan(job.scan, (f"the truth has the shape {truth.shape}, the prediction {pred.shape}",))
-        scores = score_scan(identity, truth, pred, scoring_settings(job.settings), image=image, colors=job.colors)
+        scores = score_scan(
+            identity,
+            truth,
+            pred,
+            scoring_settings(job.settings),
+            image=image,
+            colors=job.colors,
+            affine=job.metadata.for_scan(job.truth.inputs, job.truth.metadata).get("affine"),
+        )
     except (MedSegPyError, OSError) as error:
         return FailedScan(job.scan, (str(error),))
     if store is not None:

@@ -51,7 +51,8 @@ $summary
 <h2>Missed and hallucinated structures</h2>
 $missing
 <h2>Distributions</h2>
-<p class="note">A dot is a scan; the box spans the quartiles around the median. Red: missed or hallucinated.</p>
+<p class="note">A dot is a scan; the box spans the quartiles around the median.
+Large and orange: missed or hallucinated.</p>
 $charts
 <h2>Worst scans first</h2>
 $worst

@@ -205,6 +205,7 @@ def score_scan(
     *,
     image: Array | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
+    affine: Any = None,
     run: Callable[..., Iterable[Any]] = map,
 ) -> ScanScores:
     """Score a scan that has been checked with `problems_of`.
@@ -216,6 +217,7 @@ def score_scan(
         settings: What to measure.
         image: H x W [x D], for the picture.
         colors: Of the categories, for the picture; None: no picture.
+        affine: 4 x 4, voxel index to RAS+ mm, for the picture; None: not known.
         run: A `map` that the categories are scored with.
     """
     labels = largest_channel(pred) if settings.binarization.activation == "softmax" else None
@@ -229,7 +231,8 @@ def score_scan(
     if colors is not None:
         from medsegpy_evaluation.pictures import picture_of
 
-        picture = picture_of(truth, pred if labels is None else labels, structures, settings, image, colors)
+        found = pred if labels is None else labels
+        picture = picture_of(truth, found, structures, settings, image, colors, identity["spacing"], affine)
     return ScanScores(shape=truth.shape[:-1], structures=structures, picture=picture, **identity)
 
 

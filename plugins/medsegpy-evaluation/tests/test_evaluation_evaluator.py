@@ -145,7 +145,7 @@ def test_the_report_stands_alone(dataset, tmp_path):
     assert captions[0] == "&lt;worst&gt; &amp; last"
     # One chart a metric, each with a dot per value that is defined: 3 scans, 3 categories.
     assert report.count("<svg") == len(ALL)
-    assert report.count('fill="#c0392b"') == 3 * len(ALL)
+    assert report.count('fill="#f07800"') == 3 * len(ALL)
 
 
 def test_missing_structures_cost(dataset):

@@ -17,14 +17,14 @@ SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 AUGMENTED: Final = "abdomen_slices_train_aug"
 DATA: Final = Path(__file__).parent / "data"
 
-# id, name, abbreviation, colour (colours that people with colour blindness can tell apart)
+# id, name, abbreviation
 _CATEGORIES: Final = (
-    (0, "liver", "LIV", (213, 94, 0)),
-    (1, "spleen", "SPL", (86, 180, 233)),
-    (2, "stomach", "STO", (240, 228, 66)),
-    (3, "aorta", "AO", (204, 121, 167)),
-    (4, "inferior vena cava", "IVC", (0, 114, 178)),
-    ((3, 4), "great vessels", "GV", (0, 158, 115)),
+    (0, "liver", "LIV"),
+    (1, "spleen", "SPL"),
+    (2, "stomach", "STO"),
+    (3, "aorta", "AO"),
+    (4, "inferior vena cava", "IVC"),
+    ((3, 4), "great vessels", "GV"),
 )
 
 
@@ -37,15 +37,17 @@ def facts() -> dict[str, Any]:
 
 def metadata(form: Literal["slices", "volumes"], split: Split) -> dict[str, Any]:
     """Return the metadata of a dataset."""
+    from medsegpy_core.drawing import class_colors
+
     (scan,) = [scan for scan in facts()["scans"].values() if scan["split"] == split]
-    ids, names, abbreviations, colors = zip(*_CATEGORIES, strict=True)
+    ids, names, abbreviations = zip(*_CATEGORIES, strict=True)
     return {
         "scan_root": str(DATA / form),
         "category_ids": list(ids),
         "categories": list(names),
         "category_id_to_contiguous_id": {category_id: position for position, category_id in enumerate(ids)},
         "category_abbreviations": list(abbreviations),
-        "category_colors": list(colors),
+        "category_colors": class_colors(len(ids)),
         "evaluator_type": "SemSegEvaluator",
         "spacing": tuple(scan["spacing"]),
         # Slices and volumes show the same people: whoever trains on the one must not be scored on the other.
