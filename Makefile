@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE := $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
+C_FILES := $(wildcard plugins/*/*/*.[ch])
 PACKAGES := . $(patsubst %/pyproject.toml,%,$(PLUGINS))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # What else pytest is told, as in `make test PYTEST_ARGS="-x tests/test_order.py"`.
@@ -25,10 +26,13 @@ test-fast: .venv/.installed-dev  ## Run the tests that take no more than seconds
 lint: .venv/.installed-dev  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 
 format: .venv/.installed-dev  ## Repair style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
 
 types: .venv/.installed-dev  ## Check types
 	$(BIN)/mypy
