@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from medsegpy_core.config_files import read_config_file, write_config_file
 from medsegpy_core.config_keys import ANYTHING, KEYS, OWN_KEYS, Key
@@ -18,6 +18,8 @@ from medsegpy_core.config_medsegpy import RENAMED_KEYS, UNUSED_PATHS
 from medsegpy_core.errors import ConfigError, ConfigWarning, MedSegPyError, closest_match
 
 __all__ = ["Config"]
+
+_LONGEST: Final = 300  # characters of a value in a message
 
 
 class _UnknownKeyError(ConfigError, AttributeError):
@@ -205,8 +207,10 @@ def _converted(name: str, value: Any, key: Key, *, parse: bool) -> Any:
     try:
         return key.parse(value) if parse else key.convert(value)
     except (TypeError, ValueError) as error:
-        detail = f" {error}" if isinstance(error, MedSegPyError) else ""
-        raise ConfigError(f"Config key {name} is {value!r}, expected {key.expected}.{detail}") from error
+        detail = f" {str(error)[:_LONGEST]}" if isinstance(error, MedSegPyError) else ""
+        shown = repr(value)
+        shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]} ..."
+        raise ConfigError(f"Config key {name} is {shown}, expected {key.expected}.{detail}") from error
 
 
 def _unknown(name: Any, known: Mapping[str, Any]) -> str:

@@ -12,11 +12,15 @@ from typing import Any, Final, TypeVar
 
 from medsegpy_core.config_keys import is_plain, literal
 from medsegpy_core.errors import ConfigError
+from medsegpy_core.limits import read_limited
 
 __all__ = ["BASE_KEY", "read_config_file", "write_config_file"]
 
 BASE_KEY: Final = "_BASE_"
 _Function = TypeVar("_Function")
+_MOST_BYTES: Final = 2**20
+_MOST_VALUES: Final = 100_000
+_MOST_LEVELS: Final = 50
 # YAML 1.2 floats: PyYAML follows YAML 1.1, which takes 1e-3 for a str.
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
@@ -33,18 +37,19 @@ def read_config_file(path: Path) -> dict[str, Any]:
         Keys in upper case, and values as the file has them: an INI has strings only.
 
     Raises:
-        ConfigError: The file is malformed, of another kind, or its own base, directly or not.
+        ConfigError: The file is malformed, of another kind, larger than a config is, no regular file, or its own base,
+            directly or not.
         OSError: A file cannot be read.
     """
     chain: list[Path] = []
     values: dict[str, Any] = {}
     at: Path | None = path
     while at is not None:
-        resolved = at.resolve()
+        resolved = Path(os.path.realpath(at))  # unlike `resolve`, no error for links in a circle
         if resolved in chain:
             names = " -> ".join(p.name for p in [*chain, resolved])
             raise ConfigError(f"{path}: {BASE_KEY} goes round in a circle: {names}.")
-        if chain and not at.is_file():
+        if chain and not resolved.is_file():
             raise FileNotFoundError(f"{chain[-1]}: {BASE_KEY} names {at}, which is not a file.")
         chain.append(resolved)
         own = _read_one(at)
@@ -108,16 +113,16 @@ def _ini_text(values: Mapping[str, Any]) -> str:
 
 
 def _base_path(base: Any, file: Path) -> Path:
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or "\0" in base:
         raise ConfigError(f"{file}: {BASE_KEY} is {base!r}, expected the path of a config file.")
-    return file.parent / Path(base).expanduser()
+    return file.parent / os.path.expanduser(base)  # noqa: PTH111 - `Path` raises if there is no such user
 
 
 def _read_one(path: Path) -> dict[str, Any]:
     readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml, ".ini": _read_ini, ".cfg": _read_ini}
     reader = _by_suffix(path, readers)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         # MedSegPy has INI files that are named .yaml; no YAML config begins so.
         found = _read_ini(text) if text.startswith("[DEFAULT]") else reader(text)
     except UnicodeDecodeError as error:
@@ -134,14 +139,31 @@ def _read_one(path: Path) -> dict[str, Any]:
     return values
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_limited(path, _MOST_BYTES)
+    except OSError as error:
+        if error.errno is None:  # a file, but none that can be a config
+            raise ConfigError(str(error).removeprefix(f"{path}: ")) from error
+        raise
+
+
 def _read_yaml(text: str) -> Mapping[Any, Any]:
     import yaml
 
     try:
         # A subclass of SafeLoader: plain data only.
-        found = yaml.load(text, Loader=_yaml_class(yaml.SafeLoader))  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
+        loader = _yaml_class(_located(yaml.SafeLoader))(text)
+        try:
+            node = loader.get_single_node()
+            _count_values(node, {}, 0)
+            found = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {_yaml_problem(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"not a config: values lie more than {_MOST_LEVELS} levels deep.") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -149,13 +171,46 @@ def _read_yaml(text: str) -> Mapping[Any, Any]:
     return found
 
 
+def _count_values(node: Any, known: dict[int, int], level: int) -> int:
+    """Return how many values a YAML node stands for, with those that its aliases repeat.
+
+    Raises:
+        ConfigError: There are too many, they lie too deep, or one contains itself. Ten lines of aliases can stand for
+            more values than a machine has memory.
+    """
+    if node is None or isinstance(node.value, str):
+        return 1
+    where = f"line {node.start_mark.line + 1}"
+    if known.get(id(node)) == 0:
+        raise ConfigError(f"not a config: the value that begins in {where} contains itself.")
+    if level > _MOST_LEVELS:
+        raise ConfigError(f"not a config: values lie more than {_MOST_LEVELS} levels deep ({where}).")
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_count_values(part, known, level + 1) for part in parts)
+    if known[id(node)] > _MOST_VALUES:
+        raise ConfigError(f"not a config: aliases stand for more than {_MOST_VALUES:,} values ({where}).")
+    return known[id(node)]
+
+
+def _yaml_problem(error: Any) -> str:
+    """Say in one line what is wrong, and where."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).replace('in "<unicode string>", ', "").split())
+    return f"{problem} (at line {mark.line + 1}, column {mark.column + 1})"
+
+
 def _read_toml(text: str) -> Mapping[str, Any]:
     import tomllib
 
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also an int of too many digits
         raise ConfigError(f"not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError("not a config: values lie too deep in each other.") from error
 
 
 def _read_ini(text: str) -> Mapping[str, Any]:
@@ -165,11 +220,38 @@ def _read_ini(text: str) -> Mapping[str, Any]:
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise ConfigError(f"not a valid INI file: {error}".replace("\n", " ")) from error
+        raise ConfigError(f"not a valid INI file: {_ini_problem(error)}") from error
     if parser.sections():
         sections = ", ".join(f"[{name}]" for name in parser.sections())
         raise ConfigError(f"a config in INI has one section, [DEFAULT]; this one has {sections}.")
     return dict(parser.defaults())
+
+
+def _ini_problem(error: Any) -> str:
+    """Say in one line what is wrong, and where."""
+    import configparser
+
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return f"it does not begin with the section [DEFAULT] (at line {error.lineno})"
+    if isinstance(error, configparser.DuplicateOptionError):
+        return f"{error.option} comes twice (at line {error.lineno})"
+    if isinstance(error, configparser.ParsingError) and error.errors:
+        return f"expected KEY = VALUE (at line {error.errors[0][0]})"
+    return " ".join(str(error).split())
+
+
+def _located(base: Any) -> Any:
+    """Return a copy of a YAML loader that says where a value is that Python does not take, as a month 13."""
+    import yaml
+
+    class Located(base):  # type: ignore[misc]
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except ValueError as error:
+                raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+    return Located
 
 
 def _yaml_class(base: Any) -> Any:

@@ -1,14 +1,16 @@
-"""Limits that the environment sets, in bytes."""
+"""Limits in bytes: of memory, and of files that are read whole."""
 
 from __future__ import annotations
 
 import functools
 import os
+import stat
+from pathlib import Path
 from typing import Final
 
 from medsegpy_core.errors import MemoryLimitError
 
-__all__ = ["check_memory", "environment_bytes"]
+__all__ = ["check_memory", "environment_bytes", "read_limited"]
 
 _UNITS: Final = {
     **{unit: 1000**power for power, unit in enumerate(("", "K", "M", "G", "T"))},
@@ -47,6 +49,26 @@ def check_memory(needed: int, what: str) -> None:
             f"{what} needs {needed / 2**30:.2f} GiB, more than the {limit / 2**30:.2f} GiB that MEDSEGPY_MEMORY allows "
             "(by default the memory of this machine). Raise it, or process smaller scans."
         )
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """Return what is in a file that describes something: a config, a manifest.
+
+    Args:
+        path: The file. Folders, pipes and devices, which may never end, are refused without waiting for them.
+        most: How many bytes it may have.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path}: this is not a regular file, but a folder, pipe or device.")
+        if status.st_size > most:
+            raise OSError(f"{path}: the file has {status.st_size:,} bytes; at most {most:,} are read.")
+        return file.read()
 
 
 def _physical_memory() -> int:

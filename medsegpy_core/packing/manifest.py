@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from attrs import frozen
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
 from medsegpy_core.errors import DataWarning, ReadError
+from medsegpy_core.limits import read_limited
 from medsegpy_core.specs import DatasetSpec
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
+_MOST_BYTES: Final = 2**30
 _FORMAT_KEY: Final = "medsegpy_packed"
 _PAIRS: Final = "__pairs__"
 _FILES: Final = ("file_name", "sem_seg_file")
@@ -125,9 +128,11 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read and check a manifest; see `packed_dicts`."""
     file = _find(Path(path))
     try:
-        said = json.loads(file.read_bytes())
+        said = json.loads(read_limited(file, _MOST_BYTES))
     except (OSError, ValueError) as error:
         raise ReadError(f"the manifest of a packed dataset cannot be read: {error}", file) from error
+    except RecursionError as error:
+        raise ReadError("the manifest of a packed dataset cannot be read: its values lie too deep", file) from error
     if not isinstance(said, dict) or _FORMAT_KEY not in said:
         raise ReadError("this is not the manifest of a packed dataset", file)
     if said[_FORMAT_KEY] != FORMAT:
@@ -237,9 +242,9 @@ def _decoded(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             json.dump(value, file, indent=1)
             file.flush()
             os.fsync(file.fileno())

@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from medsegpy_core.errors import MedSegPyError, ReadError, RecordError
 from medsegpy_core.hdf5.assembling import copy_contents
 from medsegpy_core.hdf5.staging import Staging
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
+from medsegpy_core.locks import lock_file
 from medsegpy_core.packing.layout import Compression, LayoutName, PackLayout
 from medsegpy_core.packing.manifest import manifest_dict, read_manifest, write_json
 from medsegpy_core.packing.scans import Task, pack_scan
@@ -153,20 +154,14 @@ def _size(paths: Iterable[Path | None]) -> int:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes away; the lock of a process that was killed is free."""
-    import fcntl
-
-    with path.open("a+") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
+            stack.enter_context(lock_file(path))
+        except BlockingIOError as error:
             raise PackingError(
-                f"{path.parent}: another process ({file.read().strip() or 'unknown'}) packs into this place. Wait "
-                "until it is done, or choose another --out."
+                f"{path.parent}: another process ({error.strerror}) packs into this place. Wait until it is done, or "
+                "choose another --out."
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
         yield
 
 
