@@ -1,12 +1,16 @@
 # Everything runs in `.venv`, which each target makes itself. `make demo` and `make test` need make and Python only.
+# Another Python gets its own: make PYTHON=python3.13 VENV=.venv-3.13 test
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE := $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 C_FILES := $(wildcard plugins/*/*/*.[ch])
 PACKAGES := . $(patsubst %/pyproject.toml,%,$(PLUGINS))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# What else pytest is told, as in `make test PYTEST_ARGS="-x tests/test_order.py"`.
+# One process for each core; one that is done takes over tests from another.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# Further arguments, as in `make test PYTEST_ARGS="-x tests/test_records.py"`; `-n 0` runs all in this process.
 PYTEST_ARGS ?=
 
 .PHONY: help demo test test-fast lint format types layers docs wheels bench clean
@@ -14,63 +18,63 @@ PYTEST_ARGS ?=
 help:  ## Say what the targets do
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/.installed  ## Run the demo: real images, from a dataset's name to a picture
+demo: $(VENV)/.installed  ## Run the demo: real images, from a dataset's name to a picture
 	@$(BIN)/medsegpy demo
 
-test: .venv/.installed-dev  ## Run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.installed-dev  ## Run all tests
+	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: .venv/.installed-dev  ## Run the tests that take no more than seconds
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+test-fast: $(VENV)/.installed-dev  ## Run the tests that take no more than seconds
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-lint: .venv/.installed-dev  ## Check style
+lint: $(VENV)/.installed-dev  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 
-format: .venv/.installed-dev  ## Repair style
+format: $(VENV)/.installed-dev  ## Repair style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
-types: .venv/.installed-dev  ## Check types
+types: $(VENV)/.installed-dev  ## Check types
 	$(BIN)/mypy
 
-layers: .venv/.installed-dev  ## Check who imports whom
+layers: $(VENV)/.installed-dev  ## Check who imports whom
 	$(BIN)/lint-imports
 
-docs: .venv/.installed-dev  ## Build the site into site/; a warning is an error
+docs: $(VENV)/.installed-dev  ## Build the site into site/; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 	@echo "site/index.html"
 
-wheels: .venv/.installed-dev  ## Build a wheel and a source distribution of each package into dist/
+wheels: $(VENV)/.installed-dev  ## Build a wheel and a source distribution of each package into dist/
 	rm -rf dist
 	set -e; for package in $(PACKAGES); do \
 		$(BIN)/python -m build --no-isolation --outdir dist $$package > /dev/null; done
 	ls dist
 
-bench: .venv/.installed-dev  ## Run the benchmarks
+bench: $(VENV)/.installed-dev  ## Run the benchmarks
 	$(BIN)/python -m tests.benchmarks
 
 clean:  ## Remove what the other targets made
-	rm -rf .venv dist build site .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-* dist build site .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bin/python:
+$(VENV)/bin/python:
 	@command -v $(PYTHON) > /dev/null || { \
 		echo "There is no '$(PYTHON)' here. Install Python 3.11 or newer, or run: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "medsegpy_core needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
 		"Run: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
 # Installed without build isolation: one hatchling and one setuptools, pinned, instead of fresh ones for each package.
-.venv/.installed: pyproject.toml constraints.txt $(PLUGINS) | .venv/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS) | $(VENV)/bin/python
 	$(INSTALL) hatchling editables setuptools
 	$(INSTALL) --no-build-isolation -e ".[fast]" $(EDITABLE)
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --no-build-isolation -e ".[dev]" $(EDITABLE)
 	@touch $@

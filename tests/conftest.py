@@ -84,7 +84,7 @@ class FakeSite:
         path = os.pathsep.join([str(self.folder), str(Path(__file__).parent.parent)])
         env = {**os.environ, "PYTHONPATH": path, **environ}
         command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def run(target, method):
     queue = context.SimpleQueue()
     process = context.Process(target=target, args=(queue,))
     process.start()
-    process.join(60)
+    process.join()
     assert process.exitcode == 0
     return queue.get()
 

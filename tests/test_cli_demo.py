@@ -20,7 +20,7 @@ def demo(folder, **environ):
     command = [sys.executable, "-m", "medsegpy_core", "demo"]
     env = {**os.environ, "MEDSEGPY_RESULTS": str(folder / "results"), **environ}
     env["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=150)
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def scores(result):

@@ -209,7 +209,6 @@ def run(code, **options):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
         **options,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -436,7 +436,6 @@ def run(code, *arguments, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     ).stdout
 

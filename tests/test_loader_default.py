@@ -293,7 +293,7 @@ def test_another_process_makes_the_same_batches_without_registrations(both, meth
     process = context.Process(target=_run, args=(_pickled(loader, method), queue))
     process.start()
     found = queue.get()
-    process.join(30)
+    process.join()
     assert found == expected
 
 
@@ -320,7 +320,7 @@ def test_a_child_forked_in_the_middle_of_a_pass(both):
         process = context.Process(target=_digest, args=(loader, queue))
         process.start()
         assert queue.get() == expected
-        process.join(30)
+        process.join()
         assert len(list(iterator)) == len(expected) - 1
 
 
@@ -342,7 +342,7 @@ def test_a_child_goes_on_with_the_pass_of_its_parent(both, reuse):
     process = context.Process(target=_digest, args=(iterator, queue))
     process.start()
     assert queue.get() == expected[1:]
-    process.join(30)
+    process.join()
     assert [[array.tobytes() for array in batch] for batch in iterator] == expected[1:]
 
 
