@@ -1,4 +1,4 @@
-"""Splits by subject: nobody is in two of them, and the same files are always split alike."""
+"""Splits by subject: each subject is in one of them, and the same files are always split alike."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Final
+from numbers import Integral
+from typing import Any, Final
 
 from medsegpy_core.datasets import augmentation_numbers
 from medsegpy_core.errors import DataWarning, RecordError
+from medsegpy_core.naming import parse_identity
 from medsegpy_core.typing import DatasetDict
 
-__all__ = ["FRACTIONS", "split_by_subject", "subject_of"]
+__all__ = ["FRACTIONS", "known_subject", "split_by_subject", "subject_of", "warn_of_unknown_subjects"]
 
 FRACTIONS: Final[Mapping[str, float]] = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -27,13 +29,15 @@ def split_by_subject(
     ones first.
 
     Args:
-        dicts: Dataset dicts; where one has no `subject_id`, its `scan_id` stands in.
+        dicts: Dataset dicts. The subject of one is its `subject_id`, else what its `scan_id` says, if that is a name
+            like ``0000001_V00`` or ``sub-01_ses-1``. Else the `scan_id` stands in, with a `DataWarning`: two scans of
+            one person may then be in two splits.
         fractions: The name of each split and its share of the subjects; they sum to 1.
         seed: Another seed, another split.
 
     Returns:
-        The dicts of each split, in their order. Augmented copies are kept in ``"train"``; elsewhere a scan would count
-        twice, so that they are left out, with a `DataWarning`.
+        The dicts of each split, in their order. Augmented copies are kept in training splits, those whose names begin
+        with ``"train"``. Elsewhere a scan would count twice, so they are left out, with a `DataWarning`.
 
     Raises:
         RecordError: A dict says neither `subject_id` nor `scan_id`.
@@ -46,6 +50,8 @@ def split_by_subject(
     """
     _check(fractions)
     subjects = [subject_of(d, index) for index, d in enumerate(dicts)]
+    if len(fractions) > 1:
+        warn_of_unknown_subjects(dicts, "may be in two splits", stacklevel=2)
     ordered = sorted(set(subjects), key=lambda subject: _lot(subject, seed))
     counts = _counts(len(ordered), list(fractions.values()))
     split_of: dict[Hashable, str] = {}
@@ -55,13 +61,13 @@ def split_by_subject(
     left_out = []
     for d, subject, augmentation in zip(dicts, subjects, augmentation_numbers(dicts), strict=True):
         split = split_of[subject]
-        if augmentation and split != "train":
+        if augmentation and not _is_training(split):
             left_out.append(str(d.get("file_name", d.get("scan_id"))))
         else:
             parts[split].append(d)
     if left_out:
         warnings.warn(
-            f"{len(left_out)} augmented elements are of subjects that are not in the split 'train', and are left out: "
+            f"{len(left_out)} augmented elements are of subjects that are not in a training split, and are left out: "
             f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
             DataWarning,
             stacklevel=2,
@@ -69,20 +75,58 @@ def split_by_subject(
     return parts
 
 
+def known_subject(d: DatasetDict) -> int | str | None:
+    """Return the person that a dataset dict is of: its `subject_id`, else what its `scan_id` says, else None."""
+    subject = d.get("subject_id")
+    if subject is None:
+        subject = parse_identity(str(d.get("scan_id", ""))).get("subject_id")
+    return _plain(subject)
+
+
+def warn_of_unknown_subjects(dicts: Sequence[DatasetDict], what: str, stacklevel: int = 1) -> None:
+    """Issue a `DataWarning` if scans stand in for people, and there is more than one scan.
+
+    Args:
+        dicts: Dataset dicts.
+        what: What may happen to a person, as in ``"may be in two splits"``.
+        stacklevel: As for `warnings.warn`.
+    """
+    subjects = {subject_of(d, i): known_subject(d) is not None for i, d in enumerate(dicts)}
+    unknown = [str(subject) for subject, known in subjects.items() if not known]
+    if unknown and len(subjects) > 1:
+        warnings.warn(
+            f"{len(unknown)} scan{'s' if len(unknown) > 1 else ''} without subject_id ({', '.join(unknown[:3])}"
+            f"{', ...' if len(unknown) > 3 else ''}): scans stand in for people, so a person who was scanned more than "
+            f"once {what}. Add subject_id to the dataset dicts.",
+            DataWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
 def subject_of(d: DatasetDict, index: int = 0) -> int | str:
-    """Return what a dataset dict is split by: its `subject_id`; where it has none, its `scan_id`.
+    """Return what a dataset dict is split by: the person, if known, else its `scan_id`.
 
     Raises:
-        RecordError: It has neither.
+        RecordError: It has neither `subject_id` nor `scan_id`.
     """
-    subject: int | str | None = d.get("subject_id")
+    subject = known_subject(d)
     if subject is None:
-        subject = d.get("scan_id")
+        subject = _plain(d.get("scan_id"))
     if subject is None:
         raise RecordError(
             f"Dataset dict {index} has neither 'subject_id' nor 'scan_id'; it has {', '.join(sorted(d)) or 'no keys'}."
         )
     return subject
+
+
+def _plain(subject: Any) -> int | str | None:
+    """Return a number as an int: NumPy's have another `repr`, by which subjects are drawn."""
+    return int(subject) if isinstance(subject, Integral) else subject
+
+
+def _is_training(split: str) -> bool:
+    """Say whether a split is for training: "train", "training", "fold0/train"."""
+    return split.rpartition("/")[2].lower().startswith("train")
 
 
 def _check(fractions: Mapping[str, float]) -> None:

@@ -69,6 +69,17 @@ def test_a_sound_dataset(dicts):
     text = CliRunner().invoke(cli, ["datasets", "check", "mine"])
     assert text.exit_code == 0
     assert "nothing is wrong" in text.stdout
+    assert "subject_id" not in text.stdout
+
+
+def test_unknown_people_are_told_of(dicts, tmp_path):
+    for d in dicts[:-1]:
+        d["subject_id"] = None
+    found = check()
+    assert (found["scans_without_subject"], found["findings"]) == (2, [])
+    text = CliRunner().invoke(cli, ["datasets", "check", "mine"])
+    assert text.exit_code == 0
+    assert "unknown for 2 scans (no subject_id)" in text.stdout
 
 
 def no_file(d):

@@ -197,6 +197,15 @@ def test_a_full_disk_leaves_nothing(tmp_path, what, compression):
     assert done.stdout.split() == ["27", str(tmp_path / name), "[]"]
 
 
+@pytest.mark.parametrize("ids", [{"subject_id": "sub-01"}, {"subject_id": 1, "time_point": "baseline"}])
+def test_slice_files_hold_no_text_ids(tmp_path, ids):
+    with pytest.raises(ValueError, match=r"(sub-01|baseline).*convert.*numbers subjects and stores the table"):
+        write_slices(tmp_path, np.zeros((3, 3, 2)), **ids)
+    with pytest.raises(TypeError):
+        write_slices(tmp_path, np.zeros((3, 3, 2)), subject_id=1.5)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_process_that_is_killed_leaves_no_file_of_that_name(tmp_path):
     code = """
         import os, signal, sys

@@ -28,7 +28,10 @@ def register(tmp_path):
 
     def make(name, subjects=(1,), **keys):
         root = tmp_path / f"set{next(numbers)}"
-        dicts = [save_volume(root, *make_scan((3, 3, 2), 2, s), subject=s, **keys) for s in subjects]
+        dicts = [
+            {**save_volume(root, *make_scan((3, 3, 2), 2, n), scan_id=f"scan of {s!r}", **keys), "subject_id": s}
+            for n, s in enumerate(subjects)
+        ]
         DatasetCatalog.register(name, lambda: dicts)
         MetadataCatalog.get(name).set(category_ids=[0, 1], categories=["a", "b"])
         return dicts
@@ -183,7 +186,19 @@ def test_the_scan_stands_in_for_the_subject(tmp_path):
         MetadataCatalog.get(name).set(category_ids=[0], categories=["a"])
     with pytest.raises(LeakageError, match="0000001_V00"):
         build_loader(Config(TRAIN_DATASET="train", TEST_DATASET="test"), "train")
+    with pytest.warns(DataWarning, match=r"'train', 'val' have no subject_id.*by scan_id instead") as caught:
+        build_loader(Config(TRAIN_DATASET="train", VAL_DATASET="val"), "train")
+    assert len(caught) == 1
+    build_loader(Config(TRAIN_DATASET="train"), "train")  # nothing is compared
+
+
+def test_subjects_are_compared_as_given(register):
+    register("train", (1, "sub-01"))
+    register("val", ("1", "sub-1", "SUB-01"))
+    register("test", ("sub-01",))
     build_loader(Config(TRAIN_DATASET="train", VAL_DATASET="val"), "train")
+    with pytest.raises(LeakageError, match=r"1 subject is in both 'train'.*'test'.*: sub-01 \(collection"):
+        build_loader(Config(TRAIN_DATASET="train", TEST_DATASET="test"), "train")
 
 
 def test_a_partner_that_cannot_be_listed_gives_a_warning(register):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsegpy_core import SliceName, parse_slice_name
-from medsegpy_core.naming import parse_scan_name, scan_name
+from medsegpy_core.naming import parse_identity, parse_scan_name, scan_name
 
 naturals = st.integers(0, 10**12)
 names = st.builds(SliceName, naturals, naturals, naturals, st.integers(1, 10**6))
@@ -81,6 +81,38 @@ def test_scan_names(subject, time_point, augmentation):
     said = parse_scan_name(name)
     assert (said["subject_id"], said["time_point"], said.get("augmentation", 0)) == (subject, time_point, augmentation)
     assert ("-Aug" in name) == (augmentation > 0)
+
+
+labels = st.text("abcXYZ0189", min_size=1, max_size=6)
+
+
+@given(
+    labels, st.none() | labels, st.none() | st.integers(0, 10**6), st.sampled_from(["", "_T1w", "_run-1_bold", ".a"])
+)
+def test_names_of_bids(subject, session, augmentation, rest):
+    visit = {} if session is None else {"time_point": f"ses-{session}"}
+    number = {} if augmentation is None else {"augmentation": augmentation}
+    name = (
+        f"sub-{subject}" + "".join(f"_{v}" for v in visit.values()) + "".join(f"-Aug{n:02d}" for n in number.values())
+    )
+    assert parse_identity(name + rest) == {"subject_id": f"sub-{subject}", **visit, **number}
+    for other in (f"x{name}", name.upper(), name.replace("sub-", "sub"), f"sub-{subject}-left", f"sub-{subject}é"):
+        assert parse_identity(other) == {}
+    for odd_visit in (f"sub-{subject}_ses-1-left", f"sub-{subject}_ses-_x", f"sub-{subject}_visit1"):
+        assert parse_identity(odd_visit) == {"subject_id": f"sub-{subject}"}
+
+
+@given(st.one_of(st.text("sub-ses_V0123Aug. ", max_size=24), st.text(max_size=12)))
+def test_any_name_says_something_sound_or_nothing(name):
+    found = parse_identity(name)
+    assert found.keys() <= {"subject_id", "time_point", "augmentation"}
+    if found:
+        assert "subject_id" in found
+        assert (
+            name.startswith(found["subject_id"])
+            if isinstance(found["subject_id"], str)
+            else found == parse_scan_name(name)
+        )
 
 
 def test_names_are_sorted_by_what_they_say():

@@ -15,12 +15,14 @@ from medsegpy_core import (
     UnknownNameError,
     build_loader,
     load_scan,
+    register_reader,
     scan_directory,
     write_slices,
     write_volume,
 )
 from medsegpy_core.catalog import DatasetCatalog
 from medsegpy_core.config import Config
+from medsegpy_core.datasets import make_records
 
 IMAGE, MASK = make_scan((4, 3, 3), channels=2)
 
@@ -98,6 +100,76 @@ def test_both_formats_in_one_folder_are_sorted_by_file_name(tmp_path):
     assert len(names) == 5
     assert [d["scan_id"] for d in scan_directory(tmp_path, reader="h5-volumes")] == ["0000001_V00", "0000003_V00"]
     assert len(scan_directory(tmp_path, reader="h5-slices")) == 3
+
+
+def test_slices_are_sorted_by_number_whatever_their_names_sort_like(tmp_path):
+    numbers = [1, 2, 99, 100, 101, 999, 1000, 1001, 10000]
+    for number in numbers:
+        (tmp_path / f"0000001_V00-Aug00_{number:03d}.im").touch()
+        (tmp_path / f"0000001_V00-Aug01_{number}.im").touch()
+        (tmp_path / f"{'2' if number % 2 else '0002'}_V0-Aug00_{number}.im").touch()
+    (tmp_path / "10_V0-Aug0_1.im").touch()
+    save_volume(tmp_path, IMAGE, MASK, scan_id="0000001_V00 extra")
+    with pytest.warns(DataWarning, match="gaps"):
+        alone = scan_directory(tmp_path, reader="h5-slices")
+    with pytest.warns(DataWarning, match="gaps"):
+        merged = scan_directory(tmp_path)
+    scans = ["0000001_V00", "0000001_V00-Aug01", "0000002_V00"]
+    expected = [(scan, number) for scan in scans for number in numbers] + [("0000010_V00", 1)]
+    assert [(d["scan_id"], d["slice_id"]) for d in alone] == expected
+    assert [(d["scan_id"], d["slice_id"]) for d in merged if "slice_id" in d] == expected
+    assert [d["scan_id"] for d in merged].index("0000001_V00 extra") == len(numbers)
+
+
+def test_people_and_visits_are_read_from_names_of_bids(tmp_path):
+    names = ["sub-01_ses-1", "sub-01_ses-2_T1w", "sub-01b_run-1", "sub-02", "sub-02_ses-x-Aug03", "0000003_V01-Aug02"]
+    unclear = ["BRATS_001", "LIDC-IDRI-0001", "patient1", "sub01", "my_sub-01", "sub-", "Sub-01", "sub-01 left"]
+    for name in names + unclear:
+        written = write_volume(tmp_path / f"{name}.h5", IMAGE, MASK)
+        assert (written["scan_id"], written.get("subject_id") is None) == (name, name in unclear)
+    found = {d["scan_id"]: d for d in scan_directory(tmp_path)}
+    said = {name: tuple(found[name].get(key) for key in ("subject_id", "time_point", "augmentation")) for name in found}
+    assert said == {
+        "sub-01_ses-1": ("sub-01", "ses-1", None),
+        "sub-01_ses-2_T1w": ("sub-01", "ses-2", None),
+        "sub-01b_run-1": ("sub-01b", None, None),
+        "sub-02": ("sub-02", None, None),
+        "sub-02_ses-x-Aug03": ("sub-02", "ses-x", 3),
+        "0000003_V01-Aug02": (3, 1, 2),
+        **dict.fromkeys(unclear, (None, None, None)),
+    }
+    records = make_records(list(found.values()), [""] * len(found))
+    assert {r.scan_id for r in records if r.augmentation} == {"sub-02_ses-x-Aug03", "0000003_V01-Aug02"}
+
+
+def test_groups_of_a_file_are_of_the_person_that_the_file_names(tmp_path):
+    with h5py.File(tmp_path / "sub-07.h5", "w") as file:
+        for group in ("early", "sub-08_ses-2"):
+            file[f"{group}/volume"] = IMAGE
+    early, other = scan_directory(tmp_path)
+    assert early["subject_id"] == "sub-07"
+    assert (other["subject_id"], other["time_point"]) == ("sub-08", "ses-2")
+
+
+def test_what_a_reader_knows_of_a_person_stays(tmp_path):
+    class Knowing:
+        name, suffixes = "knowing", (".kno",)
+
+        def probe(self, path):
+            return False
+
+        def open(self, record):
+            raise NotImplementedError
+
+        def scan(self, root):
+            return [{"file_name": root / "sub-01_ses-1.kno", "scan_id": "sub-01_ses-1", "subject_id": 5},
+                    {"file_name": root / "sub-02_ses-1.kno", "scan_id": "b", "time_point": "baseline"}]  # fmt: skip
+
+    register_reader(Knowing())
+    one, two = scan_directory(tmp_path, reader="knowing")
+    assert one["subject_id"] == 5
+    assert "time_point" not in one
+    assert (two["subject_id"], two["time_point"]) == ("sub-02", "baseline")
 
 
 def test_subfolders_are_not_looked_into(tmp_path):

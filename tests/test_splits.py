@@ -74,7 +74,7 @@ def test_a_seed_gives_another_split_and_the_same_one_again():
 def test_the_split_is_the_same_in_other_processes():
     code = (
         "from medsegpy_core import split_by_subject\n"
-        "parts = split_by_subject([{'scan_id': str(n)} for n in range(30)])\n"
+        "parts = split_by_subject([{'scan_id': str(n), 'subject_id': f'sub-{n}'} for n in range(30)])\n"
         "print([d['scan_id'] for d in parts['test']])"
     )
     outputs = set()
@@ -83,14 +83,16 @@ def test_the_split_is_the_same_in_other_processes():
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
         )
         outputs.add(done.stdout)
-    assert outputs == {
-        str([d["scan_id"] for d in split_by_subject([{"scan_id": str(n)} for n in range(30)])["test"]]) + "\n"
-    }
+    dicts = [{"scan_id": str(n), "subject_id": f"sub-{n}"} for n in range(30)]
+    assert outputs == {str([d["scan_id"] for d in split_by_subject(dicts)["test"]]) + "\n"}
 
 
 def test_the_scan_stands_in_for_the_subject():
     dicts = [{"scan_id": "a", "slice_id": n} for n in range(1, 9)] + [{"scan_id": "b", "subject_id": 0}]
-    parts = split_by_subject(dicts, {"train": 0.5, "test": 0.5})
+    with pytest.warns(DataWarning, match=r"^1 scan without subject_id \(a\): scans stand in for people") as caught:
+        parts = split_by_subject(dicts, {"train": 0.5, "test": 0.5})
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
     assert sorted(len({d["scan_id"] for d in part}) for part in parts.values()) == [1, 1]
     assert sorted(map(len, parts.values())) == [1, 8]
     with pytest.raises(RecordError, match="Dataset dict 1 has neither 'subject_id' nor 'scan_id'; it has file_name"):
@@ -117,3 +119,46 @@ def test_augmented_copies_are_in_training_only():
 def test_fractions_that_are_none(fractions):
     with pytest.raises(ValueError, match="positive numbers that sum to 1"):
         split_by_subject(scans([1]), fractions)
+
+
+def test_scans_that_cannot_be_in_two_splits_need_no_warning():
+    assert split_by_subject([{"scan_id": "a"}, {"scan_id": "a"}])["train"] == [{"scan_id": "a"}] * 2
+    assert len(split_by_subject([{"scan_id": "a"}, {"scan_id": "b"}], {"train": 1.0})["train"]) == 2
+
+
+@given(
+    people=st.lists(st.one_of(st.integers(0, 99), st.text("sub-019 V_", min_size=1)), unique=True, max_size=20),
+    visits=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+def test_ids_are_numbers_or_text_and_compared_as_given(people, visits, seed):
+    dicts = [{"scan_id": f"{n} at {v}", "subject_id": p} for n, p in enumerate(people) for v in range(visits)]
+    parts = split_by_subject(dicts, seed=seed)
+    whose = [{(type(d["subject_id"]), d["subject_id"]) for d in part} for part in parts.values()]
+    assert sum(map(len, whose)) == len(people)
+    assert sum(len(part) for part in parts.values()) == len(dicts)
+
+
+def test_a_number_is_the_same_subject_whatever_its_type():
+    import numpy as np
+
+    dicts = [{"scan_id": str(n), "subject_id": np.int64(n) if n % 2 else n} for n in range(40)]
+    plain = [{**d, "subject_id": int(d["subject_id"])} for d in dicts]
+    assert subjects_of(split_by_subject(dicts)) == subjects_of(split_by_subject(plain))
+
+
+def test_people_are_read_from_scan_ids_that_leave_no_doubt():
+    dicts = [{"scan_id": f"sub-{n:02d}_ses-{s}"} for n in range(10) for s in "abc"]
+    dicts += [{"scan_id": f"{n:07d}_V{v:02d}"} for n in range(10) for v in range(3)]
+    parts = split_by_subject(dicts)
+    whose = [{d["scan_id"].split("_")[0] for d in part} for part in parts.values()]
+    assert sum(map(len, whose)) == len(set().union(*whose)) == 20
+
+
+@pytest.mark.parametrize("training", ["train", "Train", "training", "fold0/train"])
+@pytest.mark.parametrize("evaluation", ["val", "test", "fold0/val", "strain", "train/val"])
+def test_training_splits_by_their_names(training, evaluation):
+    dicts = [{"scan_id": f"{s}-{a}", "augmentation": a, "subject_id": s} for s in range(4) for a in (0, 1)]
+    with pytest.warns(DataWarning, match="2 augmented elements"):
+        parts = split_by_subject(dicts, {training: 0.5, evaluation: 0.5})
+    assert [len(part) for part in parts.values()] == [4, 2]

@@ -361,6 +361,36 @@ def test_sound_datasets_pass(broken, medsegpy_plugins, tmp_path):
     assert dataset_failures(broken, medsegpy_plugins, tmp_path) == {}
 
 
+@pytest.fixture
+def anonymous(broken):
+    """The same datasets, of which nothing says who was scanned."""
+    for dicts in broken.lists.values():
+        for d in dicts:
+            del d["subject_id"]
+    return broken
+
+
+def test_splits_of_unknown_people_are_not_called_safe(anonymous, medsegpy_plugins, tmp_path):
+    assert "splits" not in dataset_failures(anonymous, medsegpy_plugins, tmp_path)
+    with pytest.raises(pytest.skip.Exception, match=r"3 scans have no subject_id, as '0000001_V00' of 'x_train'"):
+        Suite().test_splits()
+    (found,) = [finding for finding in check_plugin("x") if finding.check == "no subject is in two splits"]
+    assert found.status == "unknown"
+    assert "Add subject_id" in found.message
+
+
+def test_one_scan_in_two_splits_fails_whoever_it_is(anonymous, medsegpy_plugins, tmp_path):
+    anonymous.lists["val"] += anonymous.lists["train"][:6]
+    assert "1 subjects are in two splits" in dataset_failures(anonymous, medsegpy_plugins, tmp_path)["splits"]
+
+
+def test_one_split_of_unknown_people_is_sound(anonymous, medsegpy_plugins, tmp_path):
+    anonymous.lists = {"train": anonymous.lists["train"]}
+    medsegpy_plugins.register_plugin(anonymous, "x")
+    (found,) = [finding for finding in check_plugin("x") if finding.check == "no subject is in two splits"]
+    assert found.status == "passed"
+
+
 def first(dicts, **values):
     return [dicts[0] | values, *dicts[1:]]
 

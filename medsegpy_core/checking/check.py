@@ -45,6 +45,7 @@ def check_dataset(
         scans = group_scans(records)
         files = {str(file) for r in records for file in (r.file_name, r.sem_seg_file) if file is not None}
         result.elements, result.scans, result.files = len(dicts), len(scans), len(files)
+        result.scans_without_subject = sum(scan.records[0].subject_id is None for scan in scans)
         channels = required_channels_of(dataset, result)
         verified: set[Path] = set()
         for scan in watch(scans, len(scans), "Reading"):

@@ -40,6 +40,8 @@ class Checked:
         elements: How many slices or volumes there are.
         scans: How many scans they make.
         files: How many different files.
+        scans_without_subject: How many scans have no `subject_id`, so that splits cannot be checked for people who are
+            in two of them.
         findings: What is wrong, in the order of the elements.
     """
 
@@ -47,6 +49,7 @@ class Checked:
     elements: int = 0
     scans: int = 0
     files: int = 0
+    scans_without_subject: int = 0
     _found: dict[tuple[str, str, str | None], int] = field(factory=dict)
 
     @property
@@ -74,5 +77,6 @@ class Checked:
 
     def as_dict(self) -> dict[str, Any]:
         """Return this for JSON."""
-        counts = {"name": self.name, "elements": self.elements, "scans": self.scans, "files": self.files}
+        keys = ("name", "elements", "scans", "files", "scans_without_subject")
+        counts: dict[str, Any] = {key: getattr(self, key) for key in keys}
         return counts | {"findings": [asdict(finding) for finding in self.findings]}

@@ -127,6 +127,9 @@ def _print_findings(checked: Checked) -> None:
     if not checked.elements:
         said = f"there is nothing to check{', ' + said if wrong else ''}"
     screen.print(f"{checked.name}: {what}: {said}.")
+    if checked.scans_without_subject:
+        unknown = counted(checked.scans_without_subject, "scan")
+        screen.print(f"Whose they are is unknown for {unknown} (no subject_id): a split of them may share people.")
 
 
 def _identity(name: str, must_exist: bool = False) -> dict[str, Any]:

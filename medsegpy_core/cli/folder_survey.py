@@ -17,7 +17,7 @@ from medsegpy_core.opening import open_record
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
-from medsegpy_core.splits import FRACTIONS, split_by_subject, subject_of
+from medsegpy_core.splits import FRACTIONS, split_by_subject, subject_of, warn_of_unknown_subjects
 from medsegpy_core.typing import DatasetDict
 
 __all__ = ["FolderSurvey", "survey_folder"]
@@ -120,6 +120,7 @@ def _in_folders(root: Path, folders: Mapping[str, str]) -> dict[str, list[Datase
                     "model is not judged on whom it was trained on: move the files so that each is in one folder."
                 )
             where[subject] = split
+    warn_of_unknown_subjects([d for dicts in splits.values() for d in dicts], "may be in two of the folders")
     return splits
 
 
@@ -134,7 +135,9 @@ def _proposed(root: Path, seed: int) -> dict[str, list[DatasetDict]]:
 
 
 def _subjects(dicts: Sequence[DatasetDict]) -> list[int | str]:
-    return sorted({subject_of(d) for d in dicts}, key=lambda subject: (isinstance(subject, str), subject))
+    return sorted(
+        {subject_of(d) for d in dicts}, key=lambda subject: (isinstance(subject, str), subject)
+    )  # numbers first
 
 
 def _look_into(scans: Sequence[Scan]) -> _Seen:

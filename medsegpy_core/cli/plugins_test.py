@@ -12,7 +12,7 @@ from medsegpy_core.testing.outcome import Finding
 
 __all__ = ["command"]
 
-_STYLE = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+_STYLE = {"passed": "green", "failed": "bold red", "unknown": "yellow", "skipped": "yellow"}
 
 
 @click.command("test")

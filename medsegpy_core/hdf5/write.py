@@ -12,7 +12,7 @@ import numpy as np
 from medsegpy_core.errors import ReadError, ShapeError
 from medsegpy_core.hdf5.array import open_array
 from medsegpy_core.hdf5.staging import Staging, atomic_h5
-from medsegpy_core.naming import SliceName, parse_scan_name
+from medsegpy_core.naming import SliceName, parse_identity
 
 if TYPE_CHECKING:
     import h5py
@@ -44,8 +44,8 @@ def write_slices(
         image: H x W x D, or H x W x D x K for K channels, which are stored as H x W x 1 x K; numbers of any type but
             complex.
         mask: H x W x D x C with 0 and 1; stored as uint8.
-        subject_id: The person.
-        time_point: The visit.
+        subject_id: The person, a number: names of slice files hold no text.
+        time_point: The visit, a number.
         augmentation: The number of the augmentation, 0 for an original.
         compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9).
         overwrite: Whether files that are there are replaced.
@@ -57,7 +57,7 @@ def write_slices(
         FileExistsError: A file is there, and `overwrite` is False. Nothing was written then.
         ShapeError: The arrays have other axes, or do not fit together.
         TypeError: The elements are no real numbers.
-        ValueError: The mask is not binary, or the compression is unknown.
+        ValueError: The mask is not binary, the compression is unknown, or an id is text.
 
     Example:
         ```python
@@ -67,7 +67,11 @@ def write_slices(
     image, mask = _checked(image, mask)
     options = _options(compression)
     depth = image.shape[2]
-    subject, visit, tag = map(operator.index, (subject_id, time_point, augmentation))
+    subject, visit, tag = (
+        _number("subject_id", subject_id),
+        _number("time_point", time_point),
+        operator.index(augmentation),
+    )
     names = [SliceName(subject, visit, tag, k) for k in range(1, depth + 1)]
     folder = os.path.abspath(root)  # noqa: PTH100
     stems = [f"{folder}{os.sep}{name.stem}" for name in names]
@@ -124,7 +128,20 @@ def write_volume(
         _write(staging, file_name, {"volume": image} | ({} if mask is None else {"seg": mask}), options)
     stem = os.path.splitext(os.path.basename(file_name))[0]  # noqa: PTH122
     labels = {} if mask is None else {"sem_seg_file": file_name}
-    return {"file_name": file_name, **labels, "scan_id": stem, **parse_scan_name(stem), **_axes(image)}
+    return {"file_name": file_name, **labels, "scan_id": stem, **parse_identity(stem), **_axes(image)}
+
+
+def _number(key: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        if not isinstance(value, str):
+            raise
+        raise ValueError(
+            f"write_slices({key}={value!r}): names of slice files hold numbers, not text. Number them and keep the "
+            "table, or use convert, which numbers subjects and stores the table. Names of volumes are free: "
+            f"write_volume, and {key} in the dataset dict, need no numbers."
+        ) from None
 
 
 def _slice_dict(stem: str, name: SliceName, depth: int, labelled: bool) -> DatasetDict:

@@ -76,20 +76,21 @@ def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> N
     """Raise `LeakageError` if a subject is in the config's training data and in the data that it evaluates on.
 
     Subjects are the same if their collection is (by the metadata; by default the distribution of the plugin) and
-    their `subject_id`; the `scan_id` stands in where there is none. Nothing is checked unless one of the datasets is in
-    the config.
+    their `subject_id`. Where there is none the `scan_id` stands in, with one `DataWarning`: another scan of a person is
+    not found so. Nothing is checked unless one of the datasets is in the config.
 
     Args:
         listed: The datasets that a loader is built of, and their dicts.
         cfg: The config.
     """
     subjects: dict[str, set[tuple[str, Any]]] = {}
+    unknown: set[str] = set()
     for train, (key, other) in itertools.product(role_names(cfg, "TRAIN_DATASET"), _evaluation(cfg)):
         if train not in listed and other not in listed:
             continue
         for name in (train, other):
             if name not in subjects:
-                subjects[name] = _subjects(name, listed.get(name))
+                subjects[name] = _subjects(name, listed.get(name), unknown)
         shared = sorted(subjects[train] & subjects[other], key=str)
         if shared:
             what = ", ".join(str(subject) for _, subject in shared[:5]) + (", ..." if len(shared) > 5 else "")
@@ -100,18 +101,36 @@ def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> N
                 "different people; or pass allow_leakage=True to build_loader."
             )
 
+    if unknown:
+        warnings.warn(
+            f"Elements of {', '.join(map(repr, sorted(unknown)))} have no subject_id. Whether a person is in training "
+            "and evaluation data was checked by scan_id instead, which does not find another scan of that person. Add "
+            "subject_id to the dataset dicts.",
+            DataWarning,
+            stacklevel=3,
+        )
+
 
 def _evaluation(cfg: Config) -> list[tuple[str, str]]:
     return [(key, name) for key in ("VAL_DATASET", "TEST_DATASET") for name in role_names(cfg, key)]
 
 
-def _subjects(name: str, dicts: Sequence[DatasetDict] | None) -> set[tuple[str, Any]]:
-    """Return (collection, subject) of a dataset; nothing, with a warning, if it cannot be listed here."""
+def _subjects(name: str, dicts: Sequence[DatasetDict] | None, unknown: set[str]) -> set[tuple[str, Any]]:
+    """Return (collection, subject) of a dataset; nothing, with a warning, if it cannot be listed here.
+
+    Args:
+        name: The dataset.
+        dicts: Its dicts; None: they are listed.
+        unknown: The name is added if scans stand in for subjects.
+    """
     try:
         dicts = list_dataset(name) if dicts is None else dicts
         collection = collection_of(name)
         # As they are: the dicts may be custom ones, for a custom loader.
-        return {(collection, subject) for d in dicts if (subject := _subject(d)) is not None}
+        found = {(collection, subject) for d in dicts if (subject := _subject(d)) is not None}
+        if any(_is_unknown(d) for d in dicts):
+            unknown.add(name)
+        return found
     except Exception as error:  # noqa: BLE001 - whatever the function of a dataset raises
         warnings.warn(
             f"Dataset {name!r}, which the config names, cannot be listed here, so that it is not checked for subjects "
@@ -127,3 +146,7 @@ def _subject(d: object) -> int | str | None:
         return None
     subject = d.get("scan_id") if d.get("subject_id") is None else d["subject_id"]
     return subject if isinstance(subject, Integral | str) else None  # type: ignore[return-value]
+
+
+def _is_unknown(d: object) -> bool:
+    return isinstance(d, Mapping) and d.get("subject_id") is None and d.get("scan_id") is not None

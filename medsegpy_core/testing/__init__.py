@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medsegpy_core.testing.dataset_suite import DatasetTests
     from medsegpy_core.testing.example_files import Example, example_scan, write_slice_files, write_volume_file
-    from medsegpy_core.testing.outcome import CheckError, Finding, NotCheckableError
+    from medsegpy_core.testing.outcome import CheckError, Finding, NotCheckableError, UndecidedError
     from medsegpy_core.testing.plugin_checks import check_plugin
     from medsegpy_core.testing.reader_suite import ReaderTests
 
@@ -23,6 +23,7 @@ __all__ = [
     "Finding",
     "NotCheckableError",
     "ReaderTests",
+    "UndecidedError",
     "check_plugin",
     "example_scan",
     "write_slice_files",
@@ -32,7 +33,7 @@ __all__ = [
 _MODULES = {
     "dataset_suite": "DatasetTests",
     "example_files": "Example example_scan write_slice_files write_volume_file",
-    "outcome": "CheckError Finding NotCheckableError",
+    "outcome": "CheckError Finding NotCheckableError UndecidedError",
     "plugin_checks": "check_plugin",
     "reader_suite": "ReaderTests",
 }

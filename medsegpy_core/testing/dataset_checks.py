@@ -23,7 +23,7 @@ from medsegpy_core.opening import label_channels, open_record
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
-from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
+from medsegpy_core.testing.outcome import CheckError, NotCheckableError, UndecidedError, require
 from medsegpy_core.testing.processes import in_new_interpreter
 from medsegpy_core.typing import DatasetDict
 
@@ -109,14 +109,24 @@ def check_splits(names: Sequence[str]) -> None:
 
     Args:
         names: The datasets. Those without a split are passed over.
+
+    Raises:
+        CheckError: A subject is in two splits, or a scan if it has no `subject_id`.
+        UndecidedError: No subject is found to be, but some scans have no `subject_id`.
     """
     where: dict[tuple[str, Any], dict[str, str]] = {}
+    splits_of: dict[str, set[str]] = {}
+    unknown: dict[tuple[str, str], str] = {}  # (collection, scan) -> dataset
     for name in names:
         split = dataset_spec(name).split
         if split is not None:
+            collection = collection_of(name)
+            splits_of.setdefault(collection, set()).add(split)
             for record in load_records(name):
                 subject = record.scan_id if record.subject_id is None else record.subject_id
-                where.setdefault((collection_of(name), subject), {}).setdefault(split, name)
+                where.setdefault((collection, subject), {}).setdefault(split, name)
+                if record.subject_id is None:
+                    unknown[collection, record.scan_id] = name
     shared = {subject: splits for (_, subject), splits in where.items() if len(splits) > 1}
     if shared:
         subject, splits = next(iter(shared.items()))
@@ -124,6 +134,13 @@ def check_splits(names: Sequence[str]) -> None:
             f"{len(shared)} subjects are in two splits, as {subject!r} in {' and '.join(map(repr, splits.values()))}: "
             "split by subject (medsegpy_core.split_by_subject), or give the datasets different `collection` metadata "
             "if these are different people"
+        )
+    unknown = {scan: name for scan, name in unknown.items() if len(splits_of[scan[0]]) > 1}
+    if unknown:
+        (_, scan_id), name = next(iter(unknown.items()))
+        raise UndecidedError(
+            f"{len(unknown)} scans have no subject_id, as {scan_id!r} of {name!r}: it is unknown whether scans in two "
+            "splits are of one person. Add subject_id to the dataset dicts"
         )
 
 

@@ -1,4 +1,4 @@
-"""How a check ends: quietly, with a `CheckError`, or with a `NotCheckableError`."""
+"""How a check ends: quietly, with a `CheckError`, a `NotCheckableError` or an `UndecidedError`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from attrs import frozen
 
 from medsegpy_core.errors import MedSegPyError
 
-__all__ = ["CheckError", "Finding", "NotCheckableError", "require"]
+__all__ = ["CheckError", "Finding", "NotCheckableError", "UndecidedError", "require"]
 
 
 class CheckError(MedSegPyError, AssertionError):
@@ -19,6 +19,10 @@ class NotCheckableError(MedSegPyError):
     """What a check needs is not there: a file with a mask, a file that is large enough, an operating system."""
 
 
+class UndecidedError(MedSegPyError):
+    """A check ran, but what the datasets say does not decide whether it holds."""
+
+
 @frozen
 class Finding:
     """How one check of one subject ended.
@@ -26,13 +30,13 @@ class Finding:
     Attributes:
         subject: What was checked: ``"reader 'nifti'"``, ``"dataset 'knee_train'"``.
         check: What of it, in a few words.
-        status: ``"passed"``, ``"failed"``, or ``"skipped"``.
-        message: Why it failed or was skipped; empty where it passed.
+        status: ``"passed"``, ``"failed"``, ``"unknown"`` (it ran, but cannot tell) or ``"skipped"`` (it could not run).
+        message: Why it did not pass; empty if it did.
     """
 
     subject: str
     check: str
-    status: Literal["passed", "failed", "skipped"]
+    status: Literal["passed", "failed", "unknown", "skipped"]
     message: str = ""
 
 

@@ -20,7 +20,7 @@ from medsegpy_core.records import Record
 from medsegpy_core.testing import damage_checks, dataset_checks, reader_checks
 from medsegpy_core.testing.files import record_of
 from medsegpy_core.testing.light_import import check_light_import
-from medsegpy_core.testing.outcome import Finding, NotCheckableError, require
+from medsegpy_core.testing.outcome import Finding, NotCheckableError, UndecidedError, require
 from medsegpy_core.typing import Reader
 
 __all__ = ["check_plugin"]
@@ -86,6 +86,8 @@ def _findings(subject: str, checks: Checks) -> Iterator[Finding]:
             run()
         except NotCheckableError as reason:
             yield Finding(subject, check, "skipped", str(reason))
+        except UndecidedError as reason:
+            yield Finding(subject, check, "unknown", str(reason))
         except MedSegPyError as error:
             yield Finding(subject, check, "failed", str(error))
         except Exception as error:  # noqa: BLE001 -- whatever the plugin raises is a finding about it

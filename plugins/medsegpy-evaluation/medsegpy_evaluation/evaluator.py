@@ -206,7 +206,7 @@ def scan_identity(
     identity = {
         "scan": scan,
         "subject": scan if subject is None else str(subject),
-        "time_point": None if time_point is None else int(time_point),
+        "time_point": time_point if time_point is None or isinstance(time_point, str) else int(time_point),
         "spacing": spacing,
     }
     return identity, problems

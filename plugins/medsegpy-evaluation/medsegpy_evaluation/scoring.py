@@ -111,7 +111,7 @@ class ScanScores:
     Attributes:
         scan: Its id.
         subject: Whose it is; where nobody says, the scan's id stands in.
-        time_point: The visit, or None.
+        time_point: The visit, a number or text, or None.
         spacing: mm, one per axis, or None.
         shape: Spatial.
         structures: One per category.
@@ -120,7 +120,7 @@ class ScanScores:
 
     scan: str
     subject: str
-    time_point: int | None
+    time_point: int | str | None
     spacing: tuple[float, ...] | None
     shape: tuple[int, ...]
     structures: tuple[StructureScores, ...]

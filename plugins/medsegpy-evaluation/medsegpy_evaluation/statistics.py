@@ -129,7 +129,9 @@ def grouped_means(
         if (group := getattr(scan, key)) is not None:
             groups.setdefault(group, []).append(scan)
     rows = []
-    for group in sorted(groups):
+    # Text and numbers do not compare: where there is text, all are sorted as text.
+    as_text = any(isinstance(group, str) for group in groups)
+    for group in sorted(groups, key=str if as_text else None):
         for position, category in enumerate(categories):
             for metric in metrics:
                 values = _defined(scan.structures[position].values[metric] for scan in groups[group])

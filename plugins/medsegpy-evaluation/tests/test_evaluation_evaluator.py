@@ -408,6 +408,18 @@ def test_time_points_and_subjects(dataset):
     assert by_subject[0]["mean"] == pytest.approx(np.mean(first))
 
 
+def test_time_points_and_subjects_that_are_text(dataset, tmp_path):
+    points = ["baseline", "12", 2, 10, "baseline"]
+    scans = [scan(n) for n in range(5)]
+    for n, (inputs, _) in enumerate(scans):
+        inputs.update(scan_id=f"s{n}", subject_id=("sub-02", "sub-01")[n % 2], time_point=points[n])
+    document = evaluated(dataset, scans, cfg=Config(TEST_METRICS=["DSC"]), folder=tmp_path)
+    rows = [r for r in document["time_points"] if r["category"] == "dog"]
+    assert [(r["time_point"], r["n"]) for r in rows] == [(10, 1), ("12", 1), (2, 1), ("baseline", 2)]
+    assert [r["subject"] for r in document["subjects"] if r["category"] == "dog"] == ["sub-01", "sub-02"]
+    assert [s["time_point"] for s in json.loads((tmp_path / "metrics.json").read_text())["scans"]] == points
+
+
 @pytest.mark.parametrize("form", ["probs", "labels"])
 def test_saved_predictions(dataset, tmp_path, form):
     inputs, outputs = scan(1, scan_id="../knee")

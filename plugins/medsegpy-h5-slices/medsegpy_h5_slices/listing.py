@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import functools
 import gc
+import itertools
 import os
 import re
 import warnings
@@ -55,7 +56,7 @@ class _Run:
     """The files that share what stands before the last underscore, by what stands behind it.
 
     Attributes:
-        slices: Number, image and mask (None: there is none) of each slice.
+        slices: Number, image and mask (None: there is none) of each slice, by number.
         others: What is left over.
         depth: The highest number.
         complete: Whether the numbers are 1, 2, ... up to it, once each.
@@ -68,7 +69,7 @@ class _Run:
 
 
 def list_slices(root: str) -> list[DatasetDict]:
-    """List the slices in a folder, sorted by file name.
+    """List the slices in a folder, sorted by scan and slice number.
 
     Names that are not those of slices, masks without an image, and gaps are reported in one `DataWarning` each.
 
@@ -106,6 +107,7 @@ def _no_collection() -> Iterator[None]:
 def _list(folder: str, names: list[str]) -> list[DatasetDict]:
     names.sort()
     scans: dict[str, _Scan] = {}
+    runs: list[str] = []  # the scan of each
     dicts: list[DatasetDict] = []
     others: list[str] = []
     at = 0
@@ -122,7 +124,11 @@ def _list(folder: str, names: list[str]) -> list[DatasetDict]:
         run = _understood(tuple([name[width:] for name in names[at:end]]))
         others += [prefix + tail for tail in run.others]
         dicts += _add(scan, run, f"{folder}{os.sep}{prefix}")
+        runs.append(scan.scan_id)
         at = end
+    if any(first >= second for first, second in itertools.pairwise(runs)):
+        # Names with other zeros stand elsewhere in the order of names.
+        dicts.sort(key=lambda d: (d["scan_id"], d["slice_id"]))
     strangers = [name for name in others if not _pair(name, folder + os.sep, scans)]
     _report(folder, strangers, scans)
     return dicts
@@ -139,7 +145,8 @@ def _understood(tails: tuple[str, ...]) -> _Run:
             mask = digits + _MASK
             slices.append((number, tail, mask if mask in there else None))
     used = {name for _, image, mask in slices for name in (image, mask)}
-    numbers = sorted(number for number, _, _ in slices)
+    slices.sort(key=lambda one: one[0])  # names sort 100, 1000, 101
+    numbers = [number for number, _, _ in slices]
     depth = numbers[-1] if numbers else 0
     others = tuple(tail for tail in tails if tail not in used)
     return _Run(tuple(slices), others, depth, numbers == list(range(1, depth + 1)))

@@ -109,7 +109,8 @@ def test_other_zeros_keep_their_path_and_find_their_mask(tmp_path):
         "123456789_V00-Aug00_1000.im": ("123456789_V00", 1000, 1000),
         "1_V0-Aug0_1.im": ("0000001_V00", 1, 2),
     }
-    assert listed[-1]["sem_seg_file"] == str(tmp_path / "0000001_V00-Aug00_0001.seg")
+    assert [d["slice_id"] for d in listed] == [1, 2, 1000]  # of the first scan, then of the other
+    assert listed[0]["sem_seg_file"] == str(tmp_path / "0000001_V00-Aug00_0001.seg")
 
 
 @pytest.mark.parametrize("suffix", ["im", "seg"])
