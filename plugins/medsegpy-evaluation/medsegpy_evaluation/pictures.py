@@ -51,7 +51,7 @@ def picture_of(
         pred: The same shape; or without C: the number of the channel.
         structures: What was scored, with the wrong voxels of each slice.
         settings: How it was scored.
-        image: H x W [x D], or None: black.
+        image: H x W [x D]; with channels on a last axis, of which the first is drawn; None: black.
         colors: One per category.
         spacing: Millimetres per voxel along each axis; None: pixels are drawn square.
         affine: 4 x 4, voxel index to RAS+ mm: slices are turned upright; None: they are drawn as stored.
@@ -61,6 +61,8 @@ def picture_of(
     """
     from PIL import Image
 
+    if image is not None and image.ndim == truth.ndim:
+        image = image[..., 0]
     where, upright = _slice_to_show(truth, structures), Upright.of(affine)
     truth_slice, pred_slice = truth[where], pred[where]
     fits = image is not None and image.shape == truth.shape[:-1]

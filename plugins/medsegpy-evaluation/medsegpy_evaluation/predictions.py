@@ -40,7 +40,7 @@ from medsegpy_evaluation.results import FailedScan, counted, document_of
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings, score_scan, workers
 from medsegpy_evaluation.settings import make_settings, selected_categories
 from medsegpy_evaluation.statistics import Bootstrap
-from medsegpy_evaluation.store import ScanStore, fingerprint
+from medsegpy_evaluation.store import ScanStore, contents_of, fingerprint, is_content
 from medsegpy_evaluation.writers import write_tables
 
 if TYPE_CHECKING:
@@ -82,16 +82,19 @@ class Job:
     access: Access = field(factory=current_access)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of prediction and truth."""
+        return tuple(sorted({self.path, *self.truth.files}))
+
+    @property
     def mark(self) -> str:
-        """What a kept result of this job has to be of: the same settings, truth and prediction."""
-        states = {str(path): _state(path) for path in sorted({self.path, *self.truth.files})}
+        """The settings that a kept result of this job has to be of."""
         said = [repr(record) for record in self.truth.records]
         # A new version may measure otherwise.
         code = version("medsegpy-evaluation")
         return fingerprint(
             {
                 "version": code,
-                "files": states,
                 "records": said,
                 "settings": repr(evolve(self.settings, metrics=())),
                 "metrics": [(metric.name, metric.owner) for metric in self.settings.metrics],
@@ -163,7 +166,10 @@ def evaluate_predictions(
     known_labels = required_channels(normalize_category_ids(metadata.get("category_ids")))
     jobs = [Job(*pair, settings, ids, metadata.view(), known_labels, names, colors) for pair in pairs]
     store = None if output_folder is None else ScanStore(Path(output_folder) / "scans")
-    done: list[ScanScores] = [] if fresh or store is None else _kept(jobs, store)
+    done: list[ScanScores] = []
+    if store is not None and not fresh:
+        with workers(executor, len(jobs)) as run:
+            done = [scores for scores in run(partial(kept, store=store), jobs) if scores is not None]
     known = {scores.scan for scores in done}
     jobs = [job for job in jobs if job.scan not in known]
     follow = progress or (lambda items, _: items)
@@ -192,11 +198,6 @@ def _paired(
     return [(scan, scans[scan], files[scan]) for scan in scans if scan in files], failed
 
 
-def _kept(jobs: Sequence[Job], store: ScanStore) -> list[ScanScores]:
-    kept = (store.get(job.scan, job.mark) for job in jobs)
-    return [scores for scores in kept if scores is not None]
-
-
 def _refuse(failed: Sequence[FailedScan]) -> None:
     if failed:
         listed = "".join(f"\n  {item}" for item in sorted(failed, key=lambda item: item.scan))
@@ -221,6 +222,11 @@ def _finish(
     return document
 
 
+def kept(job: Job, store: ScanStore) -> ScanScores | None:
+    """Return the result of an earlier run, if it still holds."""
+    return store.get(job.scan, job.mark, job.files)
+
+
 def check(job: Job) -> FailedScan | None:
     """Look at everything that can be wrong with a scan and its prediction, the values included."""
     with accessing(job.access):
@@ -235,11 +241,13 @@ def score(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
 
 
 def _scored(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
-    item = _prepared(job)
-    if isinstance(item, FailedScan):
-        return item
-    identity, pred = item
     try:
+        # Before anything is read, so that what was scored is what was hashed, if that is unchanged afterwards.
+        contents = contents_of(job.files) if store is not None else {}
+        item = _prepared(job)
+        if isinstance(item, FailedScan):
+            return item
+        identity, pred = item
         truth, image = job.truth.read(with_image=job.colors is not None)
         if truth.shape != pred.shape:
             return FailedScan(job.scan, (f"the truth has the shape {truth.shape}, the prediction {pred.shape}",))
@@ -252,10 +260,12 @@ def _scored(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
             colors=job.colors,
             affine=job.metadata.for_scan(job.truth.inputs, job.truth.metadata).get("affine"),
         )
+        if changed := [path for path, content in contents.items() if not is_content(path, content)]:
+            return FailedScan(job.scan, (f"{', '.join(changed)} changed while it was scored; evaluate again",))
     except (MedSegPyError, OSError) as error:
         return FailedScan(job.scan, (str(error),))
     if store is not None:
-        store.put(scores, job.mark)
+        store.put(scores, job.mark, contents)
     return scores
 
 
@@ -316,11 +326,3 @@ def _label_values(job: Job, names: Sequence[str] | None) -> LabelValues:
         return LabelValues.named(names, job.settings.categories)
     declared = job.truth.records[0].extra.get("label_values", job.metadata.get("label_values"))
     return LabelValues.of_dataset(job.category_ids, job.label_channels, declared)
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns

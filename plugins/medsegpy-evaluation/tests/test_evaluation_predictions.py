@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -24,7 +27,8 @@ from medsegpy_core import (
     write_volume,
 )
 from medsegpy_core.cli import cli
-from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions, inference_on_dataset, predictions
+from medsegpy_core.stamps import is_young
+from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions, inference_on_dataset, predictions, store
 
 METRICS = ["DSC", "VOE", "ASSD", "HD95", "NSD", "RVD"]
 NAMES = ["dog", "human", "pet"]
@@ -286,6 +290,99 @@ def test_done_scans_are_not_done_again(dataset, folder, tmp_path, monkeypatch):
     done.clear()
     run(dataset, folder, out, cfg=Config(TEST_METRICS=["DSC"]), fresh=True)
     assert sorted(done) == SCANS
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """The scans that are scored."""
+    found = []
+    real = predictions.score_scan
+
+    def counting(identity, *args, **options):
+        found.append(identity["scan"])
+        return real(identity, *args, **options)
+
+    monkeypatch.setattr(predictions, "score_scan", counting)
+    return found
+
+
+def age(*folders):
+    """Make all files older than the time during which a stamp proves nothing, and wait until they are."""
+    for folder in folders:
+        for path in folder.iterdir():
+            os.utime(path, (10**9, 10**9))
+            wait_until(lambda path=path: not is_young(path.stat()))
+
+
+def wait_until(holds):
+    while not holds():
+        time.sleep(0.01)
+
+
+def test_kept_scores_are_tied_to_content(dataset, folder, tmp_path, done):
+    """`cp -p`, `rsync -t` and archives leave size and modification time as they were."""
+    run(dataset, folder, tmp_path / "out")
+    done.clear()
+    prediction = folder / f"{SCANS[0]}.h5"
+    other = prediction.read_bytes()
+    at = other.rindex(probabilities(0)[-1].tobytes()[-64:])
+    other = other[:at] + np.zeros(8, np.float32).tobytes() + other[at + 32 :]
+    status = prediction.stat()
+    # In place, so that the inode stays.
+    with prediction.open("r+b") as file:
+        file.write(other)
+    os.utime(prediction, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (prediction.stat().st_size, prediction.stat().st_ino) == (status.st_size, status.st_ino)
+    run(dataset, folder, tmp_path / "out")
+    assert done == [SCANS[0]]
+    done.clear()
+    # The truth, replaced.
+    truth = next(path for path in sorted((tmp_path / "data").iterdir()) if SCANS[1] in path.name)
+    if (mask := truth.with_suffix(".seg")).exists():
+        truth = mask
+    status, copy = truth.stat(), tmp_path / "copy"
+    shutil.copy2(truth, copy)
+    with h5py.File(copy, "a") as file:
+        key = "seg" if "seg" in file else "data"
+        file[key][0, 0] = 1 - file[key][0, 0]
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert copy.stat().st_size == status.st_size
+    copy.replace(truth)
+    run(dataset, folder, tmp_path / "out")
+    assert done == [SCANS[1]]
+
+
+def test_what_touches_a_file_and_not_its_content_changes_nothing(dataset, folder, tmp_path, done, monkeypatch):
+    first = run(dataset, folder, tmp_path / "out")
+    age(folder, tmp_path / "data")
+    hashed = []
+    real = store.file_hash
+    monkeypatch.setattr(store, "file_hash", lambda path: hashed.append(path) or real(path))
+    done.clear()
+    assert run(dataset, folder, tmp_path / "out") == first
+    assert done == []
+    assert len(hashed) > 0
+    # Kept with the new stamps: not read again.
+    hashed.clear()
+    assert run(dataset, folder, tmp_path / "out") == first
+    assert (done, hashed) == ([], [])
+    (folder / f"{SCANS[0]}.h5").chmod(0o600)
+    assert run(dataset, folder, tmp_path / "out") == first
+    assert (done, hashed) == ([], [folder / f"{SCANS[0]}.h5"])
+
+
+def test_a_file_that_changes_while_it_is_scored(dataset, folder, tmp_path, monkeypatch):
+    real = predictions.score_scan
+
+    def changing(identity, *args, **options):
+        if identity["scan"] == SCANS[1]:
+            save(folder / f"{SCANS[1]}.h5", probs=probabilities(0))
+        return real(identity, *args, **options)
+
+    monkeypatch.setattr(predictions, "score_scan", changing)
+    with pytest.raises(predictions.PredictionsError, match=f"{SCANS[1]}.h5 changed while it was scored"):
+        run(dataset, folder, tmp_path / "out", executor=ThreadPoolExecutor(1))
+    assert SCANS[1] not in {path.stem for path in (tmp_path / "out" / "scans").iterdir()}
 
 
 def test_a_run_that_is_broken_off_keeps_what_is_done(dataset, folder, tmp_path, monkeypatch):
