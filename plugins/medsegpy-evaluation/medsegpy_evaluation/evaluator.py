@@ -98,7 +98,8 @@ class SemSegEvaluator:
         Args:
             inputs: Per scan, as `inference` yields them: `scan_id`; optional `subject_id`, `time_point`, `x` (for the
                 picture), and ``scan_*`` keys, of which ``scan_spacing`` overrides the metadata.
-            outputs: Per scan `y_true` and `y_pred`, H x W [x D] x C: 0 and 1, and probabilities.
+            outputs: Per scan `y_true` and `y_pred`, H x W [x D] x C: 0 and 1 (255 where nothing is known: left out and
+                counted), and probabilities.
 
         Raises:
             ValueError: A scan that cannot be scored: shapes that differ, values that are NaN or out of range, no truth,

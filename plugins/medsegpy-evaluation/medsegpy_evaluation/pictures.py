@@ -73,7 +73,7 @@ def picture_of(
         for category, color in enumerate(colors):
             channel = settings.channel(category)
             if is_truth:
-                mask = truth_slice[..., channel] > 0
+                mask = truth_slice[..., channel] == 1  # 255 is unknown
             elif pred_slice.ndim == truth_slice.ndim:
                 mask = pred_slice[..., channel] > settings.binarization.thresholds[category]
             else:
@@ -96,9 +96,9 @@ def picture_of(
 def _slice_to_show(truth: Array, structures: Sequence[StructureScores]) -> tuple[Any, ...]:
     if truth.ndim == 3:
         return ()
-    wrong = np.sum([structure.errors for structure in structures], axis=0)
+    wrong = np.sum([structure.errors for structure in structures if structure.errors], axis=0)
     if not np.any(wrong):
-        wrong = np.count_nonzero(truth, axis=(0, 1, 3))
+        wrong = np.count_nonzero(truth == 1, axis=(0, 1, 3))
     return (slice(None), slice(None), int(np.argmax(wrong)))
 
 

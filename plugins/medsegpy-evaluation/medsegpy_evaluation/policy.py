@@ -19,7 +19,7 @@ from medsegpy_evaluation.metrics import MaskPair, Metric
 __all__ = ["DIAGONAL", "MEASURED", "MissingPolicy", "Status", "status_of"]
 
 # What became of a structure in a scan.
-Status: TypeAlias = Literal["scored", "both_empty", "missed", "hallucinated"]
+Status: TypeAlias = Literal["scored", "both_empty", "missed", "hallucinated", "unknown"]
 # A number; one of the two words below; None: undefined.
 Rule: TypeAlias = float | str | None
 
@@ -106,6 +106,8 @@ class MissingPolicy:
         """Return the policy in words and numbers, for the outputs."""
         return {
             "both_empty": "undefined: an empty field, counted, left out of means",
+            "unknown_voxels": "background in truth and prediction, and counted; a structure that goes on into them "
+            "ends there, as at the border of the scan; where all voxels are unknown, metrics are undefined",
             "missed": dict(self.missed),
             "hallucinated": dict(self.hallucinated),
             DIAGONAL: "the diagonal of the scan in mm, sqrt(sum((n_i s_i)^2))",

@@ -10,7 +10,7 @@ from string import Template
 from typing import Any, Final
 
 from medsegpy_evaluation.charts import distribution_chart
-from medsegpy_evaluation.results import counted, ranking_metric, worst_first
+from medsegpy_evaluation.results import counted, ranking_metric, unknown_line, worst_first
 from medsegpy_evaluation.writers import replace_file
 
 __all__ = ["write_report"]
@@ -50,6 +50,7 @@ resampled over subjects. Missed and hallucinated structures are in the means, by
 $summary
 <h2>Missed and hallucinated structures</h2>
 $missing
+$unknown
 <h2>Distributions</h2>
 <p class="note">A dot is a scan; the box spans the quartiles around the median.
 Large and orange: missed or hallucinated.</p>
@@ -85,6 +86,7 @@ def write_report(
         "failed": _failed(document["failed"]),
         "summary": _summary(document),
         "missing": _missing(document["scans"]),
+        "unknown": _unknown(document),
         "charts": _charts(document),
         "worst": _worst(document, pictures, colors),
         "settings": escape(json_text({key: document[key] for key in ("settings", "policy", "versions")})),
@@ -141,6 +143,19 @@ def _missing(scans: Sequence[Mapping[str, Any]]) -> str:
         for voxels in [structure["true_voxels"] + structure["predicted_voxels"]]
     ]
     return _table(["scan", "category", "", "voxels"], rows, text=3, bad=True) if rows else "<p>None.</p>"
+
+
+def _unknown(document: Mapping[str, Any]) -> str:
+    line = unknown_line(document)
+    rows = [
+        [scan["scan"], structure["category"], str(structure["unknown_voxels"])]
+        for scan in document["scans"]
+        for structure in scan["structures"]
+        if structure["unknown_voxels"]
+    ]
+    return (
+        f"<h2>Unknown voxels</h2><p>{line}</p>" + _table(["scan", "category", "voxels"], rows, text=2) if line else ""
+    )
 
 
 def _charts(document: Mapping[str, Any]) -> str:

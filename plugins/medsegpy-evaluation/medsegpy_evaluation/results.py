@@ -14,7 +14,7 @@ from medsegpy_evaluation.metrics import Metric
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings
 from medsegpy_evaluation.statistics import Bootstrap, grouped_means, rms_cv, summarize
 
-__all__ = ["FailedScan", "counted", "document_of", "ranking_metric", "worst_first"]
+__all__ = ["FailedScan", "counted", "document_of", "ranking_metric", "unknown_line", "worst_first"]
 
 _FORMAT: Final = 1
 
@@ -94,6 +94,7 @@ def _scan(scan: ScanScores) -> dict[str, Any]:
                 "status": structure.status,
                 "predicted_voxels": structure.voxels[0],
                 "true_voxels": structure.voxels[1],
+                "unknown_voxels": structure.unknown,
                 "predicted_volume": None if volume is None else structure.voxels[0] * volume,
                 "true_volume": None if volume is None else structure.voxels[1] * volume,
             }
@@ -141,6 +142,17 @@ def counted(number: int, noun: str) -> str:
         ('1 scan', '2 scans')
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def unknown_line(document: Mapping[str, Any]) -> str:
+    """Say how many voxels are unknown, in one sentence; empty if there are none."""
+    found = [(scan["scan"], s) for scan in document["scans"] for s in scan["structures"] if s["unknown_voxels"]]
+    if not found:
+        return ""
+    total, scans = sum(s["unknown_voxels"] for _, s in found), counted(len({scan for scan, _ in found}), "scan")
+    line = f"{counted(total, 'voxel')} of {scans} (each category counted) unknown, left out of all metrics"
+    whole = sum(s["status"] == "unknown" for _, s in found)
+    return f"{line}; {counted(whole, 'structure')} unknown throughout, undefined." if whole else f"{line}."
 
 
 def ranking_metric(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
+from medsegpy_core.loading.sources import UNLABELLED, UNLABELLED_UINT8
 from medsegpy_evaluation.metrics import MaskPair, Metric
 from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
 
@@ -26,6 +27,7 @@ __all__ = [
     "largest_channel",
     "problems_of",
     "score_scan",
+    "unknown_voxels",
     "workers",
     "wrong_values",
 ]
@@ -93,7 +95,8 @@ class StructureScores:
         category: Its name.
         status: What became of it.
         values: By the name of the metric; None: undefined.
-        voxels: How many voxels it has in the prediction and in the truth.
+        voxels: How many voxels it has in the prediction and in the truth, unknown ones left out.
+        unknown: How many voxels of the scan are unknown in the truth.
         errors: Wrong voxels in each slice (last spatial axis), where asked for.
     """
 
@@ -101,6 +104,7 @@ class StructureScores:
     status: Status
     values: Mapping[str, float | None]
     voxels: tuple[int, int]
+    unknown: int = 0
     errors: tuple[int, ...] = field(default=(), repr=False)
 
 
@@ -166,16 +170,23 @@ def problems_of(truth: Any, pred: Any, channels: int) -> list[str]:
         return [f"the masks have the shape {truth.shape}: there is no voxel"]
     if pred.dtype.kind not in "fbiu" or truth.dtype.kind not in "fbiu":
         return [f"y_pred is {pred.dtype} and y_true {truth.dtype}: numbers are expected"]
-    return [*wrong_values("y_pred", pred, binary=False), *wrong_values("y_true", truth, binary=True)]
+    return [*wrong_values("y_pred", pred, binary=False), *wrong_values("y_true", truth, binary=True, unknown=True)]
 
 
-def wrong_values(name: str, array: Array, *, binary: bool) -> list[str]:
+def unknown_voxels(truth: Array) -> NDArray[np.bool_]:
+    """Return where nothing is known: 255, and -1 in masks that are not uint8."""
+    marked: NDArray[np.bool_] = truth == UNLABELLED_UINT8
+    return marked if truth.dtype.kind in "bu" else marked | (truth == UNLABELLED)
+
+
+def wrong_values(name: str, array: Array, *, binary: bool, unknown: bool = False) -> list[str]:
     """Say what is wrong with the values of a mask: NaN, out of range, or, where it has to be binary, in between.
 
     Args:
         name: What to call it.
         array: Numbers.
         binary: Whether nothing but 0 and 1 may occur.
+        unknown: Whether voxels may be unknown.
     """
     if array.dtype.kind == "b" or not array.size:
         return []
@@ -187,6 +198,9 @@ def wrong_values(name: str, array: Array, *, binary: bool) -> list[str]:
         # NumPy's minimum of anything with a NaN in it is NaN.
         if low != low:
             return [f"{name} has NaN values"]
+        if unknown and (low < 0 or high > 1):
+            slab = slab[~unknown_voxels(slab)]
+            low, high = slab.min(initial=1), slab.max(initial=0)
         lowest, highest = min(lowest, float(low)), max(highest, float(high))
         if binary and array.dtype.kind == "f":
             whole = whole and bool(((slab == 0) | (slab == 1)).all())
@@ -212,7 +226,7 @@ def score_scan(
 
     Args:
         identity: `scan`, `subject`, `time_point` and `spacing`, as in `ScanScores`.
-        truth: H x W [x D] x C, 0 and 1.
+        truth: H x W [x D] x C: 0, 1, and 255 where nothing is known.
         pred: The same shape, probabilities or 0 and 1.
         settings: What to measure.
         image: H x W [x D], for the picture.
@@ -242,9 +256,11 @@ def _score_structure(task: tuple[Any, ...]) -> StructureScores:
     threshold = settings.binarization.thresholds[category]
     # The planes lie strided among the other channels: brought together once, they are read many times faster.
     mask = np.ascontiguousarray(truth)
-    mask = mask.view(np.bool_) if mask.dtype == np.uint8 else mask.astype(np.bool_)
-    found = np.greater(pred, threshold) if label is None else np.equal(pred, label)
-    pair = MaskPair(np.ascontiguousarray(found), mask, identity["spacing"], settings.tolerance)
+    found = np.ascontiguousarray(np.greater(pred, threshold) if label is None else np.equal(pred, label))
+    mask, unknown = _without_unknown(mask, found)
+    pair = MaskPair(found, mask, identity["spacing"], settings.tolerance)
+    if unknown == mask.size:
+        return StructureScores(name, "unknown", dict.fromkeys(m.name for m in settings.metrics), (0, 0), unknown)
     values = {}
     for metric in settings.metrics:
         try:
@@ -253,7 +269,17 @@ def _score_structure(task: tuple[Any, ...]) -> StructureScores:
             error.add_note(f"This was the metric {metric.name!r} of {name!r} in scan {identity['scan']!r}.")
             raise
     errors = _errors(pair) if with_errors else ()
-    return StructureScores(name, status_of(pair), values, pair.counts[:2], errors)
+    return StructureScores(name, status_of(pair), values, pair.counts[:2], unknown, errors)
+
+
+def _without_unknown(truth: Array, found: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
+    """Return the truth as a mask in which unknown voxels are background, as they are in `found` from now on, and their
+    number. A structure that goes on into unknown voxels ends at them in both masks, as at the border of the scan."""
+    if truth.dtype.kind == "b" or (truth.max() <= 1 and (truth.dtype.kind == "u" or truth.min() >= 0)):
+        return truth.view(np.bool_) if truth.dtype == np.uint8 else truth.astype(np.bool_), 0
+    unknown = unknown_voxels(truth)
+    found[unknown] = False
+    return (truth != 0) & ~unknown, int(np.count_nonzero(unknown))
 
 
 def _errors(pair: MaskPair) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from medsegpy_evaluation.scoring import ScanScores
 
 __all__ = ["Bootstrap", "grouped_means", "rms_cv", "summarize"]
 
-_COUNTED: Final[tuple[Status, ...]] = ("both_empty", "missed", "hallucinated")
+_COUNTED: Final[tuple[Status, ...]] = ("both_empty", "missed", "hallucinated", "unknown")
 
 
 @frozen
@@ -69,8 +69,8 @@ def summarize(
     """Return what is said of each category and metric.
 
     Returns:
-        Dicts with `category`, `metric`, `n` (values in the mean), `both_empty`, `missed`, `hallucinated` (scans),
-        `mean`, `sd` (sample, n - 1), `median`, `q1`, `q3`, `ci_low`, `ci_high`; None: undefined.
+        Dicts with `category`, `metric`, `n` (values in the mean), `both_empty`, `missed`, `hallucinated`, `unknown`
+        (scans), `mean`, `sd` (sample, n - 1), `median`, `q1`, `q3`, `ci_low`, `ci_high`; None: undefined.
     """
     rows = []
     for position, category in enumerate(categories):

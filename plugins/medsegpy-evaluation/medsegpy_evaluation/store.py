@@ -140,7 +140,13 @@ def _plain(scores: ScanScores) -> dict[str, Any]:
         "spacing": scores.spacing,
         "shape": scores.shape,
         "structures": [
-            {"category": s.category, "status": s.status, "values": dict(s.values), "voxels": s.voxels}
+            {
+                "category": s.category,
+                "status": s.status,
+                "values": dict(s.values),
+                "voxels": s.voxels,
+                "unknown": s.unknown,
+            }
             for s in scores.structures
         ],
         "picture": None if scores.picture is None else base64.b64encode(scores.picture).decode(),
@@ -155,7 +161,7 @@ def _scores(plain: Mapping[str, Any]) -> ScanScores:
         spacing=None if plain["spacing"] is None else tuple(plain["spacing"]),
         shape=tuple(plain["shape"]),
         structures=tuple(
-            StructureScores(s["category"], s["status"], s["values"], (s["voxels"][0], s["voxels"][1]))
+            StructureScores(s["category"], s["status"], s["values"], (s["voxels"][0], s["voxels"][1]), s["unknown"])
             for s in plain["structures"]
         ),
         picture=None if plain["picture"] is None else base64.b64decode(plain["picture"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from medsegpy_evaluation.results import counted
+from medsegpy_evaluation.results import counted, unknown_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,6 +51,8 @@ def overview(document: Mapping[str, Any]) -> list[str]:
     scans = document["scans"]
     subjects = len({scan["subject"] for scan in scans})
     lines = [f"{counted(len(scans), 'scan')} of {counted(subjects, 'subject')} of {document['dataset']}."]
+    if line := unknown_line(document):
+        lines.append(line)
     if document["failed"]:
         failed = counted(len(document["failed"]), "scan")
         lines.append(f"{failed} could not be scored, in none of these numbers:")

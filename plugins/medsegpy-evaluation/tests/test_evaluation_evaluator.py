@@ -29,6 +29,7 @@ from medsegpy_core import (
 )
 from medsegpy_core.plugins import PluginManager, default_manager, use_manager
 from medsegpy_evaluation import MissingPolicy, SemSegEvaluator, build_evaluator, inference_on_dataset, score_masks
+from medsegpy_evaluation.terminal import overview
 
 ALL = ["DSC", "VOE", "CV", "ASSD", "HD95", "HD", "NSD", "Precision", "Recall", "RVD"]
 SHAPE = (16, 14, 10)
@@ -163,6 +164,59 @@ def test_missing_structures_cost(dataset):
     summary = {(r["category"], r["metric"]): r for r in document["summary"]}
     assert summary["pet", "DSC"]["n"] == 3
     assert summary["pet", "Recall"]["n"] == 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int16])
+def test_unknown_voxels_are_left_out_and_counted(dataset, tmp_path, dtype):
+    """As if truth and prediction had background there."""
+    y_true, y_pred = masks(1)
+    unknown = np.random.default_rng(1).random(y_true.shape) < (0.3, 0.0, 0.01)
+    marked = np.where(unknown, 255 if dtype == np.uint8 else -1, y_true).astype(dtype)
+    before = marked.copy()
+    found = evaluated(dataset, [({"scan_id": "s"}, {"y_true": marked, "y_pred": y_pred})], tmp_path)
+    np.testing.assert_array_equal(marked, before)
+    without = {"y_true": np.where(unknown, 0, y_true), "y_pred": np.where(unknown, 0, y_pred)}
+    assert found["metrics"] == evaluated(dataset, [({"scan_id": "s"}, without)])["metrics"]
+    assert [s["unknown_voxels"] for s in found["scans"][0]["structures"]] == unknown.sum(axis=(0, 1, 2)).tolist()
+    line = f"{unknown.sum()} voxels of 1 scan (each category counted) unknown, left out of all metrics."
+    assert line in (tmp_path / "report.html").read_text()
+    assert line in overview(found)
+    for wrong in (254, 2, 0.5):
+        bad = marked.astype(np.float32)
+        bad[0, 0, 0, 0] = wrong
+        with pytest.raises(ValueError, match="y_true has values"):
+            evaluated(dataset, [({"scan_id": "s"}, {"y_true": bad, "y_pred": y_pred})])
+
+
+def test_a_category_that_is_unknown_throughout_is_undefined(dataset, tmp_path):
+    scans = [scan(number) for number in range(3)]
+    scans[1][1]["y_true"][..., 0] = 255
+    scans[2][1]["y_true"][:] = 255
+    document = evaluated(dataset, scans, tmp_path)
+    assert values(document, "0000001_V00", "dog") == dict.fromkeys(ALL)
+    assert values(document, "0000001_V00", "human") == values(evaluated(dataset, [scan(1)]), "0000001_V00", "human")
+    rows = {row["category"]: row for row in document["summary"] if row["metric"] == "DSC"}
+    counts = {name: [row[k] for k in ("n", "both_empty", "missed", "unknown")] for name, row in rows.items()}
+    assert counts == {"dog": [1, 0, 0, 2], "human": [2, 0, 0, 1], "pet": [2, 0, 0, 1]}
+    assert "4 structures unknown throughout, undefined." in "".join(overview(document))
+    assert [row["value"] for row in table(tmp_path / "metrics.csv") if row["scan"] == "0000002_V00"] == [""] * 3 * len(
+        ALL
+    )
+    clean = evaluated(dataset, [scan(1)], tmp_path / "clean")
+    assert "nknown voxels" not in (tmp_path / "clean" / "report.html").read_text()
+    assert len(overview(clean)) == 1
+
+
+def test_a_structure_ends_at_unknown_voxels_as_at_the_border_of_the_scan(dataset):
+    y_true, y_pred = np.zeros((2, 16, 14, 10, 3))
+    y_true[4:12, 4:10, 2:8, 0] = y_pred[4:12, 4:10, 2:9, 0] = 1
+    y_true = y_true.astype(np.uint8)
+    y_true[8:, ..., 0] = 255
+    found = evaluated(dataset, [({"scan_id": "s"}, {"y_true": y_true, "y_pred": y_pred})])
+    cropped = {"y_true": y_true[:8], "y_pred": y_pred[:8]}
+    expected = evaluated(dataset, [({"scan_id": "s"}, cropped)])
+    assert values(found, "s", "dog") == values(expected, "s", "dog")
+    assert values(found, "s", "dog")["HD"] == 2
 
 
 def test_scans_of_one_slice_are_2d(dataset):
