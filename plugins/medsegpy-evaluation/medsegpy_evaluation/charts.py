@@ -8,14 +8,25 @@ from html import escape
 from typing import Final
 
 from medsegpy_core.drawing import PALETTE, hex_color
+from medsegpy_core.text import printable
 
-__all__ = ["distribution_chart"]
+__all__ = ["distribution_chart", "html"]
 
 _ROW: Final = 34
 _LEFT: Final = 190
 _WIDTH: Final = 620
 _RIGHT: Final = 30
 _MARKED: Final = hex_color(PALETTE[0])
+
+
+def html(text: str, lines: bool = False) -> str:
+    """Return text as a page shows it: no markup, and characters that cannot be seen as escapes.
+
+    Args:
+        text: Any text, for example the name of a scan.
+        lines: Keep line breaks.
+    """
+    return escape(printable(text, lines))
 
 
 def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) -> str:
@@ -40,7 +51,7 @@ def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) 
         parts.append(f'<text x="{x(tick)}" y="{height - 6}" text-anchor="middle">{tick:g}</text>')
     for position, (name, row) in enumerate(points.items()):
         middle = _ROW * position + _ROW / 2
-        parts.append(f'<text x="{_LEFT - 10}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text x="{_LEFT - 10}" y="{middle + 4}" text-anchor="end">{html(name)}</text>')
         if row:
             first, median, third = _quartiles([value for _, value, _ in row])
             parts.append(
@@ -57,7 +68,7 @@ def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) 
             color, radius = (_MARKED, 4) if marked else ("#333", 2.6)
             parts.append(
                 f'<circle cx="{x(value)}" cy="{y}" r="{radius}" fill="{color}" fill-opacity=".65">'
-                f"<title>{escape(scan)}: {value:.4g}</title></circle>"
+                f"<title>{html(scan)}: {value:.4g}</title></circle>"
             )
     return "".join([*parts, "</svg>"])
 

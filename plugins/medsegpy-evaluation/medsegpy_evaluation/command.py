@@ -120,12 +120,11 @@ def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
 
 
 def _show(document: dict[str, Any], folder: Path, *, as_json: bool) -> None:
-    if as_json:
-        from medsegpy_evaluation.writers import json_text
+    from medsegpy_core.cli.output import console, print_json
 
-        click.echo(json_text(document), nl=False)
+    if as_json:
+        print_json(document)
         return
-    from medsegpy_core.cli.output import console
     from medsegpy_evaluation.terminal import overview, summary_table
 
     screen = console()

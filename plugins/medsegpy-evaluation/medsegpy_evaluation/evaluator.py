@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -206,11 +207,15 @@ def scan_identity(
         )
     identity = {
         "scan": scan,
-        "subject": scan if subject is None else str(subject),
-        "time_point": time_point if time_point is None or isinstance(time_point, str) else int(time_point),
+        "subject": scan if subject is None else _id(subject),
+        "time_point": None if time_point is None else _id(time_point),
         "spacing": spacing,
     }
     return identity, problems
+
+
+def _id(value: Any) -> int | str:
+    return int(value) if isinstance(value, Integral) else str(value)
 
 
 def _colors(metadata: Metadata, categories: Sequence[str]) -> list[tuple[int, int, int]]:

@@ -7,7 +7,8 @@ P is the prediction, T the truth, as sets of voxels; their surfaces and the dist
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -22,7 +23,7 @@ from medsegpy_evaluation.surfaces import Box, SurfaceDistances, extended_axes, j
 if TYPE_CHECKING:
     Bool: TypeAlias = NDArray[np.bool_]
 
-__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "score_masks"]
+__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "score_masks", "suggestion"]
 
 
 class MaskPair:
@@ -196,6 +197,44 @@ METRICS: Final[dict[str, Metric]] = {
 }
 
 
+# What others call them, in small letters and digits.
+_OTHER_NAMES: Final = {
+    "DSC": "dice dicescore dicecoefficient dicesimilarity dicesimilaritycoefficient meandice sorensendice f1 f1score",
+    "VOE": "iou miou jaccard jaccardindex jaccardscore jc",
+    "CV": "vs volumesimilarity volumetricsimilarity",
+    "ASSD": "asd averagesurfacedistance averagesymmetricsurfacedistance meansurfacedistance",
+    "HD95": "95hd hausdorff95 hausdorffdistance95 percentilehausdorff",
+    "HD": "hausdorff hausdorffdistance hd100 maximumhausdorff",
+    "NSD": "surfacedice normalizedsurfacedice normalizedsurfacedistance normalisedsurfacedistance",
+    "Precision": "ppv positivepredictivevalue",
+    "Recall": "sensitivity tpr truepositiverate",
+    "RVD": "ravd relativevolumedifference",
+}
+_RELATION: Final = {"VOE": "1 - IoU", "CV": "1 - volumetric similarity"}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'DSC'?"`` for a metric by another name or in other letters, or an empty string.
+
+    Args:
+        name: A name that no metric has.
+        known: The names that there are.
+    """
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    known = list(known)
+    for candidate in known:
+        if plain(candidate) == plain(name):
+            return f" Did you mean {candidate!r}?"
+    for candidate, others in _OTHER_NAMES.items():
+        if candidate in known and plain(name) in others.split():
+            relation = f", which is {_RELATION[candidate]}" if candidate in _RELATION else ""
+            return f" Did you mean {candidate!r}{relation}?"
+    return closest_match(name, known)
+
+
 @frozen
 class _OnPair:
     """The function of a `MetricSpec` in the form that `Metric` asks for."""
@@ -264,5 +303,5 @@ def builtin(name: str) -> Metric:
     """
     if name not in METRICS:
         known = ", ".join(METRICS)
-        raise UnknownNameError(f"There is no metric {name!r}. There are: {known}.{closest_match(name, METRICS)}")
+        raise UnknownNameError(f"There is no metric {name!r}. There are: {known}.{suggestion(name, METRICS)}")
     return METRICS[name]

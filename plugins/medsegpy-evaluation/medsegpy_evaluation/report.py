@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from medsegpy_evaluation.charts import distribution_chart
+from medsegpy_evaluation.charts import distribution_chart, html
 from medsegpy_evaluation.results import counted, ranking_metric, unknown_line, worst_first
 from medsegpy_evaluation.writers import replace_file
 
@@ -81,7 +80,7 @@ def write_report(
     from medsegpy_evaluation.writers import json_text
 
     parts = {
-        "dataset": escape(document["dataset"]),
+        "dataset": html(document["dataset"]),
         "overview": _overview(document),
         "failed": _failed(document["failed"]),
         "summary": _summary(document),
@@ -89,7 +88,7 @@ def write_report(
         "unknown": _unknown(document),
         "charts": _charts(document),
         "worst": _worst(document, pictures, colors),
-        "settings": escape(json_text({key: document[key] for key in ("settings", "policy", "versions")})),
+        "settings": html(json_text({key: document[key] for key in ("settings", "policy", "versions")}), lines=True),
     }
     replace_file(path, _PAGE.substitute(parts))
 
@@ -97,7 +96,7 @@ def write_report(
 def _overview(document: Mapping[str, Any]) -> str:
     scans = document["scans"]
     subjects = len({scan["subject"] for scan in scans})
-    categories = ", ".join(map(escape, document["settings"]["categories"]))
+    categories = ", ".join(map(html, document["settings"]["categories"]))
     return f"{counted(len(scans), 'scan')} of {counted(subjects, 'subject')}; categories: {categories}."
 
 
@@ -130,7 +129,7 @@ def _summary(document: Mapping[str, Any]) -> str:
                 _span(row["q1"], row["q3"]),
             ]
         )
-    cvs = "; ".join(f"{escape(name)} {_number(value)}" for name, value in document["rms_cv"].items())
+    cvs = "; ".join(f"{html(name)} {_number(value)}" for name, value in document["rms_cv"].items())
     return _table(header, rows, text=2) + f"<p>Root mean square of the volumes' coefficients of variation: {cvs}.</p>"
 
 
@@ -172,7 +171,7 @@ def _charts(document: Mapping[str, Any]) -> str:
                 bad = status[row["scan"], row["category"]] != "scored"
                 points[row["category"]].append((row["scan"], row["value"], bad))
         title = metric["name"] + (f" ({metric['unit']})" if metric["unit"] else "")
-        parts.append(f"<h3>{escape(title)}</h3>{distribution_chart(points)}")
+        parts.append(f"<h3>{html(title)}</h3>{distribution_chart(points)}")
     return "\n".join(parts)
 
 
@@ -183,16 +182,16 @@ def _worst(
     ranked = worst_first(document)
     if metric is None or not ranked:
         return "<p>No metric says which scan is worse.</p>"
-    name = escape(metric["name"])
+    name = html(metric["name"])
     parts = [f"<p>By the mean {name} over the categories. Left: truth, right: prediction, where most voxels are wrong."]
     if colors:
         parts += [
-            f'<span class="key" style="background: rgb{tuple(color)}"></span>{escape(category)}'
+            f'<span class="key" style="background: rgb{tuple(color)}"></span>{html(category)}'
             for category, color in zip(document["settings"]["categories"], colors, strict=True)
         ]
     parts.append("</p>")
     for scan, mean in ranked[:_PICTURES]:
-        caption = f"<figcaption>{escape(scan)}: {name} {_number(mean)}</figcaption>"
+        caption = f"<figcaption>{html(scan)}: {name} {_number(mean)}</figcaption>"
         if scan in pictures:
             data = base64.b64encode(pictures[scan]).decode()
             image = f'<img alt="Truth and prediction" src="data:image/png;base64,{data}">'
@@ -207,7 +206,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 
 
     def cells(values: Sequence[str], tag: str) -> str:
         starts = (f'<{tag} class="text">' if position < text else f"<{tag}>" for position in range(len(values)))
-        return "".join(f"{start}{escape(value)}</{tag}>" for start, value in zip(starts, values, strict=True))
+        return "".join(f"{start}{html(value)}</{tag}>" for start, value in zip(starts, values, strict=True))
 
     start = '<tr class="bad">' if bad else "<tr>"
     body = "".join(f"{start}{cells(row, 'td')}</tr>" for row in rows)

@@ -68,7 +68,7 @@ def document_of(
         "metrics": [
             {
                 "scan": scan.scan,
-                "subject": scan.subject,
+                "subject": str(scan.subject),
                 "category": structure.category,
                 "metric": name,
                 "value": structure.values[name],
@@ -84,7 +84,7 @@ def _scan(scan: ScanScores) -> dict[str, Any]:
     volume = math.prod(scan.spacing) if scan.spacing else None
     return {
         "scan": scan.scan,
-        "subject": scan.subject,
+        "subject": str(scan.subject),
         "time_point": scan.time_point,
         "shape": list(scan.shape),
         "spacing": list(scan.spacing) if scan.spacing else None,

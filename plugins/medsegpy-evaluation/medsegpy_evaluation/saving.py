@@ -53,7 +53,8 @@ def save_prediction(
             np.greater(pred[..., channel], threshold, out=data[..., channel], casting="unsafe")
     with atomic_h5(path, overwrite=True) as file:
         dataset = file.create_dataset(form, data=data, chunks=True, compression="gzip", compression_opts=1)
-        dataset.attrs[CHANNELS_ATTRIBUTE] = np.array([name.encode() for name in default_channels(settings)])
+        names = [name.encode(errors="surrogateescape") for name in default_channels(settings)]
+        dataset.attrs[CHANNELS_ATTRIBUTE] = np.array(names)
         if spacing is not None:
             dataset.attrs["spacing"] = np.asarray(spacing, np.float64)
         if affine is not None:

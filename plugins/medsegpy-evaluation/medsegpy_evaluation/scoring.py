@@ -123,7 +123,7 @@ class ScanScores:
     """
 
     scan: str
-    subject: str
+    subject: int | str
     time_point: int | str | None
     spacing: tuple[float, ...] | None
     shape: tuple[int, ...]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medsegpy_core import CategoryError, ConfigError, DuplicateNameError
+from medsegpy_core import CategoryError, ConfigError, DuplicateNameError, UnknownNameError
 from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import closest_match
 from medsegpy_core.plugins import default_manager
-from medsegpy_evaluation.metrics import METRICS, Metric, from_spec
+from medsegpy_evaluation.metrics import METRICS, Metric, from_spec, suggestion
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.scoring import Binarization, ScoreSettings
 
@@ -107,7 +107,11 @@ def find_metric(name: str) -> Metric:
         if own and others:
             raise DuplicateNameError(f"The metric {name!r} is brought by medsegpy-evaluation and by {others[0]}.")
         return METRICS[name]
-    owned = manager.lookup("metrics", name)
+    try:
+        owned = manager.lookup("metrics", name)
+    except UnknownNameError as error:
+        hint = suggestion(name, {*METRICS, *manager.claims("metrics")})
+        raise UnknownNameError(str(error) if hint in str(error) else f"{error}{hint}") from None
     owner = " ".join(part for part in (owned.owner.distribution, owned.owner.version) if part)
     return from_spec(owned.record, owner or str(owned.owner))
 

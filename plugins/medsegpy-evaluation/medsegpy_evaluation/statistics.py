@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from medsegpy_evaluation.policy import Status
 from medsegpy_evaluation.scoring import ScanScores
 
-__all__ = ["Bootstrap", "grouped_means", "rms_cv", "summarize"]
+__all__ = ["Bootstrap", "as_text", "grouped_means", "rms_cv", "summarize"]
 
 _COUNTED: Final[tuple[Status, ...]] = ("both_empty", "missed", "hallucinated", "unknown")
+
+
+def as_text(value: int | str) -> tuple[str, bool]:
+    """Return what sorts ids as text."""
+    return str(value), isinstance(value, str)
 
 
 @frozen
@@ -35,14 +40,16 @@ class Bootstrap:
     unit: str = "subject"
     method: str = "percentile"
 
-    def interval(self, values: Sequence[float], subjects: Sequence[str]) -> tuple[float, float] | None:
+    def interval(self, values: Sequence[float], subjects: Sequence[int | str]) -> tuple[float, float] | None:
         """Return the interval of the mean of `values`, or None where fewer than two subjects have a value.
 
         Args:
             values: One per scan.
-            subjects: Whose each is.
+            subjects: Whose each is; the number 1 and the text "1" are two.
         """
-        names, whose = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
+        names = sorted(set(subjects), key=as_text)
+        place = {name: position for position, name in enumerate(names)}
+        whose = np.array([place[subject] for subject in subjects], np.intp)
         if len(names) < 2:
             return None
         sums = np.bincount(whose, weights=np.asarray(values, np.float64))
@@ -129,14 +136,15 @@ def grouped_means(
         if (group := getattr(scan, key)) is not None:
             groups.setdefault(group, []).append(scan)
     rows = []
-    # Text and numbers do not compare: where there is text, all are sorted as text.
-    as_text = any(isinstance(group, str) for group in groups)
-    for group in sorted(groups, key=str if as_text else None):
+    # Numbers and text do not compare: if there is text, all are sorted as text. Subjects are text in all outputs.
+    with_text = key == "subject" or any(isinstance(group, str) for group in groups)
+    for group in sorted(groups, key=as_text if with_text else None):
+        shown = str(group) if key == "subject" else group
         for position, category in enumerate(categories):
             for metric in metrics:
                 values = _defined(scan.structures[position].values[metric] for scan in groups[group])
                 mean = float(np.mean(values)) if values else None
-                rows.append({key: group, "category": category, "metric": metric, "n": len(values), "mean": mean})
+                rows.append({key: shown, "category": category, "metric": metric, "n": len(values), "mean": mean})
     return rows
 
 

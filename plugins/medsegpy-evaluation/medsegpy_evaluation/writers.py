@@ -6,14 +6,20 @@ import csv
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from medsegpy_core.text import printable
+
 __all__ = ["METRIC_COLUMNS", "SUMMARY_COLUMNS", "csv_text", "json_text", "replace_file", "write_tables"]
 
 METRIC_COLUMNS: Final = ("scan", "subject", "category", "metric", "value")
+# What spreadsheets take for the beginning of a formula; and the apostrophe that says that it is none.
+_FORMULA: Final = ("=", "+", "-", "@", "'")
+_NUMBER: Final = re.compile(r"[+-]?\d+(\.\d+)?")
 SUMMARY_COLUMNS: Final = (
     "category",
     "metric",
@@ -42,18 +48,34 @@ def write_tables(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as CSV: the shortest form of a number that reads back as the same, an empty field for None."""
+    """Return rows as CSV: the shortest form of a number that reads back as the same, an empty field for None.
+
+    Characters of names that cannot be seen are written as escapes, as everywhere but in JSON. Text that a spreadsheet
+    would take for a formula gets an apostrophe in front, and so does text that begins with one:
+    ``text.removeprefix("'")`` undoes it.
+    """
     buffer = io.StringIO()
-    # `extrasaction`: rows have more in them (quartiles) than the table has columns.
-    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _cell(row[key]) for key in columns} for row in rows)
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def json_text(value: Any) -> str:
     """Return a value as JSON, with null for None, and nothing that JSON does not have."""
-    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return _encodable(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
+
+
+def _encodable(text: str) -> str:
+    """Write what UTF-8 lacks (file names that are not valid UTF-8 have it) as escapes, which are those of JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -63,7 +85,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
         OSError: It cannot be written. What was there before is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
+    data = _encodable(content).encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
