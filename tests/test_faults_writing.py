@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from medsegpy_core import (
     Config,
     DatasetCatalog,
     MetadataCatalog,
+    ReadError,
     build_loader,
     pack_dataset,
     register_packed,
@@ -245,3 +247,112 @@ def test_two_writers_of_one_file(tmp_path):
     with h5py.File(path) as file:
         assert (file["volume"][...] == states.index(0)).all()
     assert os.listdir(tmp_path) == ["a.h5"]
+
+
+# -- a disk that loses what it was given
+
+
+@pytest.fixture
+def forgetful_disk(monkeypatch):
+    """Let the disk change one byte of a file right after the file was synced: a function that says where.
+
+    `at` is called with the bytes of each synced file, and returns a position or None. The result is the list of files
+    that were changed.
+    """
+
+    def install(at, real=os.fsync):
+        changed = []
+
+        def fsync(fd):
+            real(fd)
+            readable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR  # HDF5 files, not their manifest
+            if readable and not changed:
+                stored = os.pread(fd, os.fstat(fd).st_size, 0)
+                position = at(stored)
+                if position is not None:
+                    os.pwrite(fd, bytes([stored[position] ^ 1]), position)
+                    changed.append(fd)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        return changed
+
+    return install
+
+
+def place_of(values):
+    """Return a function that finds voxels among the bytes of a file."""
+    wanted = np.ascontiguousarray(values).tobytes()
+    assert len(wanted) >= 16
+    return lambda stored: None if (found := stored.find(wanted)) < 0 else found + len(wanted) // 2
+
+
+VOXELS = {
+    # The last row of the last slice of a scan, as it is stored.
+    ("slices", "image"): IMAGE[-1, :, -1],
+    ("slices", "mask"): MASK[-1, :, -1],
+    ("volume", "image"): IMAGE[-1, -1, :],
+    ("volume", "mask"): MASK[-1, -1, :],
+}
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("what", "array"), VOXELS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_the_disk_lost_is_noticed_before_the_file_appears(tmp_path, what, array, overwrite, forgetful_disk):
+    if overwrite:
+        write(what, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed = forgetful_disk(place_of(VOXELS[what, array]))
+    with pytest.raises(ReadError, match="not what was written") as caught:
+        write(what, tmp_path, overwrite=overwrite)
+    assert changed
+    assert Path(caught.value.path).parent == tmp_path
+    assert not str(caught.value.path).endswith(".tmp")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # The next try goes to a place of the disk that is sound.
+    dicts = write(what, tmp_path, overwrite=overwrite)
+    with h5py.File(dicts[-1]["file_name"]) as file:
+        stored = file["data" if what == "slices" else "volume"][...]
+    assert np.array_equal(stored, IMAGE[:, :, -1:] if what == "slices" else IMAGE)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("compression", ["gzip", "lzf"])
+@pytest.mark.parametrize("what", ["slices", "volume"])
+def test_what_the_disk_lost_of_compressed_files_is_noticed(tmp_path, what, compression, forgetful_disk):
+    (tmp_path / "sound").mkdir()
+    write(what, tmp_path / "sound", compression=compression)
+    path = max((tmp_path / "sound").iterdir(), key=lambda path: path.stat().st_size)
+    with h5py.File(path) as file:
+        chunk = file["data" if what == "slices" else "volume"].id.get_chunk_info(0)
+    for part in (0.2, 0.5, 0.9):
+        folder = tmp_path / str(part)
+        position = chunk.byte_offset + int(part * chunk.size)
+        changed = forgetful_disk(lambda stored, position=position: position)
+        with pytest.raises(ReadError):
+            write(what, folder, compression=compression)
+        assert changed
+        assert os.listdir(folder) == []
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("which", ["the first scan", "the last scan", "the whole"])
+def test_what_the_disk_lost_of_a_packed_set_is_noticed(tmp_path, which, forgetful_disk):
+    """The scans are written one by one, and then put together: neither may be other than the source."""
+    register(tmp_path / "source", 3)
+    voxels = make_scan((64, 64, 6), seed=1 if which == "the first scan" else 3)[0]
+    find, seen = place_of(voxels[32, :16, 3]), []
+
+    def at(stored):
+        found = find(stored)
+        if found is None:
+            return None
+        seen.append(found)
+        return found if which != "the whole" or len(seen) == 2 else None
+
+    changed = forgetful_disk(at)
+    with pytest.raises(ReadError):
+        pack_dataset("mine", tmp_path / "packed")
+    assert changed
+    assert list((tmp_path / "packed").glob("[!.]*")) == []
+    assert same_as_source(pack_dataset("mine", tmp_path / "packed").manifest)
