@@ -20,6 +20,7 @@ help:  ## Say what the targets do
 
 demo: $(VENV)/.installed  ## Run the demo: real images, from a dataset's name to a picture
 	@$(BIN)/medsegpy demo
+	@echo "Next: enter the environment with  . $(BIN)/activate  and try  medsegpy --help"
 
 test: $(VENV)/.installed-dev  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)
