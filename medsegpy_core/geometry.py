@@ -33,6 +33,7 @@ __all__ = [
     "checked_spacing",
     "corner_offset",
     "describe",
+    "reordered",
     "same_spacing",
     "spacing_of",
     "stated",
@@ -157,6 +158,33 @@ def stated(metadata: Mapping[str, Any], axes: Sequence[int] = (3,)) -> tuple[dic
     if spacing is not None and len(spacing) in axes:
         values["spacing"] = spacing
     return values, contradiction
+
+
+def reordered(metadata: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
+    """Return spacing and affine for the axes H, W, D of a file that gives them for its stored axes.
+
+    Args:
+        metadata: ``spacing``, one value per stored spatial axis, and ``affine``, its columns in stored order. Of a slice
+            that is stored without D, a third value or column is of D.
+        axes: The stored axes, as `image_axes` has them; C counts for nothing. None: H, W, D.
+
+    Returns:
+        Both; a spacing that has not a value for each stored axis is left out.
+    """
+    import numpy as np
+
+    stored = [letter for letter in axes or "HWD" if letter != "C"]
+    letters = stored if "D" in stored else [*stored, "D"]
+    order = [letters.index(letter) for letter in "HWD"]
+    values = dict(metadata)
+    spacing = values.pop("spacing", None)
+    if spacing is not None and len(spacing) == 3:
+        values["spacing"] = tuple(spacing[axis] for axis in order)
+    elif spacing is not None and len(spacing) == 2 and (axes is None or len(stored) == 2):
+        values["spacing"] = tuple(spacing[axis] for axis in order if axis < 2)
+    if "affine" in values:
+        values["affine"] = np.asarray(values["affine"])[:, [*order, 3]]
+    return values
 
 
 def _equal(one: Sequence[float], other: Sequence[float]) -> bool:

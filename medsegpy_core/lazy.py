@@ -97,17 +97,19 @@ class _View:
 
 
 class AxesView(_View):
-    """A lazy array with its axes in another order, unit axes left out or put in.
+    """A lazy array with its axes in another order, some taken at one position and left out, unit axes put in.
 
     Args:
         array: The array as stored.
         order: For each axis of the view, the axis of `array`, or None for a new axis of size 1. Axes of `array`
-            that are not named have size 1 and are left out.
+            that are not named are left out.
+        index: The position on the axes that are left out.
     """
 
-    def __init__(self, array: LazyArray, order: tuple[int | None, ...]):
+    def __init__(self, array: LazyArray, order: tuple[int | None, ...], index: int = 0):
         self._array = array
         self._order = order
+        self._at = slice(index, index + 1)
         self._named = tuple(axis for axis in order if axis is not None)
         self._left_out = tuple(axis for axis in range(len(array.shape)) if axis not in order)
         self._put_in = tuple(i for i, axis in enumerate(order) if axis is None)
@@ -124,7 +126,7 @@ class AxesView(_View):
 
     def _stored(self, selection: Selection) -> Selection:
         """Return the selection of the array as stored."""
-        stored = [slice(0, 1)] * len(self._array.shape)
+        stored = [self._at] * len(self._array.shape)
         for axis, part in zip(self._order, selection, strict=True):
             if axis is not None:
                 stored[axis] = part
@@ -142,7 +144,7 @@ class AxesView(_View):
     def packed(self) -> LazyArray | None:
         """The bit field behind a packed mask, in the same axis order; None for other masks."""
         packed = getattr(self._array, "packed", None)
-        return None if packed is None else AxesView(packed, self._order)
+        return None if packed is None else AxesView(packed, self._order, self._at.start)
 
 
 class LabelMapView(_View):

@@ -167,12 +167,24 @@ def _reordered(array: LazyArray, axes: str, record: Record, key: str) -> LazyArr
         raise ReadError(f"{key}={axes!r} names {len(axes)} axes, but the array is {_by(array.shape)}", path)
     if record.kind == "volume" and "D" not in axes:
         raise ReadError(f"{key}={axes!r}, but a volume has a D axis: one of those of {_by(array.shape)}", path)
-    # A slice has no D axis; files that store one have it as an axis of size 1.
-    if record.kind == "slice" and "D" in axes and array.shape[axes.index("D")] != 1:
-        raise ReadError(f"{key}={axes!r}, but a slice has a D axis of size 1, found {_by(array.shape)}", path)
     wanted = "HWC" if record.kind == "slice" else "HWDC"
     order = tuple(axes.index(letter) for letter in wanted if letter in axes)
-    return array if order == tuple(range(len(axes))) else AxesView(array, order)
+    if order == tuple(range(len(axes))):
+        return array
+    return AxesView(array, order, _position(array.shape[axes.index("D")], record, key, path) if "D" in axes else 0)
+
+
+def _position(depth: int, record: Record, key: str, path: Path | None) -> int:
+    """Return where on its stored D axis a slice lies: the file holds the slice alone, or the whole scan."""
+    if record.kind == "volume" or depth == 1:
+        return 0
+    if depth == record.scan_num_slices:
+        return (record.slice_id or 1) - 1
+    raise ReadError(
+        f"{key}={record.extra[key]!r}, and the D axis has the size {depth}, but the file of a slice holds 1 slice, or "
+        f"the {record.scan_num_slices} of its scan (scan_num_slices)",
+        path,
+    )
 
 
 def _by(shape: tuple[int, ...]) -> str:

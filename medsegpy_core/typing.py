@@ -23,6 +23,8 @@ __all__ = [
     "OpenScan",
     "Reader",
     "Selection",
+    "StatesContradictions",
+    "StatesMaskGrid",
     "Transform",
     "VerifyingReader",
 ]
@@ -67,9 +69,11 @@ class OpenScan(Protocol):
       by ``image_axes`` and ``sem_seg_axes``.
     * An optional attribute ``detached = True`` says that the arrays hold no file open, may be used after the context
       has ended, and notice a file that changes. Loaders then open a file once, not for each read.
-    * ``metadata`` is what the file itself says, in the metadata's words: ``spacing`` (mm, one per spatial
-      axis), ``affine`` (4 x 4, voxel index to RAS+ mm), both for the axes in the order H, W, D, also where
-      ``image_axes`` says that they are stored in another. Empty where it says nothing.
+    * ``metadata`` is what the file itself says, in the metadata's words: ``spacing`` (mm, one value for each of H, W
+      and D; a slice may know H and W only), ``affine`` (4 x 4, voxel index to RAS+ mm), both for the axes in the order
+      H, W, D, also if ``image_axes`` says that they are stored in another. Empty if it says nothing. The core takes
+      the spacing from the affine if there is one.
+    * Optional attributes, see `StatesMaskGrid` and `StatesContradictions`.
     """
 
     @property
@@ -80,6 +84,33 @@ class OpenScan(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class StatesMaskGrid(Protocol):
+    """An `OpenScan` that also says what the mask states of its geometry.
+
+    The core compares it with the image's: a mask that lies elsewhere is a `GeometryError`.
+
+    * ``mask_metadata`` is like ``metadata``: ``spacing`` and ``affine`` for the axes H, W, D, whatever ``sem_seg_axes``
+      says. Empty if there is no mask, or if it states nothing.
+    """
+
+    @property
+    def mask_metadata(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class StatesContradictions(Protocol):
+    """An `OpenScan` that also says how its files contradict themselves in their geometry.
+
+    The core makes one `DataWarning` a dataset of it, and ``datasets check`` a finding for each file.
+
+    * ``contradictions`` is a sentence for each, as in ``"its sform and its qform lie 3.2 voxels apart"``.
+    """
+
+    @property
+    def contradictions(self) -> Sequence[str]: ...
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.geometry import Affine, checked_affine, checked_spacing, reordered
 from medsegpy_core.hdf5.policy import library_errors
 from medsegpy_core.hdf5.vetting import Vetted
 
@@ -24,22 +25,26 @@ class Said:
 
     Attributes:
         bitfield: How many channels are packed into its bytes; None: it is not packed.
-        spacing: Millimetres, one per spatial axis; None: not said.
-        affine: Four rows of four, voxel index to RAS+ mm; None: not said.
+        spacing: Millimetres, one per stored spatial axis; None: not said.
+        affine: Four rows of four, voxel index to RAS+ mm, columns in the order of the stored axes; None: not said.
+        inherited: Which of them the root of the file says, and not the dataset itself.
     """
 
     bitfield: int | None = None
     spacing: tuple[float, ...] | None = None
-    affine: tuple[tuple[float, ...], ...] | None = None
+    affine: Affine | None = None
+    inherited: frozenset[str] = frozenset()
 
-    def metadata(self) -> dict[str, Any]:
-        """Return it in the metadata's words."""
-        said: dict[str, Any] = {}
-        if self.spacing is not None:
-            said["spacing"] = self.spacing
-        if self.affine is not None:
-            said["affine"] = np.array(self.affine)
-        return said
+    def metadata(self, axes: str | None = None, own: bool = False) -> dict[str, Any]:
+        """Return spacing and affine for the axes H, W, D.
+
+        Args:
+            axes: The stored axes, as in `image_axes`; None: H, W, D.
+            own: Whether only what the dataset itself says is wanted.
+        """
+        said = {"spacing": self.spacing, "affine": self.affine}
+        left_out = self.inherited if own else frozenset()
+        return reordered({k: v for k, v in said.items() if v is not None and k not in left_out}, axes)
 
 
 _NOTHING: Final = Said()
@@ -57,14 +62,17 @@ def what_it_says(file: Any, dataset: Any, vetted: Vetted, path: str, key: str) -
 
     with library_errors(path, key):
         root = h5py.h5g.open(file, b"/")
-        spacing = affine = None
-        for place in (dataset, root):
-            spacing = _spacing(_numbers(place, "spacing")) if spacing is None else spacing
-            affine = _affine(_numbers(place, "affine")) if affine is None else affine
+        found: dict[str, Any] = {}
+        inherited = set()
+        for name, checked in (("spacing", _spacing), ("affine", checked_affine)):
+            found[name] = checked(_numbers(dataset, name))
+            if found[name] is None and (of_file := checked(_numbers(root, name))) is not None:
+                found[name] = of_file
+                inherited.add(name)
         bitfield = _bitfield(dataset, vetted, path, key)
-    if spacing is None and affine is None and bitfield is None:
+    if not any(value is not None for value in (*found.values(), bitfield)):
         return _NOTHING
-    return Said(bitfield, spacing, affine)
+    return Said(bitfield, found["spacing"], found["affine"], frozenset(inherited))
 
 
 def _numbers(place: Any, name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
@@ -86,15 +94,7 @@ def _numbers(place: Any, name: str) -> np.ndarray[Any, np.dtype[np.float64]] | N
 
 
 def _spacing(values: np.ndarray[Any, np.dtype[np.float64]] | None) -> tuple[float, ...] | None:
-    if values is None or values.ndim != 1 or values.size not in (2, 3):
-        return None
-    return tuple(values.tolist()) if np.isfinite(values).all() and (values > 0).all() else None
-
-
-def _affine(values: np.ndarray[Any, np.dtype[np.float64]] | None) -> tuple[tuple[float, ...], ...] | None:
-    if values is None or values.shape != (4, 4) or not np.isfinite(values).all():
-        return None
-    return tuple(map(tuple, values.tolist())) if values[3].tolist() == [0, 0, 0, 1] else None
+    return checked_spacing(values, (2, 3))
 
 
 def _bitfield(dataset: Any, vetted: Vetted, path: str, key: str) -> int | None:

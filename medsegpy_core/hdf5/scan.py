@@ -28,6 +28,7 @@ class H5Scan:
     image: LazyReads
     mask: LazyReads | None
     metadata: Mapping[str, Any]
+    mask_metadata: Mapping[str, Any]
     # No file stays open: each read opens it, and looks whether it is still the same.
     detached = True
 
@@ -47,10 +48,13 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
         ReadError: A file cannot be read, or its arrays do not fit the record.
     """
     image_path, mask_path = record.files
+    mask_metadata: Mapping[str, Any] = {}
     parts = [open_array(image_path, key) for key in _image_keys(record, image_path == mask_path)]
     mask: LazyReads | None = None
     if mask_path is not None:
         stored = open_array(mask_path, record.sem_seg_key or _mask_key(record, image_path == mask_path))
+        # What the root of the image's own file says, the image may say otherwise.
+        mask_metadata = stored.said.metadata(record.extra.get("sem_seg_axes"), own=image_path == mask_path)
         mask = stored if stored.said.bitfield is None else Bitfield(stored, stored.said.bitfield)
     images: list[LazyReads] = list(parts)
     depth = _depth(images[0], record)
@@ -60,7 +64,7 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
         mask = _mask_of(mask, record, depth is not None)
     _check_shapes([array.shape for array in images], record)
     image = Stacked(images) if isinstance(record.image_key, tuple) else images[0]
-    yield H5Scan(image, mask, parts[0].said.metadata())
+    yield H5Scan(image, mask, parts[0].said.metadata(record.extra.get("image_axes")), mask_metadata)
 
 
 def _image_keys(record: Record, one_file: bool) -> list[str | tuple[str, ...]]:
