@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -157,7 +158,7 @@ class _MetadataCatalog:
             )
         with self._lock:
             if name not in self._metadata:
-                self._metadata[name] = Metadata(name, self._below, _staged, _file_says)
+                self._metadata[name] = Metadata(name, self._below, _staged, functools.partial(_file_says, name))
             return self._metadata[name]
 
     def list(self) -> builtins.list[str]:
@@ -217,7 +218,7 @@ def _staged() -> MutableMapping[str, SetValues] | None:
     return None if stage is None else stage.metadata
 
 
-def _file_says(scan: Mapping[Any, Any] | Record) -> Mapping[str, Any]:
+def _file_says(name: str, scan: Mapping[Any, Any] | Record) -> Mapping[str, Any]:
     """Read the header of the file of a dataset dict, where there is one."""
     file_name = scan.file_name if isinstance(scan, Record) else scan.get("file_name")
     if not isinstance(file_name, str | os.PathLike):
@@ -228,7 +229,7 @@ def _file_says(scan: Mapping[Any, Any] | Record) -> Mapping[str, Any]:
     if not (datasets_root() / file_name).is_file():
         return {}
     try:
-        record = scan if isinstance(scan, Record) else make_records([dict(scan)], [""])[0]
+        record = scan if isinstance(scan, Record) else make_records([dict(scan)], [name])[0]
         reader = find_reader(record)
     except (RecordError, UnknownNameError):
         return {}  # a custom dict, for a custom loader

@@ -31,7 +31,7 @@ __all__ = [
     "scan_directory",
 ]
 
-_LAYOUT_KEYS = ("label_map", "image_axes", "sem_seg_axes")
+_LAYOUT_KEYS = ("label_map", "trust_geometry", "image_axes", "sem_seg_axes")
 
 
 def datasets_root() -> Path:

@@ -28,11 +28,13 @@ __all__ = [
     "Grid",
     "align",
     "alignment",
+    "as_stored",
     "axis_codes",
     "checked_affine",
     "checked_spacing",
     "corner_offset",
     "describe",
+    "has_length",
     "reordered",
     "same_spacing",
     "spacing_of",
@@ -126,6 +128,11 @@ def axis_codes(affine: Any) -> tuple[str, str, str]:
     return codes[0], codes[1], codes[2]
 
 
+def has_length(value: Any, axes: Sequence[int]) -> bool:
+    """Say whether a spacing has one of these lengths; True for anything that is no spacing, which others refuse."""
+    return checked_spacing(value, axes) is not None or checked_spacing(value, range(1, 17)) is None
+
+
 def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
     """Say whether two spacings agree within 1 %, on the axes that both have."""
     return all(abs(a - b) <= SPACING_TOLERANCE * max(a, b) for a, b in zip(one, other, strict=False))
@@ -164,8 +171,8 @@ def reordered(metadata: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
     """Return spacing and affine for the axes H, W, D of a file that gives them for its stored axes.
 
     Args:
-        metadata: ``spacing``, one value per stored spatial axis, and ``affine``, its columns in stored order. Of a slice
-            that is stored without D, a third value or column is of D.
+        metadata: ``spacing``, one value per stored spatial axis, and ``affine``, its columns in stored order. If D is
+            not stored, a third value or column is that of D.
         axes: The stored axes, as `image_axes` has them; C counts for nothing. None: H, W, D.
 
     Returns:
@@ -182,6 +189,20 @@ def reordered(metadata: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
         values["spacing"] = tuple(spacing[axis] for axis in order)
     elif spacing is not None and len(spacing) == 2 and (axes is None or len(stored) == 2):
         values["spacing"] = tuple(spacing[axis] for axis in order if axis < 2)
+    if "affine" in values:
+        values["affine"] = np.asarray(values["affine"])[:, [*order, 3]]
+    return values
+
+
+def as_stored(metadata: Mapping[str, Any], axes: str) -> dict[str, Any]:
+    """Return spacing and affine for the stored axes: what `reordered` gives back for the axes H, W, D."""
+    import numpy as np
+
+    letters = [letter for letter in axes if letter != "C"]
+    order = ["HWD".index(letter) for letter in (letters if "D" in letters else [*letters, "D"])]
+    values = dict(metadata)
+    if "spacing" in values:
+        values["spacing"] = tuple(values["spacing"][axis] for axis in order if axis < len(values["spacing"]))
     if "affine" in values:
         values["affine"] = np.asarray(values["affine"])[:, [*order, 3]]
     return values

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from attrs import field, frozen
 
 from medsegpy_core.errors import MetadataError, closest_match
+from medsegpy_core.geometry import has_length, stated
 from medsegpy_core.locks import ForkSafeLock
 from medsegpy_core.metadata_layers import Layer, SetValues, resolve
 from medsegpy_core.metadata_values import IDENTITY_KEYS, KNOWN_KEYS, LAYOUT_KEYS, REQUIRED_KEYS, copied, same
@@ -76,26 +77,44 @@ class MetadataView:
             self._missing(*missing)
         return self
 
-    def for_scan(self, scan: Mapping[Any, Any] | Record, file: Mapping[str, Any] | None = None) -> MetadataView:
+    def for_scan(
+        self,
+        scan: Mapping[Any, Any] | Record,
+        file: Mapping[str, Any] | None = None,
+        axes: Sequence[int] | None = None,
+    ) -> MetadataView:
         """Return the metadata of one scan: its ``scan_*`` keys over what the file says over these values.
+
+        A spacing has a value for each axis of the scan; one of another length counts as absent. The spacing is that of
+        the affine where one source gives an affine and no spacing.
 
         Args:
             scan: A dataset dict, the inputs of `inference`, or a record. ``scan_spacing`` is the spacing of this
                 scan; `label_map`, `image_axes` and `sem_seg_axes` count as they are.
             file: What the file itself says, as in `OpenScan.metadata`.
+            axes: How many values a spacing may have. None: three, or two if `scan` says that it has one slice, or
+                nothing of its size.
 
         Raises:
             MetadataError: A value does not fit its key, as a spacing of 0.
         """
+        axes = _axes_of(scan) if axes is None else axes
         own: Mapping[Any, Any] = {**scan.scan, **scan.extra} if isinstance(scan, Record) else scan
         said = {key: value for key, value in own.items() if key in LAYOUT_KEYS}
         for key, value in own.items():
             if isinstance(key, str) and key.startswith("scan_") and key not in IDENTITY_KEYS:
                 said[key if key in KNOWN_KEYS else key.removeprefix("scan_")] = value
-        layers = [Layer("the file", file or {}, overrides=True), Layer("the dataset dict", said, overrides=True)]
-        if not any(layer.values for layer in layers):
+        if "affine" in said and said.get("spacing") is None:
+            said.update(stated({"affine": said["affine"]}, axes)[0])
+        file = {} if file is None else {**file, "spacing": None, **stated(file, axes)[0]}
+        layers = [("the metadata", self._values), ("the file", file), ("the dataset dict", said)]
+        fitting = [
+            Layer(source, {k: v for k, v in values.items() if k != "spacing" or has_length(v, axes)}, overrides=True)
+            for source, values in layers
+        ]
+        if fitting[0].values == self._values and not any(layer.values for layer in fitting[1:]):
             return self
-        return MetadataView(self.name, resolve(self.name, [Layer("the metadata", self._values), *layers]))
+        return MetadataView(self.name, resolve(self.name, fitting))
 
     def _missing(self, *keys: str) -> NoReturn:
         also = [key for key in REQUIRED_KEYS if key not in self._values and key not in keys]
@@ -109,6 +128,17 @@ class MetadataView:
             f"{closest_match(keys[0], self._values)} {has} "
             f"Set it with MetadataCatalog.get({self.name!r}).set({settings}), or in the plugin's DatasetSpec.metadata."
         )
+
+
+def _axes_of(scan: Mapping[Any, Any] | Record) -> tuple[int, ...]:
+    """Return how many values the spacing of a scan may have, by what a record, a dict or the inputs say of its size."""
+    depth = scan.scan_num_slices if isinstance(scan, Record) else scan.get("scan_num_slices")
+    if isinstance(scan, Record) or "file_name" in scan:
+        return (2, 3) if depth == 1 else (3,)
+    shape: tuple[int, ...] = getattr(scan.get("x"), "shape", ())
+    if len(shape) < 3:
+        return (3,) if depth not in (None, 1) else (2, 3)
+    return (2, 3) if shape[2] == 1 else (3,)
 
 
 class Metadata:
@@ -199,17 +229,23 @@ class Metadata:
         """Check that keys are set; see `MetadataView.require`."""
         return self.view().require(*keys)
 
-    def for_scan(self, scan: Mapping[Any, Any] | Record, file: Mapping[str, Any] | None = None) -> MetadataView:
+    def for_scan(
+        self,
+        scan: Mapping[Any, Any] | Record,
+        file: Mapping[str, Any] | None = None,
+        axes: Sequence[int] | None = None,
+    ) -> MetadataView:
         """Return the metadata of one scan; see `MetadataView.for_scan`.
 
         Args:
             scan: A dataset dict, the inputs of `inference`, or a record.
             file: What the file says. None: its header is read, where the dict has a file that is there.
+            axes: How many values a spacing may have.
 
         Raises:
             ReadError: The file is there, but cannot be read.
         """
-        return self.view().for_scan(scan, self._file_says(scan) if file is None else file)
+        return self.view().for_scan(scan, self._file_says(scan) if file is None else file, axes)
 
     @property
     def own(self) -> SetValues:

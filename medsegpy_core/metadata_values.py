@@ -27,7 +27,7 @@ __all__ = [
 REQUIRED_KEYS = ("scan_root", "category_ids", "categories", "category_id_to_contiguous_id", "evaluator_type")
 
 # These keys of a dataset dict override the metadata as they are called.
-LAYOUT_KEYS = frozenset(("label_map", "image_axes", "sem_seg_axes"))
+LAYOUT_KEYS = frozenset(("label_map", "trust_geometry", "image_axes", "sem_seg_axes"))
 
 # These begin with `scan_`, but say which scan it is: they override nothing.
 IDENTITY_KEYS = frozenset(("scan_id", "scan_num_slices"))
@@ -179,6 +179,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "category_colors": (lambda value: _all(value, _is_color), "a list of (R, G, B), each from 0 to 255"),
     "collection": (_is_text, "the name of a collection of subjects"),
     "label_map": (lambda value: isinstance(value, bool), "True or False"),
+    "trust_geometry": (lambda value: isinstance(value, bool), "True or False"),
     "contained": (lambda value: isinstance(value, bool), "True or False"),
     "image_axes": _AXES,
     "sem_seg_axes": _AXES,

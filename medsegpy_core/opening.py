@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from medsegpy_core.categories import normalize_category_ids, required_channels
-from medsegpy_core.errors import MedSegPyError, ReadError
+from medsegpy_core.errors import DataWarning, GeometryError, MedSegPyError, ReadError
+from medsegpy_core.geometry import ERROR_VOXELS, WARNING_VOXELS, Grid, corner_offset, describe, same_spacing, stated
 from medsegpy_core.lazy import AxesView, LabelMapView
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
-from medsegpy_core.typing import DatasetDict, LazyArray, OpenScan, Reader
+from medsegpy_core.typing import (
+    DatasetDict,
+    LazyArray,
+    OpenScan,
+    Reader,
+    StatesContradictions,
+    StatesMaskGrid,
+)
 
-__all__ = ["CanonicalScan", "label_channels", "open_record", "open_scan"]
+__all__ = ["CanonicalScan", "GeometryCheck", "label_channels", "open_record", "open_scan"]
 
 
 @frozen
@@ -25,7 +35,7 @@ class CanonicalScan:
     Attributes:
         image: H x W for a slice, H x W x D for a volume; with a last axis K where there are several channels.
         mask: H x W [x D] x C, binary; None: unlabelled.
-        metadata: What the file itself says, ``spacing`` for example.
+        metadata: What the file itself says, ``spacing`` and ``affine`` for example, for the axes H, W, D.
         detached: Whether the arrays may be used after the context has ended, see `OpenScan`.
     """
 
@@ -52,6 +62,7 @@ def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[Canonica
         RecordError: The dict is not a standard dataset dict.
         UnknownNameError: Its `dataset_name` is unknown in this process.
         ReadError: A file is missing, broken, or not what the dict says.
+        GeometryError: The mask lies elsewhere than the image, by what their files say.
 
     Example:
         ```python
@@ -62,7 +73,8 @@ def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[Canonica
     from medsegpy_core.datasets import make_records
 
     (record,) = make_records([dataset_dict], [dataset])
-    with open_record(record, find_reader(record), label_channels(record.dataset)) as scan:
+    geometry = GeometryCheck.of([record.dataset])
+    with open_record(record, find_reader(record), label_channels(record.dataset), geometry) as scan:
         yield scan
 
 
@@ -75,18 +87,21 @@ def label_channels(dataset: str) -> int | None:
 
 
 @contextmanager
-def open_record(record: Record, reader: Reader, channels: int | None = None) -> Iterator[CanonicalScan]:
+def open_record(
+    record: Record, reader: Reader, channels: int | None = None, geometry: GeometryCheck | None = None
+) -> Iterator[CanonicalScan]:
     """Open a record with a reader that is known.
 
     Args:
         record: The record.
         reader: Its reader.
         channels: How many channels a label map has; None: as many as its largest value needs.
+        geometry: Compares what files state of their geometry; None: a new one, which knows no metadata.
     """
     try:
         with ExitStack() as stack:
             scan = _entered(stack, reader, record)
-            yield canonical(scan, record, channels)
+            yield canonical(scan, record, channels, geometry or GeometryCheck())
     except ReadError as error:
         # Errors while data are read come here too. Who reads knows the file, but not of which dataset it is.
         error.element = error.element or record.where()
@@ -104,13 +119,23 @@ def _entered(stack: ExitStack, reader: Reader, record: Record) -> OpenScan:
         raise ReadError(f"reader {reader.name!r} cannot open it ({found})", record.file_name) from error
 
 
-def canonical(scan: OpenScan, record: Record, channels: int | None) -> CanonicalScan:
-    """Bring what a reader opened into the canonical axis order, and check that image and mask fit together."""
+def canonical(
+    scan: OpenScan, record: Record, channels: int | None, geometry: GeometryCheck | None = None
+) -> CanonicalScan:
+    """Bring what a reader opened into the canonical axis order, and check that image and mask fit together.
+
+    Raises:
+        ReadError: They do not.
+        GeometryError: The mask lies elsewhere than the image.
+    """
+    geometry = geometry or GeometryCheck()
     spatial = 2 if record.kind == "slice" else 3
     detached = getattr(scan, "detached", False) is True
     image = _image(scan.image, record, spatial)
+    depth = image.shape[2] if record.kind == "volume" else record.scan_num_slices or 1
+    metadata = geometry.image(scan, record, depth)
     if scan.mask is None:
-        return CanonicalScan(image, None, scan.metadata, detached)
+        return CanonicalScan(image, None, metadata, detached)
     mask = _mask(scan.mask, record, spatial, channels)
     if image.shape[:spatial] != mask.shape[:spatial]:
         raise ReadError(
@@ -118,7 +143,93 @@ def canonical(scan: OpenScan, record: Record, channels: int | None) -> Canonical
             f"{_by(image.shape[:spatial])}{_axes_hint(record)}",
             record.sem_seg_file,
         )
-    return CanonicalScan(image, mask, scan.metadata, detached)
+    if isinstance(scan, StatesMaskGrid) and record.extra.get("trust_geometry") is not True:
+        geometry.compare((*image.shape[:2], depth), metadata, scan.mask_metadata, record)
+    return CanonicalScan(image, mask, metadata, detached)
+
+
+@define(eq=False)
+class GeometryCheck:
+    """Compares what files and metadata state of the geometry of scans.
+
+    A kind of contradiction is reported once a dataset, in a `DataWarning` that names the first file.
+
+    Attributes:
+        spacings: The spacing in the metadata of each dataset that has one.
+        report: Called with the message and the file of each contradiction instead. No `GeometryError` is raised then.
+    """
+
+    spacings: Mapping[str, Sequence[float]] = field(factory=dict)
+    report: Callable[[str, Path], None] | None = None
+    _warned: set[tuple[str, str]] = field(factory=set)
+
+    @classmethod
+    def of(cls, datasets: Iterable[str], report: Callable[[str, Path], None] | None = None) -> GeometryCheck:
+        """Look up the spacings in the metadata of datasets."""
+        from medsegpy_core.catalog import MetadataCatalog
+
+        spacings = {name: MetadataCatalog.get(name).get("spacing") for name in set(datasets) if name}
+        return cls({name: spacing for name, spacing in spacings.items() if spacing is not None}, report)
+
+    def image(self, scan: OpenScan, record: Record, depth: int) -> dict[str, Any]:
+        """Return what the file of an image states, in one form, and report how it contradicts itself or the metadata.
+
+        Args:
+            scan: What a reader opened.
+            record: Its record.
+            depth: The depth of the scan. Of one slice, a spacing may have values for H and W only.
+        """
+        metadata, contradiction = stated(scan.metadata, (2, 3) if depth == 1 else (3,))
+        found = [] if contradiction is None else [contradiction]
+        if isinstance(scan, StatesContradictions):
+            found += scan.contradictions
+        for message in found:
+            self._report("itself", f"the file contradicts itself: {message}", record, record.file_name)
+        spacing, known = metadata.get("spacing"), self.spacings.get(record.dataset)
+        # A value of the dict is there to override the file's.
+        if spacing is None or known is None or len(known) != len(spacing) or "scan_spacing" in record.scan:
+            return metadata
+        if not same_spacing(known, spacing):
+            here, there = (" x ".join(f"{size:.5g}" for size in sizes) for sizes in (spacing, known))
+            text = f"the file says a spacing of {here} mm, which counts, but the metadata say {there} mm"
+            self._report("metadata", text, record, record.file_name)
+        return metadata
+
+    def compare(self, shape: Sequence[int], image: Mapping[str, Any], mask: Mapping[str, Any], record: Record) -> None:
+        """Compare the grids of image and mask.
+
+        Args:
+            shape: H, W and the depth of the scan, which both have.
+            image: What the file of the image states.
+            mask: What that of the mask states.
+            record: Their record.
+
+        Raises:
+            GeometryError: A corner of the mask lies more than half a voxel off.
+        """
+        if not mask or not image:
+            return
+        grids = Grid.of(shape, image), Grid.of(shape, mask)
+        offset = corner_offset(*grids)
+        if offset is None or offset <= WARNING_VOXELS:
+            return
+        path = record.sem_seg_file or record.file_name
+        text = (
+            f"the mask does not lie where its image does, but up to {offset:.3g} voxels off. Image "
+            f"({record.file_name}): {describe(grids[0])}. Mask: {describe(grids[1])}. If the files are right and what "
+            "they say is wrong, set trust_geometry=True in the dict or the metadata"
+        )
+        if offset > ERROR_VOXELS and self.report is None:
+            raise GeometryError(text, path)
+        self._report("mask", text, record, path)
+
+    def _report(self, kind: str, text: str, record: Record, path: Path) -> None:
+        if self.report is not None:
+            self.report(text, path)
+        elif (record.dataset, kind) not in self._warned:
+            self._warned.add((record.dataset, kind))
+            more = " Other files of this dataset may say such things too; `medsegpy datasets check` lists them."
+            warnings.warn(f"{path}: {text} ({record.where()}).{more}", DataWarning, stacklevel=3)
 
 
 def _image(array: LazyArray, record: Record, spatial: int) -> LazyArray:

@@ -242,6 +242,7 @@ def _is_image_key(value: Any) -> bool:
 _is_natural = _is_int(0)
 _FILE = (_is_path, "a path")
 _ID = (_is_id, "an int >= 0, or text that is not empty")
+_BOOL = (lambda v: isinstance(v, bool), "True or False")
 _AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
 
 # key -> (what it must satisfy, that in words); the order is the order in which they are reported.
@@ -258,13 +259,14 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "reader": (_is_text, "the name of a reader"),
     "image_key": (_is_image_key, "a path inside the file, or a tuple of them"),
     "sem_seg_key": (_is_text, "a path inside the file"),
-    "label_map": (lambda v: isinstance(v, bool), "True or False"),
+    "label_map": _BOOL,
+    "trust_geometry": _BOOL,
     "image_axes": _AXES,
     "sem_seg_axes": _AXES,
 }
 _REQUIRED = {"slice": ("file_name", "scan_id", "slice_id", "scan_num_slices"), "volume": ("file_name", "scan_id")}
 # The layout keys stay in `extra`: they describe the file, and a reader looks them up there.
-_TYPED = _CHECKS.keys() - {"label_map", "image_axes", "sem_seg_axes"}
+_TYPED = _CHECKS.keys() - {"label_map", "trust_geometry", "image_axes", "sem_seg_axes"}
 
 
 def _check(d: Mapping[Any, Any], kind: str, dataset: str, index: int) -> None:

@@ -206,10 +206,10 @@ def test_for_scan_asks_the_file_only_where_nobody_said():
 
     def file_says(scan):
         asked.append(scan)
-        return {"spacing": (7, 7)}
+        return {"spacing": (7, 7, 7)}
 
     metadata = Metadata("x", file_says=file_says)
-    assert metadata.for_scan(SLICE).spacing == (7, 7)
+    assert metadata.for_scan(SLICE).spacing == (7, 7, 7)
     assert metadata.for_scan(SLICE, {}).get("spacing") is None
     assert asked == [SLICE]
 

@@ -215,14 +215,14 @@ def test_metadata_and_keys_come_along(tmp_path):
     metadata = MetadataCatalog.get("packed")
     assert metadata.category_ids == [0, (1, 2)]
     assert metadata.category_id_to_contiguous_id == {0: 0, (1, 2): 1}
-    assert tuple(metadata.spacing) == (1.0, 1.5, 3.0)
+    assert metadata.spacing == (1.0, 1.5, 3.0)
     assert metadata.collection == "knees"
     assert metadata.remark == {1: "x"}
     assert metadata.scan_root == str(tmp_path / "out")
     assert metadata.require()
     first, second = DatasetCatalog.get("packed")
     assert (first["subject_id"], first["time_point"], first["augmentation"]) == (5, 2, 4)
-    assert (first["site"], first["scan_spacing"]) == ("north", [1, 2, 3])
+    assert (first["site"], first["scan_spacing"]) == ("north", (1, 2, 3))
     assert "sem_seg_file" in first
     assert "sem_seg_file" not in second
     assert packed_metadata(packed.manifest)["categories"] == ["a", "b"]
@@ -410,7 +410,7 @@ def test_what_is_no_manifest_is_refused(manifest, tmp_path):
     for text, message in [
         ("{", "cannot be read"),
         ("[]", "not the manifest"),
-        ('{"medsegpy_packed": 2}', "newer medsegpy_core"),
+        ('{"medsegpy_packed": 3}', "newer medsegpy_core"),
         ('{"medsegpy_packed": 1}', "broken"),
         ('{"medsegpy_packed": 1, "dicts": 3, "arrays": [], "metadata": {}}', "broken"),
     ]:

@@ -14,7 +14,7 @@ from medsegpy_core.checking.elements import check_scan
 from medsegpy_core.checking.findings import Checked
 from medsegpy_core.checking.listing import listed, packed_manifests, required_channels_of, sound_records
 from medsegpy_core.hdf5.access import Access, accessing
-from medsegpy_core.loading.scans import group_scans
+from medsegpy_core.loading.scans import Scan, group_scans
 from medsegpy_core.packing.verify import verify_arrays
 
 __all__ = ["check_dataset"]
@@ -48,10 +48,24 @@ def check_dataset(
         result.scans_without_subject = sum(scan.records[0].subject_id is None for scan in scans)
         channels = required_channels_of(dataset, result)
         verified: set[Path] = set()
+        directions: dict[str, list[Scan]] = {}
         for scan in watch(scans, len(scans), "Reading"):
-            check_scan(scan, channels, verified, result)
+            if (runs := check_scan(scan, channels, verified, result)) is not None:
+                directions.setdefault(runs, []).append(scan)
+        _check_directions(directions, result)
         _check_contents(files, result, watch)
     return result
+
+
+def _check_directions(directions: dict[str, list[Scan]], result: Checked) -> None:
+    """Note that scans are stored in different orientations: they reach a model so, as nothing is turned on reading."""
+    if len(directions) > 1:
+        parts = [
+            f"{len(scans)} {'scan' if len(scans) == 1 else 'scans'} towards {runs} ({scans[0].key[1]!r}"
+            f"{', ...' if len(scans) > 1 else ''})"
+            for runs, scans in sorted(directions.items(), key=lambda item: -len(item[1]))
+        ]
+        result.add("orientation", f"the axes H, W, D run in different directions, by the affines: {', '.join(parts)}")
 
 
 def _check_contents(files: set[str], result: Checked, watch: Watch) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 from attrs import evolve, frozen
 
 from medsegpy_core.checking.findings import Checked
+from medsegpy_core.geometry import axis_codes, same_spacing
 from medsegpy_core.lazy import LabelMapView
 from medsegpy_core.loading.collate import check_binary
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.naming import parse_slice_name
+from medsegpy_core.opening import CanonicalScan
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
 from medsegpy_core.typing import VerifyingReader
@@ -37,9 +39,11 @@ class _Form:
     image: np.dtype[Any]
     mask: np.dtype[Any] | None
     channels: int | None
+    spacing: tuple[float, ...] | None = None
+    directions: str | None = None
 
 
-def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) -> None:
+def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) -> str | None:
     """Read a scan and note what is wrong.
 
     Args:
@@ -47,6 +51,9 @@ def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) 
         channels: How many channels the categories need.
         verified: The files that were checked against their checksums; those of the scan are added.
         result: Where to note it.
+
+    Returns:
+        In which directions its axes run, as ``"RAS"``; None: its files do not say.
     """
     if missing := scan.missing:
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
@@ -59,6 +66,7 @@ def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) 
         if form is not None and first is not None:
             _compare(form, record, *first, result)
         first = first or (None if form is None else (form, record))
+    return None if first is None else first[0].directions
 
 
 def _check_names(record: Record, result: Checked) -> None:
@@ -83,9 +91,10 @@ def _check_element(record: Record, channels: int, result: Checked) -> _Form | No
     image_path, mask_path = record.file_name, record.sem_seg_file or record.file_name
 
     def read() -> _Form | None:
-        with Opener.of([record]).open(record) as opened:
+        report = functools.partial(result.add, "geometry")
+        with Opener.of([record], report=report).open(record) as opened:
             image, mask = opened.image, opened.mask
-            form = _noting_errors(image_path, result, lambda: _check_image(image, record, result))
+            form = _noting_errors(image_path, result, lambda: _check_image(opened, record, result))
             if mask is None:
                 return form
             found = _noting_errors(mask_path, result, lambda: _check_mask(mask, mask_path, channels, result))
@@ -114,11 +123,13 @@ def _verify(record: Record, verified: set[Path], result: Checked) -> None:
                 _noting_errors(file, result, functools.partial(reader.verify, file))
 
 
-def _check_image(image: LazyArray, record: Record, result: Checked) -> _Form:
+def _check_image(opened: CanonicalScan, record: Record, result: Checked) -> _Form:
+    image, metadata = opened.image, opened.metadata
     bad = sum(int(np.count_nonzero(~np.isfinite(part))) for part in _parts(image))
     if bad:
         result.add("values", f"{bad:,} voxels of the image are not finite (NaN or infinite)", record.file_name)
-    return _Form(tuple(image.shape), image.dtype, None, None)
+    directions = "".join(axis_codes(metadata["affine"])) if "affine" in metadata else None
+    return _Form(tuple(image.shape), image.dtype, None, None, metadata.get("spacing"), directions)
 
 
 def _check_mask(mask: LazyArray, path: Path, channels: int, result: Checked) -> tuple[np.dtype[Any], int | None]:
@@ -154,9 +165,15 @@ def _compare(form: _Form, record: Record, first: _Form, one: Record, result: Che
         result.add("shape", f"the slice is {_by(form.shape)}, {where} {_by(first.shape)}", record.file_name)
     if form.image != first.image:
         result.add("type", f"the image is {form.image}, {where} {first.image}", record.file_name)
+    if form.spacing and first.spacing and not same_spacing(form.spacing, first.spacing):
+        said = f"the file says a spacing of {_by(form.spacing)} mm, but that of slice {one.slice_id} of its scan"
+        result.add("geometry", f"{said} {_by(first.spacing)} mm", record.file_name)
+    if form.directions and first.directions and form.directions != first.directions:
+        said = f"by its affine, its axes run towards {form.directions}, but those of slice {one.slice_id} of its scan"
+        result.add("geometry", f"{said} towards {first.directions}", record.file_name)
     if None not in (form.channels, first.channels) and form.channels != first.channels:
         result.add("channels", f"the mask has {form.channels} channels, {where} {first.channels}", record.sem_seg_file)
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+def _by(sizes: tuple[float, ...]) -> str:
+    return " x ".join(f"{size:.9g}" for size in sizes)

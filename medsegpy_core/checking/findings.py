@@ -19,7 +19,9 @@ class Finding:
     Attributes:
         kind: ``"listing"`` (left aside when the folder was listed), ``"dict"``, ``"file"`` (cannot be read, or is not
             what it should be), ``"values"``, ``"shape"``, ``"type"``, ``"channels"``, ``"gaps"``, ``"name"``,
-            ``"content"`` (another hash than when it was packed) or ``"metadata"``.
+            ``"geometry"`` (what is stated of the grids of image, mask and dataset does not agree), ``"orientation"``
+            (the axes of the scans run in different directions), ``"content"`` (another hash than when it was packed) or
+            ``"metadata"``.
         message: What is wrong.
         file: The file, or None.
         elements: How many elements of the dataset are concerned.

@@ -84,7 +84,13 @@ def _mask_key(record: Record, one_file: bool) -> str:
 
 def _depth(image: LazyReads, record: Record) -> int | None:
     """Return the depth of the volume that the image of a slice record lies in; None: it is stored by itself."""
-    if record.kind == "volume" or "image_axes" in record.extra or len(image.shape) != 3 or image.shape[2] == 1:
+    if record.kind == "volume":
+        return None
+    if (axes := record.extra.get("image_axes")) is not None:
+        # The core takes the slice of the image; the axes of the mask are not given by these.
+        at = axes.find("D")
+        return image.shape[at] if 0 <= at < len(image.shape) and image.shape[at] > 1 else None
+    if len(image.shape) != 3 or image.shape[2] == 1:
         return None
     if image.shape[2] == record.scan_num_slices:
         return image.shape[2]

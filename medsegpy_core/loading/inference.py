@@ -11,6 +11,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from medsegpy_core.errors import RecordError, ShapeError
+from medsegpy_core.geometry import has_length, stated
 from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Row
 from medsegpy_core.loading.order import ElementRng
@@ -47,10 +48,8 @@ class ScanToInfer:
     def inputs(self, x: Array) -> dict[str, Any]:
         """Return what is known of the scan, for the evaluator."""
         records = self.original.records
-        said_by_file = {f"scan_{key}": value for key, value in self.source.geometry.metadata.items()}
         inputs = {
-            **said_by_file,
-            **self.original.inputs,
+            **self._stated(),
             "dataset": records[0].dataset,
             "labelled": self.original.labelled,
             "x": x,
@@ -61,6 +60,17 @@ class ScanToInfer:
             there = [record.slice_id for record in records if record.slice_id is not None]
             inputs["slice_ids"] = there or list(range(1, self.source.geometry.shape[2] + 1))
         return inputs
+
+    def _stated(self) -> dict[str, Any]:
+        """Return what the file says, and over it what the dicts say."""
+        geometry, by_dict = self.source.geometry, self.original.inputs
+        by_file = {f"scan_{key}": value for key, value in geometry.metadata.items()}
+        axes = (2, 3) if geometry.shape[2] == 1 else (3,)
+        if "scan_affine" in by_dict:
+            by_file |= {f"scan_{k}": v for k, v in stated({"affine": by_dict["scan_affine"]}, axes)[0].items()}
+        if "scan_spacing" in by_file and not has_length(by_dict.get("scan_spacing"), axes):
+            del by_dict["scan_spacing"]  # counts as absent
+        return by_file | by_dict
 
 
 def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from attrs import field, frozen
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
-from medsegpy_core.opening import CanonicalScan, label_channels, open_record
+from medsegpy_core.opening import CanonicalScan, GeometryCheck, label_channels, open_record
 from medsegpy_core.readers import find_reader, reader_by_name
 from medsegpy_core.records import Record, ScanKey
 from medsegpy_core.typing import Reader
@@ -85,13 +86,20 @@ class Opener:
     readers: dict[tuple[str, str | None, str], Reader]
     label_channels: dict[str, int | None]
     access: Access = DEFAULT_ACCESS
+    geometry: GeometryCheck = field(factory=GeometryCheck, eq=False)
     _kept: _KeptScans = field(factory=lambda: _KeptScans(), eq=False, repr=False)  # noqa: PLW0108 -- it is defined below
 
     @classmethod
-    def of(cls, records: Sequence[Record], access: Access = DEFAULT_ACCESS) -> Opener:
+    def of(
+        cls,
+        records: Sequence[Record],
+        access: Access = DEFAULT_ACCESS,
+        report: Callable[[str, Path], None] | None = None,
+    ) -> Opener:
         """Look up the readers, and what they need, for all of the records.
 
         Files are read as `access` says; where that is the default, as is said here and now, see `accessing`.
+        Contradictions about geometry go to `report`, see `GeometryCheck`.
         """
         access = current_access() if access == DEFAULT_ACCESS else access
         by_name: dict[tuple[str, str | None, str], Reader | None] = {}
@@ -104,7 +112,9 @@ class Opener:
                 if by_name[key] is None and (file := _file_key(record)) not in by_content:
                     by_content[file] = find_reader(record)
         readers = {**by_content, **{key: reader for key, reader in by_name.items() if reader is not None}}
-        return cls(readers, {name: label_channels(name) for name in {record.dataset for record in records}}, access)
+        datasets = {record.dataset for record in records}
+        geometry = GeometryCheck.of(datasets, report)
+        return cls(readers, {name: label_channels(name) for name in datasets}, access, geometry)
 
     def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         """Open a record; its arrays are read as `access` says while it is open, in this thread."""
@@ -137,7 +147,8 @@ class Opener:
 
     @contextmanager
     def _open_anew(self, record: Record) -> Iterator[CanonicalScan]:
-        with open_record(record, self._reader(record), self.label_channels[record.dataset]) as opened:
+        channels = self.label_channels[record.dataset]
+        with open_record(record, self._reader(record), channels, self.geometry) as opened:
             if opened.detached:
                 self._kept.put(record, opened)
             yield opened

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
 from medsegpy_core.errors import DataWarning, ReadError
+from medsegpy_core.hdf5 import open_array
 from medsegpy_core.limits import read_limited
 from medsegpy_core.specs import DatasetSpec
 
@@ -33,10 +34,13 @@ __all__ = [
     "write_json",
 ]
 
-FORMAT: Final = 1
+# 1: lists for tuples; spacing and affine in the files are for H, W, D. 2: tuples; for the stored axes, as in all files.
+FORMAT: Final = 2
+_READABLE: Final = (1, 2)
 _MOST_BYTES: Final = 2**30
 _FORMAT_KEY: Final = "medsegpy_packed"
 _PAIRS: Final = "__pairs__"
+_TUPLE: Final = "__tuple__"
 _FILES: Final = ("file_name", "sem_seg_file")
 
 
@@ -135,11 +139,13 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise ReadError("the manifest of a packed dataset cannot be read: its values lie too deep", file) from error
     if not isinstance(said, dict) or _FORMAT_KEY not in said:
         raise ReadError("this is not the manifest of a packed dataset", file)
-    if said[_FORMAT_KEY] != FORMAT:
+    if said[_FORMAT_KEY] not in _READABLE:
         raise ReadError(f"packed in format {said[_FORMAT_KEY]!r}, which a newer medsegpy_core reads", file)
     folder = file.absolute().parent
     try:
         dicts = [_absolute(d, folder, file) for d in _decoded(said["dicts"])]
+        if said[_FORMAT_KEY] == 1:
+            dicts = list(map(_with_geometry, dicts))
         arrays = [(_inside(folder, name, file), str(key), str(digest)) for name, key, digest in said["arrays"]]
         metadata = _metadata(_decoded(said["metadata"]), folder)
         return Manifest(
@@ -180,12 +186,24 @@ def _absolute(d: dict[str, Any], folder: Path, manifest: Path) -> DatasetDict:
     return d | {key: str(_inside(folder, d[key], manifest)) for key in _FILES if key in d}
 
 
+def _with_geometry(d: DatasetDict) -> DatasetDict:
+    """Return a dict of format 1, with what its file says of spacing and affine."""
+    try:
+        said = open_array(d["file_name"], d["image_key"]).said
+    except ReadError:
+        return d  # reading it says why
+    found = {"scan_spacing": said.spacing, "scan_affine": said.affine}
+    return {key: value for key, value in found.items() if value is not None} | d
+
+
 def _metadata(said: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Give category ids back their form: JSON has no tuples, and a list is no key."""
+    """Give category ids and spacing the form in which they are declared; in format 1 they are lists."""
     # It may come from anywhere, and has nothing to say about where its files may lie.
     metadata = {**said, "scan_root": str(folder), "contained": True}
     if "category_ids" in metadata:
         metadata["category_ids"] = [tuple(c) if isinstance(c, list) else c for c in metadata["category_ids"]]
+    if isinstance(metadata.get("spacing"), list):
+        metadata["spacing"] = tuple(metadata["spacing"])
     return metadata
 
 
@@ -215,10 +233,12 @@ def encoded(values: Mapping[str, Any], of: str) -> dict[str, Any]:
 
 def _encoded(value: Any) -> Any:
     if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value) and _PAIRS not in value:
+        if all(isinstance(key, str) for key in value) and not {_PAIRS, _TUPLE} & set(value):
             return {key: _encoded(member) for key, member in value.items()}
         return {_PAIRS: [[_encoded(key), _encoded(member)] for key, member in value.items()]}
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
+        return {_TUPLE: [_encoded(member) for member in value]}
+    if isinstance(value, list):
         return [_encoded(member) for member in value]
     if isinstance(value, Path):
         return str(value)
@@ -235,7 +255,9 @@ def _decoded(value: Any) -> Any:
         return [_decoded(member) for member in value]
     if isinstance(value, dict):
         if set(value) == {_PAIRS}:
-            return {tuple(k) if isinstance(k, list) else k: _decoded(v) for k, v in value[_PAIRS]}
+            return {tuple(k) if isinstance(k, list) else _decoded(k): _decoded(v) for k, v in value[_PAIRS]}
+        if set(value) == {_TUPLE}:
+            return tuple(map(_decoded, value[_TUPLE]))
         return {key: _decoded(member) for key, member in value.items()}
     return value
 

@@ -36,7 +36,7 @@ from medsegpy_core.packing.verify import verify_arrays
 __all__ = ["Packed", "PackingError", "pack_dataset"]
 
 _READER = "h5-volumes"
-_NO_METADATA = ("label_map", "image_axes", "sem_seg_axes", "scan_root")
+_NO_METADATA = ("label_map", "trust_geometry", "image_axes", "sem_seg_axes", "scan_root")
 
 Watch = Callable[[Iterable[str], int], Iterable[str]]
 

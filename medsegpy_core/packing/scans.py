@@ -13,6 +13,7 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.errors import DataWarning, ReadError
+from medsegpy_core.geometry import as_stored
 from medsegpy_core.hdf5 import atomic_h5, open_array, pack_bitfield
 from medsegpy_core.hdf5.attributes import BITFIELD
 from medsegpy_core.hdf5.attributes import FORMAT as BITFIELD_FORMAT
@@ -31,7 +32,7 @@ __all__ = ["Task", "content_hash", "pack_scan", "units"]
 
 _SLAB_BYTES: Final = 64 << 20
 # What describes the layout of the original files, and is said anew.
-_LAYOUT_KEYS: Final = ("label_map", "image_axes", "sem_seg_axes")
+_LAYOUT_KEYS: Final = ("label_map", "trust_geometry", "image_axes", "sem_seg_axes")
 
 
 @frozen(eq=False)
@@ -126,9 +127,9 @@ def _pack_unit(task: Task, unit: _Unit, file: Any) -> dict[str, Any]:
         if key == "seg" and arrays.channels is not None:
             made.attrs[BITFIELD], made.attrs[BITFIELD_FORMAT] = arrays.channels, 1
         if key == "volume":
-            for said, value in arrays.metadata.items():
-                if said in ("spacing", "affine"):
-                    made.attrs[said] = np.asarray(value, np.float64)
+            stated = {name: value for name, value in arrays.metadata.items() if name in ("spacing", "affine")}
+            for said, value in as_stored(stated, axes).items():
+                made.attrs[said] = np.asarray(value, np.float64)
         hashes[name] = content_hash(array)
     labels = {"sem_seg_key": f"{unit.group}/seg"} if first.labelled else {}
     d = {**_common(unit), "image_key": f"{unit.group}/volume", **labels, **arrays.layout_keys()}

@@ -19,7 +19,7 @@ from medsegpy_core.categories import normalize_category_ids, required_channels
 from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, RecordError
 from medsegpy_core.loading.scans import group_scans
-from medsegpy_core.opening import label_channels, open_record
+from medsegpy_core.opening import GeometryCheck, label_channels, open_record
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
@@ -180,7 +180,8 @@ def check_files(name: str, scans: int = 3) -> None:
 
 def _check_file(record: Record, channels: int | None) -> None:
     try:
-        with open_record(record, find_reader(record), label_channels(record.dataset)) as scan:
+        geometry = GeometryCheck.of([record.dataset])
+        with open_record(record, find_reader(record), label_channels(record.dataset), geometry) as scan:
             box = tuple(itertools.repeat(slice(0, 1), len(scan.image.shape)))
             scan.image[box]
             if scan.mask is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pickle
 import sys
 import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from medsegpy_core.errors import PluginError
+from medsegpy_core.geometry import checked_affine, checked_spacing
 from medsegpy_core.opening import open_record
 from medsegpy_core.plugin_records import check_reader
 from medsegpy_core.records import Record
@@ -16,7 +18,7 @@ from medsegpy_core.testing.array_checks import check_array, check_array_in_threa
 from medsegpy_core.testing.files import arrays_of, copied, digest, files_of, open_descriptors, read_digest
 from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
 from medsegpy_core.testing.processes import in_fork, in_new_interpreter
-from medsegpy_core.typing import LazyArray, OpenScan, Reader
+from medsegpy_core.typing import LazyArray, OpenScan, Reader, StatesMaskGrid
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
@@ -62,24 +64,23 @@ def check_arrays(reader: Reader, record: Record) -> None:
             require(isinstance(array.dtype, np.dtype), f"the dtype of the {what} is {array.dtype!r}, no numpy.dtype")
             require(array.dtype.isnative, f"the dtype of the {what} is {array.dtype.str!r}, expected native byte order")
             require(array.dtype.kind in "iufb", f"the dtype of the {what} is {array.dtype}, expected numbers")
-        _check_metadata(scan, 2 if record.kind == "slice" else 3)
+        _check_metadata(scan.metadata, "metadata", record)
+        if isinstance(scan, StatesMaskGrid):
+            _check_metadata(scan.mask_metadata, "mask_metadata", record)
     with open_record(record, reader) as canonical:
         require(canonical.image.shape[:2], "the image has no shape")
 
 
-def _check_metadata(scan: OpenScan, spatial: int) -> None:
-    import numpy as np
-
-    spacing = scan.metadata.get("spacing")
+def _check_metadata(metadata: Mapping[str, Any], name: str, record: Record) -> None:
+    spacing = metadata.get("spacing")
     if spacing is not None:
-        sizes = np.asarray(spacing, float)
-        good = sizes.shape == (spatial,) and np.isfinite(sizes).all() and (sizes > 0).all()
-        require(good, f"metadata['spacing'] is {spacing!r}, expected {spatial} positive numbers of millimetres")
-    affine = scan.metadata.get("affine")
+        axes = (2, 3) if record.kind == "slice" else (3,)
+        expected = f"{' or '.join(map(str, axes))} positive numbers of millimetres"
+        require(checked_spacing(spacing, axes), f"{name}['spacing'] is {spacing!r}, expected {expected}")
+    affine = metadata.get("affine")
     if affine is not None:
-        matrix = np.asarray(affine, float)
-        good = matrix.shape == (4, 4) and np.isfinite(matrix).all() and (matrix[3] == (0, 0, 0, 1)).all()
-        require(good, f"metadata['affine'] is {affine!r}, expected 4 x 4, voxel index to RAS+ mm")
+        expected = "an invertible 4 x 4 matrix, voxel index to RAS+ mm"
+        require(checked_affine(affine), f"{name}['affine'] is {affine!r}, expected {expected}")
 
 
 def check_values(reader: Reader, record: Record, image: Array | None, mask: Array | None) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import field, frozen
 
 from medsegpy_core import ReadError
+from medsegpy_core.geometry import ERROR_VOXELS, Affine, Grid, checked_affine, corner_offset
 from medsegpy_core.stamps import Stamp, read_settled, stamp_of
 from medsegpy_nifti.files import opened_file, whole_file_errors
 
@@ -50,6 +51,7 @@ class Header:
         inter: What is added to them then.
         zooms: Millimetres, one per stored axis of the first three; None: it does not say.
         affine: Four rows of four, voxel index to RAS+ mm; None: it does not say.
+        contradictions: How it contradicts itself about where its voxels lie, in words.
     """
 
     path: Path
@@ -62,7 +64,8 @@ class Header:
     slope: float | None
     inter: float | None
     zooms: tuple[float, ...] | None
-    affine: tuple[tuple[float, ...], ...] | None
+    affine: Affine | None
+    contradictions: tuple[str, ...]
 
     @property
     def value_dtype(self) -> np.dtype[Any]:
@@ -206,6 +209,7 @@ def _header_of(header: Any, pixdim: list[float], path: Path, stamp: Stamp, compr
         inter=inter,
         zooms=_zooms(pixdim[1 : min(rank, 3) + 1], millimetres),
         affine=_affine(header, millimetres),
+        contradictions=_contradictions(header, shape),
     )
 
 
@@ -215,7 +219,7 @@ def _zooms(sizes: list[float], millimetres: float) -> tuple[float, ...] | None:
     return zooms if all(math.isfinite(zoom) and zoom > 0 for zoom in zooms) else None
 
 
-def _affine(header: Any, millimetres: float) -> tuple[tuple[float, ...], ...] | None:
+def _affine(header: Any, millimetres: float) -> Affine | None:
     import numpy as np
 
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
@@ -225,7 +229,21 @@ def _affine(header: Any, millimetres: float) -> tuple[tuple[float, ...], ...] | 
     except Exception:  # noqa: BLE001 -- a quaternion that is none
         return None
     affine[:3] *= millimetres
-    return tuple(map(tuple, affine.tolist())) if np.isfinite(affine).all() else None
+    return checked_affine(affine)
+
+
+def _contradictions(header: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Compare sform and qform, where the header has both."""
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return ()
+    try:
+        forms = [checked_affine(header.get_sform()), checked_affine(header.get_qform())]
+    except Exception:  # noqa: BLE001 -- a quaternion that is none; the sform counts then
+        return ()
+    offset = corner_offset(*[Grid(shape[:3], form) for form in forms])
+    if offset is None or offset <= ERROR_VOXELS:
+        return ()
+    return (f"its sform, which counts, and its qform lie up to {offset:.3g} voxels apart",)
 
 
 def _check_extent(header: Header, size: int) -> None:

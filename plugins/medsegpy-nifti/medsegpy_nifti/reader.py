@@ -10,6 +10,7 @@ from typing import Any
 from attrs import field, frozen, validators
 
 from medsegpy_core import Reader, ReadError, Record, hookimpl
+from medsegpy_core.geometry import reordered
 from medsegpy_core.typing import DatasetDict
 from medsegpy_nifti.arrays import LabelArray, LazyNifti, NiftiArray, StackedArray
 from medsegpy_nifti.data import verify
@@ -25,6 +26,8 @@ class NiftiScan:
     image: LazyNifti
     mask: LazyNifti | None
     metadata: Mapping[str, Any]
+    mask_metadata: Mapping[str, Any]
+    contradictions: tuple[str, ...]
     detached: bool = True  # no file stays open, and each read sees whether the file is the same
 
 
@@ -63,12 +66,15 @@ class NiftiReader:
         keys = record.image_key if isinstance(record.image_key, tuple) else (record.image_key,)
         images = [self._array(header, key, axes, record) for key in keys]
         image = StackedArray(images) if isinstance(record.image_key, tuple) else images[0]
-        yield NiftiScan(image, self._mask(record), _metadata(header, axes, 2 if record.kind == "slice" else 3))
-
-    def _mask(self, record: Record) -> LazyNifti | None:
         if record.sem_seg_file is None:
-            return None
-        header = read_header(record.sem_seg_file)
+            yield NiftiScan(image, None, _metadata(header, axes), {}, header.contradictions)
+            return
+        mask_header = header if record.sem_seg_file == record.file_name else read_header(record.sem_seg_file)
+        said = _metadata(mask_header, record.extra.get("sem_seg_axes"))
+        contradictions = tuple(dict.fromkeys((*header.contradictions, *mask_header.contradictions)))
+        yield NiftiScan(image, self._mask(mask_header, record), _metadata(header, axes), said, contradictions)
+
+    def _mask(self, header: Header, record: Record) -> LazyNifti:
         mask = self._array(header, record.sem_seg_key, record.extra.get("sem_seg_axes"), record)
         return LabelArray(mask) if record.extra.get("label_map") and mask.dtype.kind == "f" else mask
 
@@ -119,21 +125,12 @@ def _volumes(header: Header, key: str) -> slice:
     )
 
 
-def _metadata(header: Header, axes: str | None, spatial: int) -> dict[str, Any]:
+def _metadata(header: Header, axes: str | None) -> dict[str, Any]:
     """Return what the header says, for the axes H, W, D, wherever the record says that they are stored."""
-    import numpy as np
-
-    letters = "HWD"[:spatial]
-    order = [(axes or letters).find(letter) for letter in letters]
-    if min(order) < 0 or max(order) >= min(3, len(header.shape)):
+    if "C" in (axes or "")[:3]:
         return {}  # a channel axis among the first three, which the header takes for space
-    said: dict[str, Any] = {}
-    if header.zooms is not None:
-        said["spacing"] = tuple(header.zooms[axis] for axis in order)
-    if header.affine is not None:
-        columns = [*order, *[axis for axis in range(3) if axis not in order], 3]
-        said["affine"] = np.array(header.affine)[:, columns]
-    return said
+    said = {"spacing": header.zooms, "affine": header.affine}
+    return reordered({key: value for key, value in said.items() if value is not None}, axes)
 
 
 @hookimpl

@@ -193,7 +193,7 @@ def test_slices(tmp_path):
         with opened(whole | {"slice_id": number}) as scan:
             assert np.array_equal(scan.image[...], IMAGE[:, :, number - 1])
             assert np.array_equal(scan.mask[..., 0], LABELS[:, :, number - 1] == 1)
-            assert len(scan.metadata["spacing"]) == 2
+            assert scan.metadata["spacing"] == (1, 1, 1)
     for stored in (IMAGE[:, :, 0], IMAGE[:, :, :1]):
         alone = save(tmp_path / "alone.nii", stored) | {"slice_id": 3, "scan_num_slices": 5}
         with opened(alone) as scan:
