@@ -93,7 +93,7 @@ def _check_element(record: Record, channels: int, result: Checked) -> _Form | No
     def read() -> _Form | None:
         report = functools.partial(result.add, "geometry")
         with Opener.of([record], report=report).open(record) as opened:
-            image, mask = opened.image, opened.mask
+            mask = opened.mask
             form = _noting_errors(image_path, result, lambda: _check_image(opened, record, result))
             if mask is None:
                 return form

@@ -168,11 +168,8 @@ class SemSegEvaluator:
         if scan is None:
             return FailedScan(f"number {position} of this call", ("its inputs lack 'scan_id'",))
         problems = problems_of(outputs.get("y_true"), outputs.get("y_pred"), self.settings.channels)
-        identity, more = scan_identity(inputs, self.metadata, self.settings.needing_spacing)
-        truth = outputs.get("y_true")
-        axes = getattr(truth, "ndim", 1) - 1
-        if identity["spacing"] is not None and truth is not None and len(identity["spacing"]) != axes:
-            more = [f"the spacing {identity['spacing']} has {len(identity['spacing'])} values for {axes} axes"]
+        shape = getattr(outputs.get("y_true"), "shape", (None,))[:-1]
+        identity, more = scan_identity(inputs, self.metadata, self.settings.needing_spacing, shape=shape)
         return FailedScan(str(scan), (*problems, *more)) if problems or more else identity
 
 
@@ -181,6 +178,7 @@ def scan_identity(
     metadata: Metadata | MetadataView,
     needing_spacing: Sequence[str],
     file: Mapping[str, Any] | None = None,
+    shape: Sequence[int] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Return who and what a scan is, and what is wrong with that.
 
@@ -189,6 +187,7 @@ def scan_identity(
         metadata: Of the dataset.
         needing_spacing: The metrics that need the spacing.
         file: What the file says.
+        shape: Of the scan; a spacing that has not a value for each axis counts as unknown. Empty: not known.
     """
     scan = str(inputs["scan_id"])
     subject, time_point = inputs.get("subject_id"), inputs.get("time_point")
@@ -196,8 +195,12 @@ def scan_identity(
         time_point = parse_scan_name(scan).get("time_point")
     problems, spacing = [], None
     try:
-        found = metadata.for_scan(inputs, file).get("spacing")
+        one_slice = len(shape) == 3 and shape[2] == 1
+        axes = (2, 3) if one_slice else (len(shape),) if shape else None
+        found = metadata.for_scan(inputs, file, axes).get("spacing")
         spacing = None if found is None else tuple(float(size) for size in found)
+        if one_slice and spacing is not None and len(spacing) == 2:
+            spacing = (*spacing, 1.0)  # as in 2D: no distance has a part along it, and volumes are areas
     except MetadataError as error:
         problems.append(str(error))
     if spacing is None and not problems and needing_spacing:

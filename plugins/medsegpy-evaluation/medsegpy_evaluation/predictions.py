@@ -274,10 +274,9 @@ def _prepared(job: Job) -> tuple[dict[str, Any], Any] | FailedScan:
     problems = job.truth.problems()
     try:
         truth = job.truth
-        identity, more = scan_identity(truth.inputs, job.metadata, job.settings.needing_spacing, truth.metadata)
+        needed = job.settings.needing_spacing
+        identity, more = scan_identity(truth.inputs, job.metadata, needed, truth.metadata, truth.shape)
         problems += more
-        if identity["spacing"] is not None and len(identity["spacing"]) != len(truth.shape):
-            problems.append(f"the spacing {identity['spacing']} does not fit {len(truth.shape)} axes")
         masks, wrong = _predicted(job)
     except (MedSegPyError, OSError) as error:
         return FailedScan(job.scan, (*problems, str(error)))

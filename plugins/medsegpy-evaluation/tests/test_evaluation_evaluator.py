@@ -331,7 +331,7 @@ def test_labels_instead_of_probabilities(dataset, dtype):
         (lambda i, o: o["y_pred"].__setitem__((3, 3, 3, 0), -0.5), "from -0.5"),
         (lambda i, o: o["y_true"].__setitem__((3, 3, 3, 0), 2), "y_true has values from 0 to 2"),
         (lambda i, o: o.update(y_true=o["y_true"] * 0.5), "y_true has values"),
-        (lambda i, o: i.update(scan_spacing=(1.0, 1.0)), "spacing"),
+        (lambda i, o: i.update(scan_spacing=(1.0, 0.0, 1.0)), "spacing"),
         (lambda i, o: o.update(y_pred=o["y_pred"][:0], y_true=o["y_true"][:0]), "no voxel"),
     ],
 )
@@ -346,6 +346,24 @@ def test_bad_input_names_the_scan(dataset, change, said):
     document = lenient.evaluate()
     assert [item["scan"] for item in document["failed"]] == ["0000007_V00"]
     assert {row["scan"] for row in document["metrics"]} == {"0000001_V00"}
+
+
+def test_a_spacing_of_the_wrong_length_counts_as_absent(dataset):
+    expected = evaluated(dataset, [scan(1)])
+    assert evaluated(dataset, [scan(1, scan_spacing=(9.0, 9.0))])["metrics"] == expected["metrics"]
+    MetadataCatalog.get(dataset).set(replace=True, spacing=(0.5, 1.0))
+    evaluator = SemSegEvaluator(dataset, Config(TEST_METRICS=["HD"]))
+    with pytest.raises(ValueError, match="its spacing is unknown"):
+        evaluator.process(*zip(scan(1), strict=True))
+    # One slice is 2D.
+    flat = scan(1)
+    for key in ("y_true", "y_pred"):
+        flat[1][key] = flat[1][key][:, :, 4:5]
+    rows = evaluated(dataset, [flat])["metrics"]
+    plane = evaluated(
+        dataset, [({"scan_id": "0000001_V00"}, {key: flat[1][key][:, :, 0] for key in ("y_true", "y_pred")})]
+    )
+    assert [row["value"] for row in rows] == [row["value"] for row in plane["metrics"]]
 
 
 def test_all_offenders_are_named_before_anything_is_scored(dataset):
