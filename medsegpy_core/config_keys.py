@@ -14,7 +14,7 @@ from attrs import field, frozen
 from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.config_medsegpy import LOSSES, OTHER_KEYS, RENAMED_TAGS
 
-__all__ = ["ANYTHING", "KEYS", "OWN_KEYS", "Key", "is_plain", "literal"]
+__all__ = ["ANYTHING", "KEYS", "OWN_KEYS", "PAD_MODES", "Key", "is_plain", "literal"]
 
 
 @frozen
@@ -166,14 +166,14 @@ def _categories() -> Key:
     return Key([], convert, expected)
 
 
-def _choice(default: str, choices: Iterable[str]) -> Key:
+def _choice(default: str, choices: Iterable[str], why: str = "") -> Key:
     known = sorted(choices)
 
     def convert(value: Any) -> str:
         _check(value in known)
         return str(value)
 
-    return Key(default, convert, "one of " + ", ".join(known))
+    return Key(default, convert, "one of " + ", ".join(known) + why)
 
 
 def _seed() -> Key:
@@ -248,10 +248,9 @@ def _workers() -> int:
 
 ANYTHING: Final = Key(None, _convert_anything, "None, bools, numbers, strings, and lists, tuples and dicts of them")
 
-# Those of np.pad whose result is defined.
-_PAD_MODES: Final = (
-    *("constant", "edge", "linear_ramp", "maximum", "mean", "median", "minimum", "reflect", "symmetric", "wrap"),
-)
+# Modes of numpy.pad that only repeat voxels, or put 0, so that a mask stays a mask. The others (mean, linear_ramp, ...)
+# invent values, and need the whole scan to do so.
+PAD_MODES: Final = ("constant", "edge", "reflect", "symmetric", "wrap")
 
 # Keys that medsegpy_core acts on.
 OWN_KEYS: Final[dict[str, Key]] = {
@@ -265,7 +264,7 @@ OWN_KEYS: Final[dict[str, Key]] = {
     "IMG_SIZE": _sizes(1),
     "IMG_STRIDE": _sizes(1),
     "IMG_PAD_SIZE": _sizes(0),
-    "IMG_PAD_MODE": _choice("edge", _PAD_MODES),
+    "IMG_PAD_MODE": _choice("edge", PAD_MODES, " (the modes of numpy.pad that invent no mask values)"),
     "PATCHES_PER_SCAN": _integer(8, minimum=1),
     "FOREGROUND_RATIO": _number(1 / 3, 0, 1),
     "PREPROCESSING": _texts([]),

@@ -11,7 +11,15 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["GROUP", "EntryPoint", "find_entry_points", "installed", "normalize_distribution"]
+__all__ = [
+    "GROUP",
+    "EntryPoint",
+    "allow_list",
+    "find_entry_points",
+    "installed",
+    "is_allowed",
+    "normalize_distribution",
+]
 
 GROUP = "medsegpy"
 
@@ -43,6 +51,18 @@ def normalize_distribution(name: str) -> str:
     while "__" in name:
         name = name.replace("__", "_")
     return name
+
+
+def allow_list() -> str | None:
+    """Return `MEDSEGPY_LOAD_PLUGINS` as it is now: a comma list of distributions, or None if all may be loaded."""
+    return os.environ.get("MEDSEGPY_LOAD_PLUGINS")
+
+
+def is_allowed(distribution: str, allowed: str | None) -> bool:
+    """Say whether an `allow_list` names a distribution, in whatever spelling; None allows all, an empty text none."""
+    if allowed is None:
+        return True
+    return normalize_distribution(distribution) in {normalize_distribution(name.strip()) for name in allowed.split(",")}
 
 
 def find_entry_points(path: Sequence[str] | None = None) -> tuple[EntryPoint, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from medsegpy_core.metadata_layers import SetValues
     from medsegpy_core.specs import Augmentation
 
-__all__ = ["Claims", "State", "blocked_plugin", "duplicate_name", "is_allowed", "unknown_name"]
+__all__ = ["Claims", "State", "blocked_plugin", "duplicate_name", "unknown_in_allow_list", "unknown_name"]
 
 T = TypeVar("T")
 
@@ -111,13 +110,25 @@ class State:
         return {what: tuple(owners) for what, owners in claimed.items() if len(owners) > 1}
 
 
-def is_allowed(entry_point: EntryPoint) -> bool:
-    """Say whether `MEDSEGPY_LOAD_PLUGINS`, where it is set, names the distribution."""
-    names = os.environ.get("MEDSEGPY_LOAD_PLUGINS")
-    if names is None:
-        return True
-    allowed = [normalize_distribution(name.strip()) for name in names.split(",")]
-    return normalize_distribution(entry_point.distribution) in allowed
+def unknown_in_allow_list(allowed: str | None, entry_points: Iterable[EntryPoint]) -> list[str]:
+    """Say of each name in an `allow_list` that is not the distribution of a plugin what to write instead."""
+    distributions = {normalize_distribution(point.distribution): point.distribution for point in entry_points}
+    owners: dict[str, list[str]] = {}
+    for point in entry_points:
+        owners.setdefault(normalize_distribution(point.name), []).append(point.distribution)
+    said = []
+    for name in filter(None, map(str.strip, (allowed or "").split(","))):
+        if (key := normalize_distribution(name)) in distributions:
+            continue
+        text = f"MEDSEGPY_LOAD_PLUGINS names {name!r}, but it takes the names of distributions, and "
+        if key in owners:
+            text += f"{name!r} is the name of a plugin: write {' or '.join(map(repr, sorted(owners[key])))} instead."
+        else:
+            known = sorted(distributions.values())
+            text += f"none with a plugin is called so.{closest_match(key, known)} Installed are: "
+            text += f"{', '.join(known) or 'none'}."
+        said.append(text)
+    return said
 
 
 def blocked_plugin(entry_point: EntryPoint) -> Loaded:

@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from medsegpy_core import discovery
-from medsegpy_core.discovery import EntryPoint
+from medsegpy_core.discovery import EntryPoint, allow_list, is_allowed
 from medsegpy_core.errors import DuplicateNameError, PluginError, PluginWarning
 from medsegpy_core.locks import ForkSafeLock
-from medsegpy_core.plugin_loading import PluginLoader, trace
+from medsegpy_core.plugin_loading import Loaded, PluginLoader, trace
 from medsegpy_core.plugin_records import Owned, Owner, PluginInfo, current_stage
-from medsegpy_core.plugin_state import Claims, State, blocked_plugin, duplicate_name, is_allowed, unknown_name
+from medsegpy_core.plugin_state import (
+    Claims,
+    State,
+    blocked_plugin,
+    duplicate_name,
+    unknown_in_allow_list,
+    unknown_name,
+)
 
 if TYPE_CHECKING:
     import click
@@ -203,20 +210,23 @@ class PluginManager:
         return self._state
 
     def _load_all(self) -> None:
-        failed = []
+        problems = []
         with self._lock:
             if not self._complete:
                 entry_points = discovery.installed() if self._entry_points is None else self._entry_points
+                allowed = allow_list()
                 for entry_point in sorted(set(entry_points)):
                     # Those that are there were loaded before Ctrl-C ended the first attempt.
                     if entry_point not in self._state.loaded:
-                        allowed = is_allowed(entry_point)
-                        plugin = self._loader.load(entry_point) if allowed else blocked_plugin(entry_point)
+                        may_load = is_allowed(entry_point.distribution, allowed)
+                        plugin = self._loader.load(entry_point) if may_load else blocked_plugin(entry_point)
                         self._state = State.of({**self._state.loaded, entry_point: plugin})
                 self._complete = True
-                failed = [plugin.info for plugin in self._state.loaded.values() if plugin.info.status == "failed"]
+                problems = [_failure(plugin) for plugin in self._state.loaded.values() if plugin.info.error]
+                if allowed:
+                    problems += unknown_in_allow_list(allowed, {*entry_points, *discovery.installed()})
         # After the commit: a warning that is turned into an exception leaves nothing half done.
-        _warn_of(failed)
+        _warn_of(problems)
 
     def _ask(
         self, hook: str, dataset: str, check: Callable[[Any], Any], arguments: Mapping[str, Any]
@@ -240,12 +250,15 @@ class PluginManager:
         return None
 
 
-def _warn_of(failed: Sequence[PluginInfo]) -> None:
+def _failure(plugin: Loaded) -> str:
+    return f"{plugin.owner} failed, and is left out: {plugin.info.error}"
+
+
+def _warn_of(problems: Sequence[str]) -> None:
     raised: Warning | None = None
-    for info in failed:
-        owner = Owner(info.name, info.distribution, info.version)
+    for problem in problems:
         try:
-            warnings.warn(f"{owner} failed, and is left out: {info.error}", PluginWarning, stacklevel=2)
+            warnings.warn(problem, PluginWarning, stacklevel=2)
         except Warning as warning:
             # Turned into an exception: the others are told of first.
             raised = raised or warning

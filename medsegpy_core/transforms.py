@@ -168,9 +168,14 @@ class TransformPipeline:
         self._local = threading.local()
 
     @property
+    def random(self) -> tuple[bool, ...]:
+        """For each transform whether it wants random numbers."""
+        return tuple(takes_rng for _, _, takes_rng in self._steps)
+
+    @property
     def uses_rng(self) -> bool:
         """Whether a transform wants random numbers; if none does, `rng` may be None."""
-        return any(takes_rng for _, _, takes_rng in self._steps)
+        return any(self.random)
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -97,6 +97,7 @@ def test_defaults_are_not_shared():
         ("CATEGORIES", {0: 1}),
         ("IMG_PAD_SIZE", (-1, 0)),
         ("IMG_PAD_MODE", "empty"),
+        ("IMG_PAD_MODE", "mean"),
         ("TRAIN_BATCH_SIZE", 0),
         ("TRAIN_BATCH_SIZE", True),
         ("TRAIN_BATCH_SIZE", 2.0),

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scans import everything, make_scan, same, save_slices, save_volume
 
-from medsegpy_core import PluginError, ShapeError, build_loader, register_transform
+from medsegpy_core import (
+    ConfigError,
+    DatasetCatalog,
+    DefaultDataLoader,
+    PluginError,
+    ShapeError,
+    build_loader,
+    register_transform,
+)
 from medsegpy_core.config import Config
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -276,3 +284,76 @@ def test_a_transform_that_changes_the_size_cannot_be_used_for_inference(dicts):
 def test_what_is_no_transform(dicts):
     with pytest.raises(TypeError, match="called"):
         make(dicts, 3)
+
+
+# -- random steps in PREPROCESSING
+
+
+class MaybeNoise:
+    def __call__(self, image, mask, *, rng=None):
+        return noise(image, mask, rng)
+
+
+@pytest.fixture
+def random_steps(dicts):
+    """A config whose PREPROCESSING has a random step, and a dataset of each role."""
+    for name, transform in (("Noise", lambda: noise), ("MaybeNoise", MaybeNoise), ("Swap", lambda: swap)):
+        register_transform(name, transform)
+    for name in ("train", "val", "test", "other"):
+        own = [{**d, "subject_id": name} for d in dicts]
+        DatasetCatalog.register(name, lambda own=own: own)
+    return Config(TRAIN_DATASET="train", VAL_DATASET=("other", "val"), TEST_DATASET="test", CATEGORIES=[0], SEED=0)
+
+
+@pytest.mark.parametrize("step", ["Noise", "MaybeNoise"])
+def test_random_preprocessing_is_refused_where_a_model_is_judged(random_steps, dicts, step):
+    cfg = random_steps
+    cfg.PREPROCESSING = ["Swap", step]
+    test = {"is_test": True}
+    judged = [("train", test), (dicts, test), (DatasetCatalog.get("val"), {}), (["train", "val"], {})]
+    for what, options in (*judged, ("val", {}), ("other", {}), ("test", {})):
+        with pytest.raises(ConfigError, match=rf"PREPROCESSING names '{step}', .*AUGMENTATION.*transform="):
+            build_loader(cfg, what, **options)
+    with pytest.raises(ConfigError, match="AUGMENTATION"):
+        DefaultDataLoader(cfg, dicts, is_test=True)
+    loader = build_loader(cfg, "train", batch_size=3)
+    plain = build_loader(Config(CATEGORIES=[0], SEED=0, PREPROCESSING=["Swap"]), "train", batch_size=3)
+    assert not np.array_equal(loader[0][0], plain[0][0])
+    assert np.array_equal(loader[0][1], plain[0][1])
+    with pytest.raises(ConfigError, match=r"inference\(model\) is called"):
+        loader.inference(lambda batch: batch)
+
+
+def test_a_random_transform_of_the_caller_is_the_callers(random_steps):
+    loader = build_loader(random_steps, "test", is_test=True, transform=noise, batch_size=8)
+    plain = build_loader(random_steps, "test", is_test=True, batch_size=8)
+    assert not np.array_equal(loader[0][0], plain[0][0])
+    assert len(list(loader.inference(lambda batch: batch))) == 1
+
+
+@pytest.mark.parametrize("split", ["val", "test", "train"])
+def test_the_split_of_a_plugins_dataset_counts(split, site, plugins, dicts):
+    site.add("sets", f"""
+        from medsegpy_core import DatasetSpec, TransformSpec, hookimpl
+        from medsegpy_h5_slices import SlicesReader
+        from attrs import evolve
+
+        @hookimpl
+        def medsegpy_register_datasets():
+            return [DatasetSpec("set", lambda: {[{**d, "reader": "mine"} for d in dicts]!r}, split={split!r})]
+
+        @hookimpl
+        def medsegpy_register_readers():
+            return [evolve(SlicesReader(), name="mine")]
+
+        @hookimpl
+        def medsegpy_register_transforms():
+            return [TransformSpec("PluginNoise", lambda: lambda image, mask, rng: (image + rng.random(), mask))]
+        """)  # fmt: skip
+    plugins()
+    cfg = Config(CATEGORIES=[0], PREPROCESSING=["PluginNoise"])
+    if split == "train":
+        assert len(build_loader(cfg, "set", batch_size=4)) == 2
+    else:
+        with pytest.raises(ConfigError, match=rf"'PluginNoise'.*{split} split.*AUGMENTATION"):
+            build_loader(cfg, "set")

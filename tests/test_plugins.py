@@ -191,7 +191,7 @@ def test_each_way_to_fail_fails_alone(way, site, plugins):
     assert (bad.status, bad.provides, good.status, good.error) == ("failed", {}, "active", None)
     assert message in bad.error
     assert "\n" not in bad.error
-    assert DatasetCatalog.get("good") == [{"who": "good"}]
+    assert DatasetCatalog.get("good") == [{"who": "good", "dataset_name": "good"}]
     assert load(manager) == []
     with pytest.raises(UnknownNameError, match=r"Known datasets: good\..*medsegpy-bad 0.9"):
         DatasetCatalog.get("half")
@@ -220,7 +220,7 @@ def test_ten_plugins_three_of_them_broken(site, plugins):
     assert [info.status for info in manager.infos()] == ["active"] * 7 + ["failed"] * 3
     assert DatasetCatalog.list() == [f"d{number}" for number in range(7)]
     for number in range(7):
-        assert DatasetCatalog.get(f"d{number}") == [{"who": f"d{number}"}]
+        assert DatasetCatalog.get(f"d{number}") == [{"who": f"d{number}", "dataset_name": f"d{number}"}]
 
 
 SHARED = """
@@ -274,8 +274,8 @@ def test_two_distributions_with_one_module(site, plugins):
     [
         ("", ["blocked", "blocked"]),
         ("medsegpy-a", ["active", "blocked"]),
-        ("medsegpy-nothing", ["blocked", "blocked"]),
         (" Medsegpy_A , medsegpy.b", ["active", "active"]),
+        (",medsegpy--a,", ["active", "blocked"]),
     ],
 )
 def test_allow_list(allowed, status, site, plugins, monkeypatch):
@@ -289,6 +289,26 @@ def test_allow_list(allowed, status, site, plugins, monkeypatch):
     if "blocked" in status:
         with pytest.raises(UnknownNameError, match=r"MEDSEGPY_LOAD_PLUGINS.*medsegpy-b"):
             DatasetCatalog.get("db")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [
+        ("a", r"names 'a', .* is the name of a plugin: write 'medsegpy-a' instead\."),
+        ("medsegpy-a,B", r"names 'B', .* is the name of a plugin: write 'medsegpy-b' instead\."),
+        ("medsegpy-aa", r"names 'medsegpy-aa', .*Did you mean 'medsegpy-a'\? Installed are: .*medsegpy-a, medsegpy-b"),
+    ],
+)
+def test_a_name_in_the_allow_list_that_is_no_distribution_gives_a_warning(allowed, said, site, plugins, monkeypatch):
+    for name in "ab":
+        site.add(name, DATASET.format(name=f"d{name}"))
+    monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", allowed)
+    manager = plugins()
+    with pytest.warns(PluginWarning, match=said) as caught:
+        infos = manager.infos()
+    assert len(caught) == 1
+    assert [info.status for info in infos] == ["active" if "medsegpy-a," in allowed else "blocked", "blocked"]
+    assert manager.infos() == infos  # the warning comes once
 
 
 def test_blocked_plugins_are_not_imported(site, plugins, monkeypatch):
@@ -397,7 +417,7 @@ def test_warnings_as_errors_leave_no_half_load(site):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "first: True"
-    assert lines[1].startswith("[{'who': 'good'}]")
+    assert lines[1].startswith("[{'who': 'good', 'dataset_name': 'good'}]")
     assert lines[1].count("'failed'") == 2
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from medsegpy_core.discovery import allow_list, is_allowed
 from medsegpy_core.hdf5.places import Box, Place
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ __all__ = [
     "run_kernels",
 ]
 
-_DISTRIBUTION: Final = "medsegpy_native"
+_DISTRIBUTION: Final = "medsegpy-native"
 _INTERFACE: Final = 1
 _FIELDS: Final = 13
 
@@ -123,12 +124,12 @@ class Kernels(Protocol):
 
 def kernels() -> Kernels | None:
     """Return the kernels; None where they are not installed, not compiled, or not among `MEDSEGPY_LOAD_PLUGINS`."""
-    return _kernels(os.environ.get("MEDSEGPY_LOAD_PLUGINS"))
+    return _kernels(allow_list())
 
 
 @functools.lru_cache(maxsize=8)
 def _kernels(allowed: str | None) -> Kernels | None:
-    if allowed is not None and _DISTRIBUTION not in allowed.lower().replace("-", "_").replace(" ", "").split(","):
+    if not is_allowed(_DISTRIBUTION, allowed):
         return None
     try:
         import medsegpy_native

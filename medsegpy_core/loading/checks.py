@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from medsegpy_core.catalog import DatasetCatalog, collection_of, dataset_spec
 from medsegpy_core.datasets import dataset_names, list_dataset
-from medsegpy_core.errors import AugmentationError, DataWarning, LeakageError
+from medsegpy_core.errors import AugmentationError, ConfigError, DataWarning, LeakageError
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
     from medsegpy_core.records import Record
     from medsegpy_core.typing import DatasetDict
 
-__all__ = ["by_dataset", "check_augmentation", "check_leakage", "config_datasets", "role_names"]
+__all__ = [
+    "by_dataset",
+    "check_augmentation",
+    "check_leakage",
+    "check_preprocessing",
+    "config_datasets",
+    "random_preprocessing",
+    "role_names",
+]
 
 
 def role_names(cfg: Config, key: str) -> tuple[str, ...]:
@@ -47,6 +55,31 @@ def check_augmentation(records: Sequence[Record], cfg: Config, is_test: bool) ->
         f"{first.where()} ({first.file_name}) is augmented (number {first.augmentation}), and so are {len(found) - 1} "
         f"more; but {reasons[first.dataset]}, where augmented copies would count a scan more than once. Leave them out "
         "(filter_dicts(dicts, 'augmentation', [0])), or pass allow_augmented=True to build_loader."
+    )
+
+
+def check_preprocessing(random: Sequence[str], datasets: Sequence[str], cfg: Config, is_test: bool) -> None:
+    """Raise `ConfigError` if ``PREPROCESSING`` is random where a model is judged, see `check_augmentation`.
+
+    Args:
+        random: The names in ``PREPROCESSING`` whose transforms want random numbers.
+        datasets: The datasets of the loader.
+        cfg: The config.
+        is_test: Whether the loader is for evaluation.
+    """
+    if random:
+        for reason in filter(None, (_judged(name, cfg, is_test) for name in datasets or [""])):
+            raise random_preprocessing(random, reason)
+
+
+def random_preprocessing(random: Sequence[str], reason: str) -> ConfigError:
+    """Return the error for random steps in ``PREPROCESSING``; `reason` says why the model is judged."""
+    names = ", ".join(map(repr, random))
+    return ConfigError(
+        f"PREPROCESSING names {names}, which draws random numbers (it has a parameter rng), but {reason}. "
+        "PREPROCESSING runs there as well, and predictions of images that were changed at random would be compared "
+        "with the unchanged truth. Random steps belong in AUGMENTATION, for training only; this version does not read "
+        f"that key yet, so take {names} out of PREPROCESSING and give it to the training loader as transform=."
     )
 
 

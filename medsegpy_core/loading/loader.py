@@ -14,7 +14,7 @@ from medsegpy_core.datasets import dataset_names, make_records
 from medsegpy_core.errors import ConfigError, DataWarning
 from medsegpy_core.loading.batches import Batch
 from medsegpy_core.loading.buffers import BufferSets
-from medsegpy_core.loading.checks import by_dataset, check_leakage
+from medsegpy_core.loading.checks import by_dataset, check_leakage, random_preprocessing
 from medsegpy_core.loading.fetch import BatchIterator
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order, check_batch_size, check_epoch, check_rank
@@ -290,9 +290,12 @@ class DataLoader:
             ``y_pred`` (H x W x D x C, float32, or uint8 for labels), ``time_elapsed`` (s).
 
         Raises:
+            ConfigError: A transform in the config's ``PREPROCESSING`` draws random numbers.
             RecordError: A scan has gaps; the message lists them.
             ShapeError: The model returns another shape.
             MemoryError: A scan needs more than ``MEDSEGPY_MEMORY``.
         """
+        if self.setup.random_preprocessing:
+            raise random_preprocessing(self.setup.random_preprocessing, "inference(model) is called")
         scans = scans_to_infer(self.setup, allow_gaps)[self._order.rank :: self._order.world_size]
         return infer_scans(self.setup, scans, model, self.batch_size, output)

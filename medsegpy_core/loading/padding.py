@@ -9,30 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import frozen
 
-from medsegpy_core.errors import ConfigError, closest_match
-
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["PAD_MODES", "Box", "centred_padding", "check_pad_mode", "read_padded"]
-
-# Modes of `numpy.pad` that only repeat voxels, so that a mask stays a mask. The others (mean, linear_ramp, ...)
-# invent values, and need the whole scan to do so.
-PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
-
-
-def check_pad_mode(mode: str) -> str:
-    """Return `mode`.
-
-    Raises:
-        ConfigError: It is not one of `PAD_MODES`.
-    """
-    if mode not in PAD_MODES:
-        raise ConfigError(
-            f"IMG_PAD_MODE is {mode!r}, expected one of {', '.join(PAD_MODES)} (the modes of numpy.pad that repeat "
-            f"voxels; the others would invent mask values).{closest_match(str(mode), PAD_MODES)}"
-        )
-    return mode
+__all__ = ["Box", "centred_padding", "read_padded"]
 
 
 @frozen
@@ -92,7 +72,7 @@ def read_padded(
         read: ``read(selection, out)`` reads a box that lies inside.
         shape: The spatial shape of the array.
         box: The box.
-        mode: One of `PAD_MODES`.
+        mode: What the config's `IMG_PAD_MODE` may be.
         out: Of the size of the box, and further axes that are not padded.
         background: Whether `out` is a mask whose first channel is the background, which is 1 where 0 is padded.
         kept: A value that stands for "unlabelled": beside such voxels it is padded, not 0.

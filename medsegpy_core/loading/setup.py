@@ -15,10 +15,9 @@ from medsegpy_core.errors import CategoryError, DataWarning, RecordError
 from medsegpy_core.hdf5.access import Access
 from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Plan
-from medsegpy_core.loading.checks import check_augmentation, role_names
+from medsegpy_core.loading.checks import check_augmentation, check_preprocessing, role_names
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.foreground import ForegroundIndex
-from medsegpy_core.loading.padding import check_pad_mode
 from medsegpy_core.loading.scans import Opener, group_scans
 from medsegpy_core.loading.sources import MemorySource, ScanSource, Source
 from medsegpy_core.loading.windows import Windows
@@ -52,6 +51,7 @@ class Setup:
         metadata: What the datasets' metadata say, so that another process needs no registration.
         maker: Makes batches.
         is_test: Whether this is for evaluation.
+        random_preprocessing: The names in ``PREPROCESSING`` whose transforms want random numbers.
     """
 
     cfg: Config
@@ -61,6 +61,7 @@ class Setup:
     metadata: dict[str, MetadataView]
     maker: BatchMaker
     is_test: bool
+    random_preprocessing: tuple[str, ...]
 
     @classmethod
     def of(cls, request: LoaderRequest, windows: Windows, seed: int) -> Setup:
@@ -71,27 +72,29 @@ class Setup:
             raise RecordError(f"{_named(names)} no elements. Check what its function returns, and its scan_root.")
         if not options.allow_augmented:
             check_augmentation(records, cfg, request.is_test)
+        pipeline = build_transforms(cfg, request.transform)
+        random = tuple(name for name, takes_rng in zip(cfg.PREPROCESSING, pipeline.random, strict=False) if takes_rng)
+        check_preprocessing(random, names, cfg, request.is_test)
         opener = Opener.of(records, Access(mmap=options.mmap, isolate=options.isolate))
         collation = Collation(_category_ids(cfg, names, records, opener), cfg.INCLUDE_BACKGROUND)
         files = [ScanSource(scan, opener, collation) for scan in group_scans(records)]
         if not _is_single_slice(windows):
             _warn_of_gaps(files)
         sources = _preloaded(files, collation.channels) if cfg.PRELOAD_DATA else files
-        pipeline = build_transforms(cfg, request.transform)
         maker = BatchMaker(
             sources=sources,
             plan=Plan.of(windows, sources, options.keep_unlabelled),
             windows=windows,
             foreground=ForegroundIndex(sources, collation.channels, collation.background),
             collation=collation,
-            pad_mode=check_pad_mode(cfg.IMG_PAD_MODE),
+            pad_mode=cfg.IMG_PAD_MODE,
             mask_dtype=options.mask_dtype,
             seed=seed,
             pipeline=pipeline if len(pipeline) else None,
             keeps_raw=request.is_test,
         )
         metadata = {name: MetadataCatalog.get(name).view() for name in names if name}
-        setup = cls(cfg, options, files, sources, metadata, maker, request.is_test)
+        setup = cls(cfg, options, files, sources, metadata, maker, request.is_test, random)
         if not request.is_test:
             setup.require_elements()
         return setup

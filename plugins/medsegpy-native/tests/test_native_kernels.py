@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from array import array
@@ -17,12 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import medsegpy_native
-from medsegpy_core import ReadError
+from medsegpy_core import PluginWarning, ReadError
 from medsegpy_core.hdf5 import chunks, inflating, kernels, open_array
 from medsegpy_core.hdf5.sharing import sharing_chunks
 from medsegpy_core.loading.boxes import read_at_once
 from medsegpy_core.loading.sources import Places
 from medsegpy_core.loading.voxels import bit_table
+from medsegpy_core.plugins import PluginManager
 from medsegpy_core.records import Record
 
 PACKAGE = Path(__file__).parents[1]
@@ -447,6 +449,9 @@ def test_arguments_that_are_none_are_refused(jobs, texts, table, message):
         ("medsegpy-h5-slices", False),
         ("medsegpy-h5-slices, MedSegPy_Native", True),
         ("medsegpy-native", True),
+        ("medsegpy.native", True),
+        ("medsegpy-.Native,", True),
+        ("native", False),
     ],
 )
 def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
@@ -455,6 +460,10 @@ def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
     else:
         monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", allowed)
     assert (kernels.kernels() is not None) == used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)  # "native" is no distribution
+        (shown,) = [info.status for info in PluginManager().infos() if info.distribution == "medsegpy-native"]
+    assert (shown == "active") == used
 
 
 @pytest.mark.parametrize("wrong", [{"COMPILED": False}, {"INTERFACE": 99}])
