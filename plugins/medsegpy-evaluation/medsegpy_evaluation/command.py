@@ -57,6 +57,7 @@ def _names(context: click.Context, parameter: click.Parameter, text: str | None)
 @click.option("--keep-going", is_flag=True, help="Score what can be scored, and list the rest.")
 @click.option("--fresh", is_flag=True, help="Score scans again that are done.")
 @click.option("--workers", type=click.IntRange(min=1), help="Scans side by side. Default: as many as there are cores.")
+@click.option("--isolate", is_flag=True, help="The HDF5 library runs in a helper process, which files may crash.")
 @click.option("--no-pictures", is_flag=True, help="A report without pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print what metrics.json holds.")
 def evaluate(
@@ -72,6 +73,7 @@ def evaluate(
     keep_going: bool,
     fresh: bool,
     workers: int | None,
+    isolate: bool,
     no_pictures: bool,
     as_json: bool,
 ) -> None:
@@ -83,6 +85,7 @@ def evaluate(
     from concurrent.futures import ThreadPoolExecutor
 
     from medsegpy_core import Config
+    from medsegpy_core.hdf5 import Access, accessing
     from medsegpy_evaluation.predictions import evaluate_predictions
 
     cfg = Config.from_file(config) if config is not None else Config()
@@ -94,7 +97,7 @@ def evaluate(
         cfg.LOSS = ("argmax", "softmax")
         cfg.INCLUDE_BACKGROUND = True
     folder = output or Path(os.environ.get("MEDSEGPY_RESULTS") or "results") / dataset
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as executor:
+    with accessing(Access(isolate=isolate)), ThreadPoolExecutor(workers or os.cpu_count() or 1) as executor:
         document = evaluate_predictions(
             dataset,
             predictions,

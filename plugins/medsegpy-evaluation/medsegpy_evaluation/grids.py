@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medsegpy_core.geometry import Alignment, Grid, alignment, describe
+from medsegpy_core.geometry import Alignment, Grid, alignment, describe, same_spacing
 
 __all__ = ["placed"]
 
@@ -18,7 +18,8 @@ def placed(
 ) -> tuple[Alignment, list[str]]:
     """Return how to bring a prediction onto the grid of a scan.
 
-    Affines are compared where both have one, else spacings, else nothing: voxels are then compared by index.
+    Affines are compared if both have one. Otherwise voxels are compared by index, and spacings that both state must
+    agree within 1 %: a spacing says how large voxels are, often rounded, and not where they lie.
 
     Args:
         prediction: Its grid.
@@ -32,7 +33,7 @@ def placed(
     """
     unmoved = Alignment(tuple(range(len(shape))), ())
     grids = _grids_of_scan(prediction, file, resolved, shape)
-    found = {how for grid in grids if (how := alignment(prediction, grid)) is not None}
+    found = {how for grid in grids if (how := _alignment(prediction, grid)) is not None}
     if len(found) == 1:
         return found.pop(), []
     if sorted(prediction.shape) != sorted(shape) or trusted:
@@ -44,6 +45,18 @@ def placed(
         return unmoved, []
     problem = f"the prediction is on another grid than the scan: {describe(prediction)}, not {known}"
     return unmoved, [f"{problem}. Resample it to the scan, or write the affine that holds"]
+
+
+def _alignment(prediction: Grid, grid: Grid) -> Alignment | None:
+    if prediction.affine is not None and grid.affine is not None:
+        return alignment(prediction, grid)
+    if prediction.shape != grid.shape:
+        return None
+    # The thickness of a single slice does not matter.
+    axes = [axis for axis, n in enumerate(grid.shape) if n > 1]
+    sizes = [[s.spacing[a] for a in axes if a < len(s.spacing)] for s in (prediction, grid) if s.spacing is not None]
+    agree = len(sizes) < 2 or same_spacing(*sizes)
+    return Alignment(tuple(range(len(grid.shape))), ()) if agree else None
 
 
 def _grids_of_scan(

@@ -154,6 +154,10 @@ def test_spacings_are_compared_where_an_affine_is_unknown(dataset, tmp_path):
     assert scores(name, save(tmp_path / "p", probs, spacing=SPACING)) == right
     with pytest.raises(PredictionsError, match=r"9 x 9 x 9 mm.*0.5 x 1 x 2 mm"):
         scores(name, save(tmp_path / "p", probs, spacing=(9, 9, 9)))
+    # Rounded, as spacings often are.
+    assert scores(name, save(tmp_path / "p", probs, spacing=(0.503, 1.0, 2.01))) == right
+    with pytest.raises(PredictionsError, match="another grid"):
+        scores(name, save(tmp_path / "p", probs, spacing=(0.503, 1.0, 2.05)))
     # By the metadata of the dataset.
     plain, _ = dataset(spacing=SPACING)
     for said in ({}, {"spacing": SPACING}, {"affine": AFFINE}):

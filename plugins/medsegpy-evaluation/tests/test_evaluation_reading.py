@@ -8,13 +8,15 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, RecordError, register_reader, write_slices
+from medsegpy_core.cli import cli
 from medsegpy_core.hdf5 import Access, accessing, isolation
 from medsegpy_core.loading import list_scans
-from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions
+from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions, predictions
 from medsegpy_evaluation.prediction_files import LabelValues, file_stem, labelled, list_predictions
 from medsegpy_evaluation.predictions import PredictionsError
 
@@ -305,6 +307,34 @@ def test_everything_of_a_prediction_goes_through_the_helper(register, tmp_path, 
         assert dice(dataset, tmp_path / "p", executor=executor) == {"x": 1, "y": 1}
     prediction = str(tmp_path / "p" / "a.h5")
     assert {operation for operation, path in asked if path == prediction} >= {"locate", "names"}
+
+
+@pytest.mark.slow
+def test_workers_in_other_processes(register, tmp_path):
+    """They know neither the registrations nor the access of this one."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    mask = binary(2)
+    dataset = register(a_volume(tmp_path, mask), ["x", "y"])
+    save(tmp_path / "p" / "a.h5", probs=mask.astype(np.float32))
+    context = multiprocessing.get_context("spawn")
+    with accessing(Access(isolate=True)), ProcessPoolExecutor(1, mp_context=context) as executor:
+        assert dice(dataset, tmp_path / "p", executor=executor) == {"x": 1, "y": 1}
+
+
+def test_the_command_reads_in_the_helper(register, tmp_path, monkeypatch):
+    mask = binary(1)
+    dataset = register(a_volume(tmp_path, mask), ["x"])
+    save(tmp_path / "p" / "a.h5", probs=mask.astype(np.float32))
+    seen = []
+    real = predictions.check
+    monkeypatch.setattr(predictions, "check", lambda job: seen.append(job.access.isolate) or real(job))
+    command = ["evaluate", dataset, "--predictions", str(tmp_path / "p"), "--output", str(tmp_path / "out")]
+    for options in ([], ["--isolate", "--fresh"]):
+        result = CliRunner().invoke(cli, [*command, *options])
+        assert result.exit_code == 0, result.output
+    assert seen == [False, True]
 
 
 @pytest.mark.parametrize("names", [3, [1, 2], np.empty((0, 2), "S3"), h5py.Empty("S3")])
