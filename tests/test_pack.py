@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import suppress
 
 import h5py
 import numpy as np
@@ -20,6 +21,7 @@ from medsegpy_core import (
     DatasetCatalog,
     DataWarning,
     DuplicateNameError,
+    MedSegPyError,
     MetadataCatalog,
     ReadError,
     build_loader,
@@ -34,6 +36,7 @@ from medsegpy_core.catalog import dataset_spec
 from medsegpy_core.cli.app import cli
 from medsegpy_core.hdf5 import unpack_bitfield
 from medsegpy_core.packing import verify_packed
+from medsegpy_core.packing.manifest import decoded, encoded
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -339,6 +342,40 @@ def test_complete_work_is_left_alone_and_other_work_is_not_replaced(tmp_path):
         pack_dataset("original", tmp_path / "out", layout="patches", shards=2)
 
 
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.sampled_from(["__pairs__", "__tuple__"]), inner, max_size=3)
+        | st.dictionaries(st.integers() | st.tuples(st.integers(), st.integers()), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=st.dictionaries(st.text(min_size=1, max_size=5), PLAIN, max_size=4))
+def test_values_come_back_as_they_were(values):
+    found = decoded(json.loads(json.dumps(encoded(values, "a test"))))
+    assert repr(found) == repr(values)
+
+
+@pytest.mark.parametrize("values", [
+    {"spacing": (1, 1.5, 3.0), "category_colors": [(255, 0, 0), (0, 255, 0)], "remark": {"a": (1, [2, (3,)]), 5: ()}},
+    {"spacing": [1, 1.5, 3.0], "category_colors": ((255, 0, 0), (0, 255, 0)), "remark": [{"__tuple__": [1]}]},
+])  # fmt: skip
+def test_metadata_keep_their_types(tmp_path, values):
+    register("original", [save_volume(tmp_path, *make_scan(SHAPE), scan_spacing=values["spacing"])], **values)
+    register_packed(pack_dataset("original", tmp_path / "out").manifest, "packed")
+    found = {key: MetadataCatalog.get("packed").get(key) for key in values}
+    assert repr(found) == repr(values)
+    assert repr(DatasetCatalog.get("packed")[0]["scan_spacing"]) == repr(values["spacing"])
+    MetadataCatalog.get("original").set(replace=True, spacing=(9, 9, 9))
+    assert pack_dataset("original", tmp_path / "out").scans_packed == 0
+    assert packed_metadata(tmp_path / "out")["spacing"] == (9, 9, 9)
+
+
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     register("original", slices_and_volumes(tmp_path)["volumes"])
     save(tmp_path / "original.h5", volume=np.zeros(3))
@@ -413,10 +450,55 @@ def test_what_is_no_manifest_is_refused(manifest, tmp_path):
         ('{"medsegpy_packed": 3}', "newer medsegpy_core"),
         ('{"medsegpy_packed": 1}', "broken"),
         ('{"medsegpy_packed": 1, "dicts": 3, "arrays": [], "metadata": {}}', "broken"),
+        ("[" * 100_000, "cannot be read"),
+        ("\udcff", "cannot be read"),
+        ('{"medsegpy_packed": 1' + "0" * 5000 + "}", "cannot be read"),
     ]:
-        manifest.write_text(text)
-        with pytest.raises(ReadError, match=message):
+        manifest.write_text(text, errors="surrogateescape")
+        with pytest.raises(ReadError, match=message) as caught:
             packed_dicts(manifest)
+        assert caught.value.path == manifest
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.raises(ReadError, match="not a regular file"):
+        packed_dicts(manifest)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+TAGGED = st.sampled_from(
+    [{"__tuple__": 3}, {"__pairs__": [[1]]}, {"__pairs__": [[{"a": 1}, 2]]}, [[[]]], [1, 2, 3, 4, "5"], [1, 2, 3, 4, 5]]
+)
+GARBAGE = st.one_of(TAGGED, JSON)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_garbled_manifest_is_one_readable_error(manifest, data):
+    whole = manifest.read_text()
+    said = json.loads(whole)
+    key = data.draw(st.sampled_from(sorted(said)))
+    inside = said[key]
+    if data.draw(st.booleans()) and isinstance(inside, list | dict) and inside:
+        at = data.draw(st.sampled_from(sorted(inside) if isinstance(inside, dict) else range(len(inside))))
+        inside[at] = data.draw(GARBAGE)
+    else:
+        said[key] = data.draw(GARBAGE)
+    manifest.write_text(json.dumps(said))
+    try:
+        with suppress(MedSegPyError):
+            register_packed(manifest, "garbled")
+            DatasetCatalog.get("garbled")
+        with suppress(MedSegPyError):
+            pack_dataset("original", manifest.parent)
+    finally:
+        manifest.write_text(whole)
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if "garbled" in catalog.list():
+                catalog.remove("garbled")
 
 
 def test_a_loader_of_a_packed_set_pickles(manifest):

@@ -6,9 +6,9 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from attrs import frozen
 
@@ -16,19 +16,21 @@ from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
 from medsegpy_core.errors import DataWarning, ReadError
 from medsegpy_core.hdf5 import open_array
 from medsegpy_core.limits import read_limited
-from medsegpy_core.specs import DatasetSpec
+from medsegpy_core.packing.sources import Source
+from medsegpy_core.specs import DatasetSpec, Split
 
 if TYPE_CHECKING:
-    from medsegpy_core.specs import Split
     from medsegpy_core.typing import DatasetDict
 
 __all__ = [
     "FORMAT",
     "Manifest",
+    "decoded",
     "encoded",
     "manifest_dict",
     "packed_dicts",
     "packed_metadata",
+    "read_json",
     "read_manifest",
     "register_packed",
     "write_json",
@@ -56,17 +58,20 @@ class Manifest:
         dicts: Dataset dicts with absolute paths.
         arrays: For each array its file (absolute), its key and the BLAKE2b hash of its content.
         settings: Layout, compression, patch.
-        fingerprint: What identifies settings and source.
+        fingerprint: What identifies settings and records.
+        sources: What the files that it was packed of were like, in the order of the dicts; None: the manifest was
+            written before that was noted.
     """
 
     path: Path
     name: str
-    split: str | None
+    split: Split | None
     metadata: Mapping[str, Any]
     dicts: list[DatasetDict]
     arrays: list[tuple[Path, str, str]]
     settings: Mapping[str, Any]
     fingerprint: str
+    sources: Sequence[Source] | None
 
 
 def packed_dicts(path: str | os.PathLike[str]) -> list[DatasetDict]:
@@ -118,7 +123,7 @@ def register_packed(path: str | os.PathLike[str], name: str | None = None, repla
     spec = DatasetSpec(
         name=chosen,
         load=lambda: packed_dicts(manifest.path),
-        split=cast("Split | None", manifest.split),  # checked by the spec
+        split=manifest.split,
         metadata=dict(manifest.metadata),
         description=f"packed from {manifest.name}",
     )
@@ -131,29 +136,49 @@ def register_packed(path: str | os.PathLike[str], name: str | None = None, repla
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read and check a manifest; see `packed_dicts`."""
     file = _find(Path(path))
-    try:
-        said = json.loads(read_limited(file, _MOST_BYTES))
-    except (OSError, ValueError) as error:
-        raise ReadError(f"the manifest of a packed dataset cannot be read: {error}", file) from error
-    except RecursionError as error:
-        raise ReadError("the manifest of a packed dataset cannot be read: its values lie too deep", file) from error
+    said = read_json(file, "the manifest of a packed dataset")
     if not isinstance(said, dict) or _FORMAT_KEY not in said:
         raise ReadError("this is not the manifest of a packed dataset", file)
     if said[_FORMAT_KEY] not in _READABLE:
         raise ReadError(f"packed in format {said[_FORMAT_KEY]!r}, which a newer medsegpy_core reads", file)
     folder = file.absolute().parent
     try:
-        dicts = [_absolute(d, folder, file) for d in _decoded(said["dicts"])]
+        dicts = [_absolute(d, folder, file) for d in decoded(said["dicts"])]
         if said[_FORMAT_KEY] == 1:
             dicts = list(map(_with_geometry, dicts))
         arrays = [(_inside(folder, name, file), str(key), str(digest)) for name, key, digest in said["arrays"]]
-        metadata = _metadata(_decoded(said["metadata"]), folder)
-        return Manifest(
-            file.absolute(), said["name"], said["split"], metadata, dicts, arrays, said["settings"], said["fingerprint"]
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        metadata = _metadata(decoded(said["metadata"]), folder, said[_FORMAT_KEY])
+        sources = [Source.of_list(values) for values in said["sources"]] if "sources" in said else None
+        name, split = _name_and_split(said["name"], said["split"])
+        settings, fingerprint = dict(said["settings"]), str(said["fingerprint"])
+        return Manifest(file.absolute(), name, split, metadata, dicts, arrays, settings, fingerprint, sources)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ReadError(f"the manifest is broken ({what}); pack the dataset anew", file) from error
+
+
+def _name_and_split(name: Any, split: Any) -> tuple[str, Split | None]:
+    if not isinstance(name, str) or split not in (None, *get_args(Split)):
+        raise ValueError(f"name {name!r}, split {split!r}")
+    return name, cast("Split | None", split)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        what: What it is, for the message.
+
+    Raises:
+        ReadError: It cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(read_limited(path, _MOST_BYTES))
+    except (OSError, ValueError) as error:
+        raise ReadError(f"{what} cannot be read: {error}", path) from error
+    except RecursionError as error:
+        raise ReadError(f"{what} cannot be read: its values lie too deep", path) from error
 
 
 def _find(path: Path) -> Path:
@@ -196,15 +221,20 @@ def _with_geometry(d: DatasetDict) -> DatasetDict:
     return {key: value for key, value in found.items() if value is not None} | d
 
 
-def _metadata(said: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Give category ids and spacing the form in which they are declared; in format 1 they are lists."""
+def _metadata(said: dict[str, Any], folder: Path, version: int) -> dict[str, Any]:
     # It may come from anywhere, and has nothing to say about where its files may lie.
     metadata = {**said, "scan_root": str(folder), "contained": True}
-    if "category_ids" in metadata:
-        metadata["category_ids"] = [tuple(c) if isinstance(c, list) else c for c in metadata["category_ids"]]
-    if isinstance(metadata.get("spacing"), list):
-        metadata["spacing"] = tuple(metadata["spacing"])
+    if version == 1:  # in which tuples are lists
+        for key, give_back in _TUPLES.items():
+            if isinstance(metadata.get(key), list):
+                metadata[key] = give_back(metadata[key])
     return metadata
+
+
+_TUPLES: Final[dict[str, Callable[[list[Any]], Any]]] = {
+    "category_ids": lambda ids: [tuple(c) if isinstance(c, list) else c for c in ids],
+    "spacing": tuple,
+}
 
 
 # -- JSON
@@ -250,15 +280,18 @@ def _encoded(value: Any) -> Any:
     raise TypeError
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """Return what `encoded` encoded."""
     if isinstance(value, list):
-        return [_decoded(member) for member in value]
+        return [decoded(member) for member in value]
     if isinstance(value, dict):
-        if set(value) == {_PAIRS}:
-            return {tuple(k) if isinstance(k, list) else _decoded(k): _decoded(v) for k, v in value[_PAIRS]}
         if set(value) == {_TUPLE}:
-            return tuple(map(_decoded, value[_TUPLE]))
-        return {key: _decoded(member) for key, member in value.items()}
+            return tuple(map(decoded, value[_TUPLE]))
+        if set(value) == {_PAIRS}:
+            pairs = [(decoded(key), decoded(member)) for key, member in value[_PAIRS]]
+            # In format 1 they are lists.
+            return {tuple(key) if isinstance(key, list) else key: member for key, member in pairs}
+        return {key: decoded(member) for key, member in value.items()}
     return value
 
 
@@ -276,8 +309,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def manifest_dict(
-    name: str, split: str | None, metadata: Mapping[str, Any], settings: Mapping[str, Any], fingerprint: str
+    name: str,
+    split: str | None,
+    metadata: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    fingerprint: str,
+    there: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the beginning of a manifest; `dicts` and `arrays` are still to come."""
-    said = {_FORMAT_KEY: FORMAT, "name": name, "split": split, "settings": dict(settings), "fingerprint": fingerprint}
+    """Return the beginning of a manifest; `dicts`, `arrays` and `sources` are still to come.
+
+    Args:
+        name: The dataset.
+        split: Its split.
+        metadata: Its metadata.
+        settings: Layout, compression, patch.
+        fingerprint: What identifies settings and records.
+        there: The manifest of the files that are there, whose format stays; None: they are new.
+    """
+    version = FORMAT if there is None else there[_FORMAT_KEY]
+    said = {_FORMAT_KEY: version, "name": name, "split": split, "settings": dict(settings), "fingerprint": fingerprint}
     return said | {"metadata": encoded(metadata, f"the metadata of {name!r}")}

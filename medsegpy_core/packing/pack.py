@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,9 +28,11 @@ from medsegpy_core.hdf5.assembling import copy_contents
 from medsegpy_core.hdf5.staging import Staging
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
 from medsegpy_core.locks import lock_file
+from medsegpy_core.metadata_values import same
 from medsegpy_core.packing.layout import Compression, LayoutName, PackLayout
-from medsegpy_core.packing.manifest import manifest_dict, read_manifest, write_json
-from medsegpy_core.packing.scans import Task, pack_scan
+from medsegpy_core.packing.manifest import Manifest, decoded, manifest_dict, read_json, read_manifest, write_json
+from medsegpy_core.packing.scans import Task, described_scan, pack_scan
+from medsegpy_core.packing.sources import Source, all_unchanged, hashed, source_files
 from medsegpy_core.packing.verify import verify_arrays
 
 __all__ = ["Packed", "PackingError", "pack_dataset"]
@@ -187,11 +189,13 @@ class _Work:
         self.files = [folder / file for file in names]
         self.replaced: set[Path] = set()
         self.settings = layout.as_dict()
-        # Known once, before anything is read: a file that changes meanwhile makes the next run pack it again.
+        self.sources = source_files(task.scan for task in tasks)
         self.fingerprints = [task.fingerprint for task in tasks]
         self.fingerprint = _hash([self.settings, shards, self.fingerprints])
         bounds = [len(tasks) * i // shards for i in range(shards + 1)]
         self.members = [range(first, stop) for first, stop in itertools.pairwise(bounds)]
+        # What `pack_scan` said of the scans that are done.
+        self.done: dict[int, dict[str, Any]] = {}
 
     def run(self, jobs: int, watch: Watch) -> int:
         """Pack what is still to be packed; returns how many scans that were."""
@@ -200,16 +204,21 @@ class _Work:
         self.parts.mkdir(exist_ok=True)
         if self.overwrite:
             self.manifest.unlink(missing_ok=True)
-        todo = [i for i, _ in enumerate(self.tasks) if not self._described(i).is_file()]
+        self.done = {}
+        for i, _ in enumerate(self.tasks):
+            self._recall(i)
+        waiting = [n for n, members in enumerate(self.members) if not self._assembled(n, members)]
+        todo = [i for n in waiting for i in self.members[n] if i not in self.done or not self._part(i).is_file()]
         for _ in watch(self._pack(todo, jobs), len(todo)):
             pass
-        for number, _ in enumerate(self.files):
+        sources = self._agreed_sources()
+        for number in waiting:
             self._assemble(number)
-        self._finish()
+        self._finish(sources)
         return len(todo)
 
     def _complete(self) -> bool:
-        """Say whether all is there already.
+        """Say whether all is there already, packed of the files as they are now.
 
         Raises:
             PackingError: Something else is.
@@ -220,7 +229,9 @@ class _Work:
             there = read_manifest(self.manifest)
         except ReadError:
             there = None
-        if there is not None and there.fingerprint == self.fingerprint and all(f.is_file() for f in self.files):
+        sources = None if there is None else self._unchanged(there)
+        if sources is not None:
+            self._renew(sources)
             shutil.rmtree(self.parts, ignore_errors=True)
             return True
         if not self.overwrite:
@@ -232,6 +243,34 @@ class _Work:
         self.replaced = {path for path, _, _ in there.arrays} - set(self.files) if there is not None else set()
         return False
 
+    def _unchanged(self, there: Manifest) -> list[Source] | None:
+        """Return the files as they are now, if a set was made of the same, with the same settings."""
+        if not all(file.is_file() for file in self.files):
+            return None
+        if there.sources is None:
+            return self._compared(there)
+        if there.fingerprint != self.fingerprint or len(there.sources) != len(self.sources):
+            return None
+        return all_unchanged(self.sources, there.sources)
+
+    def _compared(self, there: Manifest) -> list[Source] | None:
+        """Do what `_unchanged` does for a manifest without sources: by the hashes of what would be packed now."""
+        if dict(there.settings) != self.settings or {path for path, _, _ in there.arrays} != set(self.files):
+            return None
+        before = [hashed(file) for file in self.sources]
+        self.done = {i: {"units": described_scan(task)} for i, task in enumerate(self.tasks)}
+        said, made = read_json(self.manifest, "the manifest"), self._contents()
+        if said["arrays"] != made["arrays"] or not same(decoded(said["dicts"]), decoded(made["dicts"])):
+            return None
+        return all_unchanged(self.sources, before)
+
+    def _renew(self, sources: Sequence[Source]) -> None:
+        """Bring what the manifest says of the sources and of the dataset up to date."""
+        said = read_json(self.manifest, "the manifest")
+        now = said | self._head(said) | {"sources": [source.as_list() for source in sources]}
+        if now != said:
+            write_json(self.manifest, now)
+
     # A scan is done when its description is there, which is written after its part.
 
     def _part(self, i: int) -> Path:
@@ -240,11 +279,23 @@ class _Work:
     def _described(self, i: int) -> Path:
         return self.parts / f"{self.fingerprints[i]}.json"
 
+    def _recall(self, i: int) -> None:
+        """Take what was done before for done, if it was made of the files as they are now."""
+        files = source_files([self.tasks[i].scan])
+        try:
+            said = read_json(self._described(i), "what was packed before")
+            units = [{key: unit[key] for key in ("dict", "labelled", "hashes")} for unit in said["units"]]
+            sources = all_unchanged(files, [Source.of_list(values) for values in said["sources"]])
+            if sources is not None:
+                self.done[i] = {"units": units, "sources": [source.as_list() for source in sources]}
+        except (ReadError, TypeError, ValueError, KeyError):
+            pass  # there is nothing, or nothing that can be used
+
     def _pack(self, todo: Sequence[int], jobs: int) -> Iterator[str]:
         """Pack scans and yield their names."""
         if jobs <= 1 or len(todo) <= 1:
             for i in todo:
-                write_json(self._described(i), pack_scan(self.tasks[i], str(self._part(i))))
+                self._note(i, pack_scan(self.tasks[i], str(self._part(i))))
                 yield self.tasks[i].group
             return
         # Not forked: threads of this process may hold any lock.
@@ -254,25 +305,46 @@ class _Work:
             try:
                 for future in as_completed(futures):
                     i = futures[future]
-                    write_json(self._described(i), future.result())
+                    self._note(i, future.result())
                     yield self.tasks[i].group
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
+    def _note(self, i: int, done: dict[str, Any]) -> None:
+        write_json(self._described(i), done)
+        self.done[i] = done
+
+    def _agreed_sources(self) -> list[Source]:
+        """Return what the files were like.
+
+        Raises:
+            ReadError: One that holds several scans changed between them.
+        """
+        found: dict[Path, Source] = {}
+        for i, task in enumerate(self.tasks):
+            for file, values in zip(source_files([task.scan]), self.done[i]["sources"], strict=True):
+                source = Source.of_list(values)
+                if found.setdefault(file, source).digest != source.digest:
+                    raise ReadError("it changed while it was packed; run it again, to pack it as it is now", file)
+        return [found[file] for file in self.sources]
+
+    def _intent(self, members: Iterable[int]) -> Path:
+        """Return a file that is written before the packed one appears: it says that a file of this name is ours."""
+        return self.parts / f"file-{_hash([self.fingerprints[i] for i in members])}.json"
+
+    def _assembled(self, number: int, members: Sequence[int]) -> bool:
+        """Say whether a packed file is there and whole."""
+        file = self.files[number]
+        if not (file.exists() and self._intent(members).is_file() and all(i in self.done for i in members)):
+            return False
+        return not verify_arrays(self._arrays(members, file))
+
     def _assemble(self, number: int) -> None:
-        """Put the parts of one file together, unless that is done."""
+        """Put the parts of one file together."""
         file, members = self.files[number], self.members[number]
-        # Written before the file appears: it says that a file of this name is ours.
-        intent = self.parts / f"file-{_hash([self.fingerprints[i] for i in members])}.json"
-        if file.exists():
-            if intent.is_file() and not verify_arrays(self._arrays(members, file)):
-                return
-            if not (self.overwrite or intent.is_file()):
-                raise PackingError(f"{file} is there already, and no part of this. Remove it, or choose another --out.")
-        if not all(self._part(i).is_file() for i in members):
-            for i in members:
-                self._described(i).unlink()
-            raise PackingError(f"{self.parts}: parts are gone. Run it again: they will be packed anew.")
+        intent = self._intent(members)
+        if file.exists() and not (self.overwrite or intent.is_file()):
+            raise PackingError(f"{file} is there already, and no part of this. Remove it, or choose another --out.")
         write_json(intent, {})
         with Staging(overwrite=True) as staging:
             with staging.create(str(file)) as made:
@@ -284,23 +356,32 @@ class _Work:
 
     def _arrays(self, members: Iterable[int], file: Path) -> Iterator[tuple[Path, str, str]]:
         for i in members:
-            for unit in json.loads(self._described(i).read_bytes()):
+            for unit in self.done[i]["units"]:
                 for key, digest in unit["hashes"].items():
                     yield file, key, digest
 
-    def _finish(self) -> None:
-        """Write the manifest, and remove what only the way there needed."""
+    def _head(self, there: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the part of the manifest that tells of the dataset; the format of `there` stays."""
         metadata = MetadataCatalog.get(self.name).as_dict()
         metadata = {key: value for key, value in metadata.items() if key not in _NO_METADATA}
         metadata.setdefault("collection", collection_of(self.name))
-        said = manifest_dict(self.name, dataset_spec(self.name).split, metadata, self.settings, self.fingerprint)
-        said["dicts"], said["arrays"] = [], []
+        split = dataset_spec(self.name).split
+        return manifest_dict(self.name, split, metadata, self.settings, self.fingerprint, there)
+
+    def _contents(self) -> dict[str, Any]:
+        """Return the part of the manifest that tells of what is packed."""
+        dicts, arrays = [], []
         for file, members in zip(self.files, self.members, strict=True):
             for i in members:
-                for unit in json.loads(self._described(i).read_bytes()):
+                for unit in self.done[i]["units"]:
                     labels = {"sem_seg_file": file.name} if unit["labelled"] else {}
-                    said["dicts"].append({"file_name": file.name, **labels, **unit["dict"], "reader": _READER})
-            said["arrays"] += [[path.name, key, digest] for path, key, digest in self._arrays(members, file)]
+                    dicts.append({"file_name": file.name, **labels, **unit["dict"], "reader": _READER})
+            arrays += [[path.name, key, digest] for path, key, digest in self._arrays(members, file)]
+        return {"dicts": dicts, "arrays": arrays}
+
+    def _finish(self, sources: Sequence[Source]) -> None:
+        """Write the manifest, and remove what only the way there needed."""
+        said = self._head() | self._contents() | {"sources": [source.as_list() for source in sources]}
         write_json(self.manifest, said)
         shutil.rmtree(self.parts)
         for file in self.replaced:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,14 +23,16 @@ from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.opening import CanonicalScan
 from medsegpy_core.packing.layout import PackLayout
 from medsegpy_core.packing.manifest import FORMAT, encoded
+from medsegpy_core.packing.sources import all_unchanged, hashed, source_files
 from medsegpy_core.records import Record
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array, DatasetDict, LazyArray
 
-__all__ = ["Task", "content_hash", "pack_scan", "units"]
+__all__ = ["Task", "content_hash", "described_scan", "pack_scan", "units", "write_scan"]
 
 _SLAB_BYTES: Final = 64 << 20
+_ATTEMPTS: Final = 3
 # What describes the layout of the original files, and is said anew.
 _LAYOUT_KEYS: Final = ("label_map", "trust_geometry", "image_axes", "sem_seg_axes")
 
@@ -53,23 +55,14 @@ class Task:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the result: the layout, and the files as they are now."""
-        said: list[Any] = [FORMAT, self.layout.as_dict(), self.group]
+        """What identifies the work: the layout, and the records. What was in the files is told by their hashes."""
+        channels = [self.opener.label_channels[record.dataset] for record in self.scan.records[:1]]
+        said: list[Any] = [FORMAT, self.layout.as_dict(), self.group, channels]
         for record in self.scan.records:
             d = record.to_dict()
             d.pop("dataset_name", None)  # the same files under another name are the same
-            said.append([repr(d), _stamp(record.file_name), _stamp(record.sem_seg_file)])
+            said.append(repr(d))
         return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
-
-
-def _stamp(path: Path | None) -> list[int]:
-    if path is None:
-        return []
-    try:
-        status = path.stat()
-    except OSError:
-        return []  # reading it says why
-    return [status.st_size, status.st_mtime_ns]
 
 
 @frozen
@@ -99,15 +92,42 @@ def units(scan: Scan, group: str) -> list[_Unit]:
     return [_Unit(f"{group}/{record.slice_id:03d}", [record], whole=False) for record in scan.records]
 
 
-def pack_scan(task: Task, path: str) -> list[dict[str, Any]]:
+def pack_scan(task: Task, path: str) -> dict[str, Any]:
     """Write the file of one scan, read it back and compare it with the source.
 
+    If the source changes meanwhile, it is packed again.
+
     Returns:
-        For each unit its dataset dict as the manifest holds it, all but the files, and the hash of each array.
+        `units`: for each its dataset dict as the manifest holds it, all but the files, and the hash of each array; and
+        `sources`: what its files were like.
 
     Raises:
-        ReadError: The source cannot be read, or what was read back is not what was written.
+        ReadError: The source cannot be read, or changes all the time, or what was read back is not what was written.
     """
+    files = source_files([task.scan])
+    for _ in range(_ATTEMPTS):
+        before = [hashed(file) for file in files]
+        try:
+            done = write_scan(task, path)
+        except ReadError:
+            if all_unchanged(files, before) is not None:
+                raise
+        else:
+            if (after := all_unchanged(files, before)) is not None:
+                return {"units": done, "sources": [source.as_list() for source in after]}
+        task = pickle.loads(pickle.dumps(task))  # noqa: S301 -- our own: it forgets what it has opened
+    raise ReadError(
+        f"the files of scan {task.scan.key[1]!r} change all the time; wait until they are complete", files[0]
+    )
+
+
+def described_scan(task: Task) -> list[dict[str, Any]]:
+    """Return the `units` that `pack_scan` would return now; nothing is written."""
+    return [_pack_unit(task, unit, None) for unit in units(task.scan, task.group)]
+
+
+def write_scan(task: Task, path: str) -> list[dict[str, Any]]:
+    """Write the file of one scan, read it back and compare it with the source; returns the `units` of `pack_scan`."""
     planned = units(task.scan, task.group)
     with atomic_h5(path, overwrite=True) as file:
         done = [_pack_unit(task, unit, file) for unit in planned]
@@ -117,23 +137,29 @@ def pack_scan(task: Task, path: str) -> list[dict[str, Any]]:
 
 
 def _pack_unit(task: Task, unit: _Unit, file: Any) -> dict[str, Any]:
+    """Write the arrays of a unit into a file, if there is one, and describe them; see `pack_scan`."""
     first = unit.records[0]
     spatial = "HWD" if unit.whole else "HW"
     arrays = _Arrays.of(task, unit, spatial)
     hashes = {}
     for key, array, axes in arrays.stored():
         name = f"{unit.group}/{key}"
-        made = file.create_dataset(name, data=array, **task.layout.storage(axes, array.shape))
-        if key == "seg" and arrays.channels is not None:
-            made.attrs[BITFIELD], made.attrs[BITFIELD_FORMAT] = arrays.channels, 1
-        if key == "volume":
-            stated = {name: value for name, value in arrays.metadata.items() if name in ("spacing", "affine")}
-            for said, value in as_stored(stated, axes).items():
-                made.attrs[said] = np.asarray(value, np.float64)
         hashes[name] = content_hash(array)
+        if file is not None:
+            _store(file, name, key, array, axes, arrays, task.layout)
     labels = {"sem_seg_key": f"{unit.group}/seg"} if first.labelled else {}
     d = {**_common(unit), "image_key": f"{unit.group}/volume", **labels, **arrays.layout_keys()}
     return {"dict": encoded(d, f"scan {first.scan_id!r}"), "labelled": first.labelled, "hashes": hashes}
+
+
+def _store(file: Any, name: str, key: str, array: Array, axes: str, arrays: _Arrays, layout: PackLayout) -> None:
+    made = file.create_dataset(name, data=array, **layout.storage(axes, array.shape))
+    if key == "seg" and arrays.channels is not None:
+        made.attrs[BITFIELD], made.attrs[BITFIELD_FORMAT] = arrays.channels, 1
+    if key == "volume":
+        stated = {name: value for name, value in arrays.metadata.items() if name in ("spacing", "affine")}
+        for said, value in as_stored(stated, axes).items():
+            made.attrs[said] = np.asarray(value, np.float64)
 
 
 def _common(unit: _Unit) -> DatasetDict:

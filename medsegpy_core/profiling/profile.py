@@ -18,7 +18,8 @@ from medsegpy_core.hdf5.kernels import kernels
 from medsegpy_core.loading import DataLoader, build_loader
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.packing.layout import Compression, PackLayout
-from medsegpy_core.packing.scans import Task, pack_scan
+from medsegpy_core.packing.manifest import decoded
+from medsegpy_core.packing.scans import Task, write_scan
 from medsegpy_core.profiling.layouts import access_costs
 from medsegpy_core.profiling.stages import stage_seconds
 
@@ -187,9 +188,12 @@ def _packed(
         for compression in compressions:
             packed = PackLayout("patches" if layout == "patches" else "slices", compression)
             path = str(Path(folder) / f"{compression}.h5")
-            made = pack_scan(Task(scan, "scan", opener, packed), path)
+            made = write_scan(Task(scan, "scan", opener, packed), path)
             files = [{"file_name": path} | ({"sem_seg_file": path} if unit["labelled"] else {}) for unit in made]
-            units = [{**file, **unit["dict"], "reader": "h5-volumes"} for file, unit in zip(files, made, strict=True)]
+            units = [
+                {**file, **decoded(unit["dict"]), "reader": "h5-volumes"}
+                for file, unit in zip(files, made, strict=True)
+            ]
             command = f"medsegpy pack {dataset} --layout {layout}"
             command += "" if compression == "none" else f" --compression {compression}"
             loaders[command] = _build(cfg, dataset, units, batch_size)
