@@ -1,8 +1,10 @@
 import importlib.metadata
+import itertools
 import sys
 import zipfile
 from types import SimpleNamespace
 
+import importlib_metadata
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,12 +14,12 @@ from medsegpy_core.discovery import EntryPoint, find_entry_points, installed
 
 
 def reference(path=None):
-    """What importlib.metadata says, in our words."""
+    """What importlib_metadata says, in our words."""
     if path is None:
-        found = importlib.metadata.entry_points(group="medsegpy")
+        found = importlib_metadata.entry_points(group="medsegpy")
     else:
         found, seen = [], set()
-        for distribution in importlib.metadata.distributions(path=path):
+        for distribution in importlib_metadata.distributions(path=path):
             key = discovery.normalize_distribution(distribution.metadata["Name"])
             if key not in seen:
                 seen.add(key)
@@ -70,6 +72,57 @@ def test_the_first_on_the_path_wins_even_with_nothing_to_offer(site, tmp_path):
     assert [e.name for e in find_entry_points(path)] == ["hip"]
     assert sorted(find_entry_points(path)) == reference(path)
     assert {e.name for e in find_entry_points(path[::-1])} == {"hip", "knee"}
+
+
+STATES = ("complete", "empty", "without METADATA", "without entry points")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@given(
+    folders=st.lists(
+        st.tuples(st.sampled_from(["knee", "hip"]), st.integers(1, 3), st.booleans(), st.sampled_from(STATES)),
+        unique_by=lambda folder: folder[:3],
+        max_size=7,
+    )
+)
+def test_folders_that_an_upgrade_left_incomplete_hide_nothing(site, tmp_path_factory, monkeypatch, folders):
+    sites = [type(site)(tmp_path_factory.mktemp("site")) for _ in range(2)]
+    for plugin, version, second, state in folders:
+        chosen = sites[second]
+        chosen.add(plugin, None, version=f"{version}.0", module=f"{plugin}_of_{version}_{second}")
+        info = chosen.folder / f"medsegpy_{plugin}-{version}.0.dist-info"
+        if state in ("empty", "without METADATA"):
+            (info / "METADATA").unlink()
+        if state in ("empty", "without entry points"):
+            (info / "entry_points.txt").unlink()
+    importlib.invalidate_caches()
+    path = [str(s.folder) for s in sites]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", path)
+        expected = {(e.name, e.value) for e in importlib_metadata.entry_points(group="medsegpy")}
+        assert {(e.name, e.value) for e in find_entry_points()} == expected
+        assert {(e.name, e.value) for e in find_entry_points(path)} == expected
+
+
+def test_a_plugin_behind_an_empty_folder_is_installed(site):
+    site.add("knee", version="2.0")
+    for version in ("1.0", "3.0", "4.0", "0.5"):  # some of them are listed first
+        (site.folder / f"medsegpy_knee-{version}.dist-info").mkdir()
+    for version in ("4.0", "0.5"):
+        (site.folder / f"medsegpy_knee-{version}.dist-info" / "METADATA").touch()
+    done = site.run(
+        "import sys\n"
+        "from medsegpy_core.discovery import installed\n"
+        "print([(e.name, e.version) for e in installed() if e.name == 'knee'], installed() is installed())"
+    )
+    assert done.stdout.strip() == "[('knee', '2.0')] True", done.stderr
+
+
+def test_folders_need_no_import_of_importlib_metadata(site):
+    for name, version in itertools.product("abc", ("1.0", "2.0")):
+        site.add(name, version=version)
+    done = site.run("import sys, medsegpy_core; print([m for m in sys.modules if m.startswith('importlib_metadata')])")
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
