@@ -1,6 +1,7 @@
 """`medsegpy profile`, and what `datasets show` says of layouts: what is measured is what is there."""
 
 import json
+import sys
 import time
 
 import h5py
@@ -15,7 +16,7 @@ from medsegpy_core.datasets import load_records
 from medsegpy_core.hdf5 import open_array
 from medsegpy_core.hdf5.observing import observed
 from medsegpy_core.loading.scans import Opener, group_scans
-from medsegpy_core.profiling import access_costs, profile
+from medsegpy_core.profiling import access_costs, compared, profile
 from medsegpy_core.profiling.stages import STAGES, stage_seconds
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -155,12 +156,112 @@ def test_a_profile_tries_changes_and_tells_those_that_help(volume, tag, size):
     assert found.preload_memory == np.prod(SHAPE) * (4 + 3)
     gains = [trial.gain for trial in found.trials]
     assert gains == sorted(gains, reverse=True)
-    assert found.suggestions == [trial for trial in found.trials if trial.gain >= 1.1]
+    assert found.suggestions == [t for t in found.trials if t.gain >= 1.1 and t.low > t.noise]
+    assert all(t.low <= t.gain <= t.high and t.noise >= 1 for t in found.trials)
+    assert found.rate_range[0] <= found.rate <= found.rate_range[1]
+    assert all(found.stage_ranges[s][0] <= found.stages[s] <= found.stage_ranges[s][1] for s in STAGES)
+    assert (found.padded, found.not_tried) == (False, [])
     layout = "patches" if tag == "PatchDataLoader" else "slices"
     tried = {trial.change for trial in found.trials}
     assert {f"medsegpy pack volume --layout {layout}", "reuse_buffers=True", "mmap=True", "NUM_WORKERS=2"} <= tried
     assert "NUM_WORKERS=1" not in tried
     assert ["goes through" in line for line in found.advice] == ([] if tag == "PatchDataLoader" else [True])
+
+
+def test_a_gain_counts_if_it_is_more_than_the_noise():
+    rates = {
+        "now": [100, 110, 90, 100, 20],
+        "again": [110, 100, 100, 90, 100],
+        "better": [150, 160, 140, 150, 60],
+        "a little": [108, 112, 102, 104, 50],
+        "now and then": [300, 90, 300, 80, 300],
+        "worse": [50, 50, 50, 50, 50],
+    }
+    found = {trial.change: trial for trial in compared(rates, "now", "again")}
+    assert set(found) == {"better", "a little", "now and then", "worse"}
+    # One round, in which the machine was busy, counts for nothing.
+    assert found["better"].noise == pytest.approx(100 / 90)
+    assert [change for change, trial in found.items() if trial.helps] == ["better"]
+    assert found["better"].gain == pytest.approx(150 / np.sqrt(100 * 110), rel=0.1)
+    assert found["now and then"].gain > 2
+    # On a machine that is busy all the time, nothing is said to help.
+    noisy = {"now": [100, 200, 100, 200, 100], "again": [200, 100, 200, 100, 200], "better": [200] * 5}
+    assert not any(trial.helps for trial in compared(noisy, "now", "again"))
+
+
+@pytest.mark.parametrize("tag", ["DefaultDataLoader", "S25dDataLoader", "N5dDataLoader", "RandomPatchDataLoader"])
+def test_scans_of_several_sizes(tmp_path, tag):
+    dicts = [
+        save_volume(tmp_path / "sizes", *make_scan(shape), subject=subject)
+        for subject, shape in enumerate([(20, 16, 6), (24, 12, 5), (18, 18, 7)])
+    ]
+    register("sizes", dicts)
+    found = profile(Config(TRAIN_DATASET="sizes", TAG=tag, NUM_WORKERS=1), "sizes", batch_size=4, batches=2)
+    expected = {"DefaultDataLoader": (24, 18, 1), "RandomPatchDataLoader": (24, 18, 7)}
+    assert found.size == expected.get(tag, (24, 18, 3))
+    assert found.padded == (tag != "RandomPatchDataLoader")
+    assert found.preload_memory == (20 * 16 * 6 + 24 * 12 * 5 + 18 * 18 * 7) * (4 + 3)
+    if tag == "DefaultDataLoader":
+        shown = CliRunner().invoke(cli, ["profile", "sizes", "--batches", "1", "--batch-size", "4"])
+        assert shown.exit_code == 0, shown.output
+        assert "Slices differ in size" in shown.output
+
+
+PLUGIN = """
+import numpy as np
+from medsegpy_core import LoaderSpec, hookimpl
+
+class Mine:
+    def __init__(self, request):
+        self.request = request
+    def __len__(self):
+        return 3
+    def __iter__(self):
+        for _ in range(3):
+            yield np.zeros((self.request.batch_size, 2, 2, 1), np.float32), np.zeros((self.request.batch_size, 2, 2, 3))
+
+@hookimpl
+def medsegpy_register_loaders():
+    return [LoaderSpec("MyLoader", Mine)]
+"""
+
+
+def test_a_loader_of_a_plugin(site, plugins, tmp_path):
+    site.add("mine", PLUGIN)
+    plugins()
+    # Dicts of its own are as good as any.
+    DatasetCatalog.register("own", lambda: [{"anything": 1}])
+    found = profile(Config(TAG="MyLoader", NUM_WORKERS=1), "own", batch_size=4)
+    assert (found.tag, found.batches, found.batch_bytes) == ("MyLoader", 3, 4 * 4 * 4 + 4 * 4 * 3 * 8)
+    assert (found.stages, found.memory, found.preload_memory, found.advice) == ({}, None, None, [])
+    assert {trial.change.partition("=")[0] for trial in found.trials} == {"NUM_WORKERS"}
+    shown = CliRunner().invoke(cli, ["profile", "own", "--tag", "MyLoader"])
+    assert shown.exit_code == 0, shown.output
+    assert "comes from a plugin" in shown.output
+    said = json.loads(CliRunner().invoke(cli, ["profile", "own", "--tag", "MyLoader", "--json"]).stdout)
+    assert said["memory"] is None
+    assert CliRunner().invoke(cli, ["profile", "own", "--tag", "NoLoader"]).exit_code == 1
+
+
+def test_what_cannot_be_profiled_is_one_message(tmp_path):
+    DatasetCatalog.register("empty", list)
+    result = CliRunner().invoke(cli, ["profile", "empty"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is empty" in result.stderr
+
+
+def test_packing_that_does_not_help_is_not_praised(monkeypatch, volume):
+    same = {"medsegpy pack volume --layout slices": [1.0] * 5}
+    monkeypatch.setattr(
+        sys.modules[profile.__module__], "_rates", lambda loaders, batches: {name: [1.0] * 5 for name in loaders} | same
+    )
+    found = profile(Config(NUM_WORKERS=1), volume, batch_size=4, batches=1)
+    assert found.suggestions == []
+    (line,) = found.advice
+    assert line.endswith("made no measurable difference to this sample")
+    shown = CliRunner().invoke(cli, ["profile", volume, "--batches", "1"]).output
+    assert "Nothing that was tried is faster" in shown
+    assert "two measurements of the same loader differ by 0%" in shown
 
 
 def test_the_command():

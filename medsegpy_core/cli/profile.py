@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import click
 
-from medsegpy_core.cli.output import console, print_json, table
+from medsegpy_core.cli.output import console, counted, print_json, table
 from medsegpy_core.cli.pack import sizes
+
+if TYPE_CHECKING:
+    from medsegpy_core.profiling import Profile
 
 __all__ = ["command"]
 
-_TAGS = ["DefaultDataLoader", "S25dDataLoader", "N5dDataLoader", "PatchDataLoader", "RandomPatchDataLoader"]
+_TAG = "DefaultDataLoader"
 
 
 @click.command("profile")
 @click.argument("name")
-@click.option("--tag", type=click.Choice(_TAGS), default=_TAGS[0], show_default=True, help="The loader.")
-@click.option("--size", callback=sizes, metavar="H,W,D", help="IMG_SIZE; by default what suits the first scan.")
+@click.option("--tag", default=_TAG, show_default=True, help="The loader: a built-in one, or one of a plugin.")
+@click.option("--size", callback=sizes, metavar="H,W,D", help="IMG_SIZE; by default what fits all scans.")
 @click.option("--categories", help="CATEGORIES, as in 0,(1,2); all by default.")
 @click.option("--batch-size", type=click.IntRange(1), help="Elements a batch; 16, of patches 2, if not given.")
 @click.option("--batches", type=click.IntRange(1), default=8, show_default=True, help="Batches a measurement.")
@@ -41,7 +44,7 @@ def command(
     from medsegpy_core.config import Config
     from medsegpy_core.profiling import profile
 
-    cfg = Config(TRAIN_DATASET=name, TAG=tag, SEED=0, IMG_SIZE=size or _fitting_size(name, tag))
+    cfg = Config(TRAIN_DATASET=name, TAG=tag, SEED=0, IMG_SIZE=size or ())
     if categories is not None:
         cfg.merge_from_list(["CATEGORIES", f"({categories},)"])
     if threads is not None:
@@ -50,47 +53,54 @@ def command(
     if as_json:
         print_json(attrs.asdict(found) | {"suggestions": [attrs.asdict(trial) for trial in found.suggestions]})
         return
+    _print(found)
+
+
+def _print(found: Profile) -> None:
     screen = console()
     kernels = "compiled kernels" if found.kernels else "no compiled kernels"
+    low, high = found.rate_range
     screen.print(
-        f"{name}, {tag}, batch size {found.batch_size}, {found.threads} threads, {kernels}: "
-        f"{found.rate:,.0f} elements/s\n",
+        f"{found.dataset}, {found.tag}, batch size {found.batch_size}, {counted(found.threads, 'thread')}, {kernels}: "
+        f"{found.rate:,.0f} elements/s ({low:,.0f} to {high:,.0f})\n",
     )
-    total = sum(found.stages.values())
-    rows = [(stage, f"{1000 * seconds:.2f}", f"{seconds / total:.0%}") for stage, seconds in found.stages.items()]
-    screen.print(table(["stage", ">ms a batch, 1 thread", ">share"], rows))
-    screen.print(
-        f"\nMemory: {found.memory / 1e6:,.0f} MB, with {found.batch_bytes / 1e6:,.1f} MB a batch; PRELOAD_DATA would "
-        f"take {found.preload_memory / 1e6:,.0f} MB.\n"
-    )
+    if found.padded:
+        screen.print(f"Slices differ in size: smaller ones are padded to IMG_SIZE={found.size}.\n")
+    if found.stages:
+        total = sum(found.stages.values())
+        rows = [_stage_row(stage, found, total) for stage in found.stages]
+        screen.print(table(["stage", ">ms a batch, 1 thread", ">from", ">to", ">share"], rows))
+    else:
+        screen.print("The loader comes from a plugin: where its time goes cannot be measured.")
+    memory = f"{found.batch_bytes / 1e6:,.1f} MB a batch"
+    if found.memory is not None and found.preload_memory is not None:
+        memory = (
+            f"{found.memory / 1e6:,.0f} MB, with {memory}; PRELOAD_DATA would take {found.preload_memory / 1e6:,.0f} MB"
+        )
+    screen.print(f"\nMemory: {memory}.\n")
     if not found.kernels:
         screen.print("Kernels: pip install medsegpy-native reads files that are not compressed about twice as fast.")
-    _print_advice(found.advice, [(s.change, f"{s.rate:,.0f}", f"{s.gain:.1f} x") for s in found.suggestions])
+    _print_advice(found)
 
 
-def _print_advice(advice: Sequence[str], suggestions: Sequence[tuple[str, str, str]]) -> None:
+def _stage_row(stage: str, found: Profile, total: float) -> tuple[str, ...]:
+    low, high = found.stage_ranges[stage]
+    seconds = found.stages[stage]
+    return stage, *(f"{1000 * value:.2f}" for value in (seconds, low, high)), f"{seconds / total:.0%}"
+
+
+def _print_advice(found: Profile) -> None:
     screen = console()
-    for line in advice:
+    for line in found.advice:
         screen.print(f"Layout: {line}.")
-    if suggestions:
-        screen.print(table(["what helps, one at a time", ">elements/s", ">gain"], suggestions))
+    for line in found.not_tried:
+        screen.print(f"Not tried: {line}")
+    noise = f"two measurements of the same loader differ by {found.noise - 1:.0%}"
+    if found.suggestions:
+        rows = [
+            (s.change, f"{s.rate:,.0f}", f"{s.gain:.1f} x", f"{s.low:.1f} to {s.high:.1f} x") for s in found.suggestions
+        ]
+        screen.print(table(["what helps, one at a time", ">elements/s", ">gain", ">range"], rows))
+        screen.print(f"\nMeasured in turns; {noise}.")
     else:
-        screen.print("Nothing that was tried is more than a tenth faster.")
-
-
-def _fitting_size(name: str, tag: str) -> tuple[int, ...]:
-    """Return an IMG_SIZE that suits the first scan of a dataset."""
-    from medsegpy_core.datasets import load_records
-    from medsegpy_core.loading.scans import Opener, group_scans
-
-    if tag == "DefaultDataLoader":
-        return ()
-    records = load_records(name)
-    if not records:
-        return (1, 1, 1)
-    scan = group_scans(records)[0]
-    with Opener.of(records).open(scan.records[0]) as opened:
-        shape = opened.image.shape[:3] if scan.is_volume else (*opened.image.shape[:2], len(scan.records))
-    if "Patch" in tag:
-        return tuple(min(n, p) for n, p in zip(shape, (128, 128, 64), strict=True))
-    return (*shape[:2], 3)
+        screen.print(f"Nothing that was tried is faster by more than a tenth, and by more than the noise: {noise}.")
