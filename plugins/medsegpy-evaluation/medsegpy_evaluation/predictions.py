@@ -26,7 +26,6 @@ from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.prediction_files import (
     LabelValues,
-    Prediction,
     decided,
     is_label_map,
     labelled,
@@ -289,14 +288,17 @@ def _predicted(job: Job) -> tuple[Any, list[str]]:
     expected = job.truth.shape
     with open_prediction(job.path) as prediction:
         names = job.channels or prediction.names
-        how, problems = _placed(job, prediction)
         shape = tuple(prediction.array.shape)
+        if expected[2:] == (1,) and shape[:2] == expected[:2] and shape[2:] != (1,) and len(shape) in (2, 3):
+            shape = (*shape[:2], 1, *shape[2:])  # a scan of one slice, saved as H x W or H x W x C
+        stored = shape
+        how, problems = _placed(job, shape, prediction.metadata)
         if len(shape) >= len(expected):
             shape = (*(shape[axis] for axis in how.order), *shape[len(expected) :])
         problems += problems_of_layout(prediction, shape, expected, names, job.settings)
         if problems:
             return None, problems
-        data = np.ascontiguousarray(align(prediction.array[...], how))
+        data = np.ascontiguousarray(align(prediction.array[...].reshape(stored), how))
         form = prediction.form
     if data.dtype.kind not in "fbiu":
         return None, [f"the prediction is {data.dtype}: numbers are expected"]
@@ -309,13 +311,13 @@ def _predicted(job: Job) -> tuple[Any, list[str]]:
     return labelled(data, values, job.settings.categories) if is_map else decided(data[..., None], names, job.settings)
 
 
-def _placed(job: Job, prediction: Prediction) -> tuple[Alignment, list[str]]:
+def _placed(job: Job, shape: Sequence[int], stated: Mapping[str, Any]) -> tuple[Alignment, list[str]]:
     """Return how to bring a prediction onto the grid of the truth, and what is wrong with its grid."""
     truth = job.truth
     resolved = job.metadata.for_scan(truth.inputs, truth.metadata)
     known = {key: resolved.get(key) for key in ("spacing", "affine")}
     trusted = bool(truth.records[0].extra.get("trust_geometry", resolved.get("trust_geometry")))
-    grid = Grid.of(prediction.array.shape[: len(truth.shape)], prediction.metadata)
+    grid = Grid.of(shape[: len(truth.shape)], stated)
     return placed(grid, truth.metadata, known, truth.shape, trusted=trusted)
 
 

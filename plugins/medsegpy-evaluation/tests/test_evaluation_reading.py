@@ -201,6 +201,28 @@ def test_other_formats_without_a_channel_axis(register, tmp_path):
         found(labels + liver * 2)
 
 
+def test_predictions_of_one_slice_may_be_2d(register, tmp_path):
+    mask = np.random.default_rng(0).random((9, 8, 1, 2)) < 0.4
+    mask[..., 1] &= ~mask[..., 0]
+    dicts = write_slices(tmp_path / "data", np.zeros((9, 8, 1), np.float32), mask.astype(np.uint8), subject_id=1)
+    dataset = register(dicts, ["x", "y"])
+    labels = (mask[..., 0] + 2 * mask[..., 1]).astype(np.uint8)
+    for arrays in (
+        {"probs": mask.astype(np.float32)},
+        {"probs": mask[:, :, 0].astype(np.float32)},
+        {"labels": labels},
+        {"labels": labels[:, :, 0]},
+    ):
+        save(tmp_path / "p" / "0000001_V00.h5", **arrays)
+        assert dice(dataset, tmp_path / "p") == {"x": 1, "y": 1}
+    for array in (mask[:, :, 0, 1], mask[:, :, :, 1]):
+        save(tmp_path / "p" / "0000001_V00.h5", probs=array.astype(np.float32))
+        assert dice(dataset, tmp_path / "p", categories=[1]) == {"y": 1}
+    save(tmp_path / "p" / "0000001_V00.h5", probs=mask[:, :, 0].transpose(1, 0, 2).astype(np.float32))
+    with pytest.raises(PredictionsError, match="shape"):
+        dice(dataset, tmp_path / "p")
+
+
 def test_a_reader_that_fails_names_the_file(register, tmp_path):
     register_reader(NpyReader(), replace=True)
     dataset = register(a_volume(tmp_path, binary(1)), ["x"])
