@@ -143,10 +143,11 @@ def check_headers_only(reader: Reader, record: Record, folder: Path) -> None:
     if size < LARGE:
         raise NotCheckableError(f"the image has {size} bytes; to tell data from headers it needs {LARGE}")
     advice = "read the header in open(), and data in __getitem__"
-    require(peak < size / 2, f"opening takes {peak} bytes of memory, and the image has {size}: {advice}")
+    # Reading all takes `size`; the rest is room for the buffers of a decompressor (in Python 3.12 those of gzip grew).
+    require(peak < size * 3 / 4, f"opening takes {peak} bytes of memory, and the image has {size}: {advice}")
     stored = sum(path.stat().st_size for path in files_of(fresh))
     if stored >= LARGE:
-        require(read < stored / 2, f"opening reads {read} bytes of files that have {stored}: {advice}")
+        require(read < stored * 3 / 4, f"opening reads {read} bytes of files that have {stored}: {advice}")
 
 
 def _open_only(reader: Reader, record: Record) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
 import os
@@ -25,6 +24,8 @@ __all__ = ["Header", "current_header", "fresh_header", "is_nifti", "read_header"
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _MAGIC_AT: Final = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}  # by the size of the header
 _PAIR_AT: Final = {348: (344, b"ni1\0"), 540: (4, b"ni2\0\r\n\x1a\n")}
+_GZIP_WBITS: Final = zlib.MAX_WBITS | 16
+_STEP: Final = 4096  # bytes of a gzip file that are read at once for its header
 _MOST_DEFLATED: Final = 1032  # bytes that a byte of a gzip file can become
 _MILLIMETRES: Final = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _HEAD: Final = 544  # bytes: the larger header, and the four behind it
@@ -149,9 +150,26 @@ def _head(descriptor: int) -> tuple[bool, bytes]:
     head = os.pread(descriptor, _HEAD, 0)
     if not head.startswith(_GZIP_MAGIC):
         return False, head
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    with os.fdopen(descriptor, "rb", closefd=False) as packed, gzip.open(packed) as unpacked:
-        return True, unpacked.read(_HEAD)
+    return True, _unpacked_head(descriptor)
+
+
+def _unpacked_head(descriptor: int) -> bytes:
+    """Return the first bytes of what a gzip file holds. The module `gzip` would read 128 KiB for them."""
+    head, packed, position, begins = b"", b"", 0, False
+    inflater = zlib.decompressobj(_GZIP_WBITS)
+    while len(head) < _HEAD:
+        if not packed:
+            packed = os.pread(descriptor, _STEP, position)
+            position += len(packed)
+            if not packed:
+                break
+        if begins and not (packed := packed.lstrip(b"\0")):  # zeros may follow a member
+            continue
+        head += inflater.decompress(packed, _HEAD - len(head))
+        packed, begins = inflater.unconsumed_tail, inflater.eof
+        if begins:  # a file may have several members
+            packed, inflater = inflater.unused_data, zlib.decompressobj(_GZIP_WBITS)
+    return head
 
 
 def _size_of(head: bytes) -> int | None:
