@@ -16,7 +16,7 @@ from medsegpy_core.errors import DataWarning, DuplicateNameError, ReadError, Rec
 from medsegpy_core.naming import parse_identity
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import all_readers, named_reader
-from medsegpy_core.records import Record, ScanKey, augmentation_in_name, own_dataset
+from medsegpy_core.records import LAYOUT_KEYS, Record, ScanKey, augmentation_in_name, own_dataset
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import DatasetDict, Reader
@@ -30,8 +30,6 @@ __all__ = [
     "make_records",
     "scan_directory",
 ]
-
-_LAYOUT_KEYS = ("label_map", "trust_geometry", "image_axes", "sem_seg_axes")
 
 
 def datasets_root() -> Path:
@@ -150,8 +148,9 @@ class _RecordMaker:
         record = _absolute(Record.from_dict(d, dataset, index), self._root)
         if dataset in self._containers:
             self._containers[dataset].check(record)
-        if layout := {key: value for key, value in self._layouts[dataset].items() if key not in record.extra}:
+        if layout := {key: value for key, value in self._layouts[dataset].items() if record.extra.get(key) is None}:
             record = record.with_extra(layout)
+        _check_labels(record)
         if dataset and d.get("augmentation") is None and augmentation_in_name(d) is None:
             tag = default_manager().tag_augmentation(dataset, record)
             record = evolve(record, augmentation=tag) if tag else record
@@ -174,8 +173,23 @@ def _layout(dataset: str) -> dict[str, Any]:
     if not dataset:
         return {}
     metadata = MetadataCatalog.get(dataset)
-    values = {key: metadata.get(key) for key in _LAYOUT_KEYS}
-    return {key: value for key, value in values.items() if value is not None}
+    values = {key: metadata.get(key) for key in LAYOUT_KEYS}
+    # Arrays, which metadata may hold, would make records that cannot be compared.
+    return {
+        key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items() if value is not None
+    }
+
+
+def _check_labels(record: Record) -> None:
+    """Raise `RecordError` if what a dict and the metadata say of label values does not fit together."""
+    extra = record.extra
+    values, ignored = extra.get("label_values"), extra.get("ignore_values")
+    if (values or ignored) and extra.get("label_map") is None:
+        key = "label_values" if values else "ignore_values"
+        raise RecordError(
+            f"{record.where()} has {key}={extra[key]!r}, which speaks of a label map. Declare label_map=True as well "
+            "(or label_map=False, if its masks have a channel for each category)."
+        )
 
 
 def _absolute(record: Record, root: Path) -> Record:

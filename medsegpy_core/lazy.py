@@ -1,12 +1,10 @@
-"""Views of lazy arrays: other axis orders, integer label maps as channels."""
+"""Views of lazy arrays: other axis orders."""
 
 from __future__ import annotations
 
 import operator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegpy_core.errors import CategoryError, ReadError
 from medsegpy_core.typing import LazyArray, Selection
 
 if TYPE_CHECKING:
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
 
     from medsegpy_core.typing import Array
 
-__all__ = ["AxesView", "LabelMapView", "basic_selection", "full_selection", "read_into"]
+__all__ = ["AxesView", "View", "basic_selection", "full_selection", "read_into"]
 
 
 def read_into(array: LazyArray, selection: Selection, out: Array) -> None:
@@ -77,8 +75,8 @@ def _axis_selection(item: Any, size: int) -> tuple[slice, Any]:
     return slice(index, index + 1), 0
 
 
-class _View:
-    """What both views share: `__getitem__` by way of `read_into`."""
+class View:
+    """What all views share: `__getitem__` by way of `read_into`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -93,10 +91,11 @@ class _View:
         return np.asarray(out[rest], order="C")  # not ascontiguousarray, which makes an axis of none
 
     def read_into(self, selection: Selection, out: Array) -> None:
+        """Read a box, see `read_into`."""
         raise AssertionError("every view has its own")
 
 
-class AxesView(_View):
+class AxesView(View):
     """A lazy array with its axes in another order, some taken at one position and left out, unit axes put in.
 
     Args:
@@ -146,66 +145,8 @@ class AxesView(_View):
         packed = getattr(self._array, "packed", None)
         return None if packed is None else AxesView(packed, self._order, self._at.start)
 
-
-class LabelMapView(_View):
-    """An integer mask seen as binary channels: value v is channel v-1, 0 is none.
-
-    Args:
-        array: The integers, of the image's rank.
-        channels: How many channels there are; None: as many as the largest value needs, which is found by
-            reading the whole mask once.
-        path: The file, for messages.
-    """
-
-    def __init__(self, array: LazyArray, channels: int | None, path: Path):
-        import numpy as np
-
-        self.labels = array
-        self.path = path
-        self.known_channels = channels
-        self._found: int | None = None
-        self.dtype = np.dtype(np.uint8)
-        if array.dtype.kind not in "iub":
-            raise ReadError(f"'label_map' needs a mask of integers, found {array.dtype}", path)
-
     @property
-    def channels(self) -> int:
-        """The number of channels."""
-        if self.known_channels is not None:
-            return self.known_channels
-        if self._found is None:
-            self._found = int(self.labels[...].max(initial=0))
-        return self._found
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The shape of the integers, and the channels."""
-        return (*self.labels.shape, self.channels)
-
-    def read_into(self, selection: Selection, out: Array) -> None:
-        """Read a box, see `read_into`."""
-        import numpy as np
-
-        values = self.read_labels(selection[:-1])
-        first = selection[-1].start
-        for channel in range(first, selection[-1].stop):
-            np.equal(values, channel + 1, out=out[..., channel - first], casting="unsafe")
-
-    def read_labels(self, selection: Selection) -> Array:
-        """Read the integers of a box.
-
-        Raises:
-            CategoryError: A value needs a channel that there is not.
-            ReadError: A value is negative.
-        """
-        values = self.labels[selection]
-        if self.known_channels is not None and (largest := int(values.max(initial=0))) > self.known_channels:
-            raise CategoryError(
-                f"{self.path}: the label map holds the value {largest}, which is channel {largest - 1}, but the "
-                f"metadata's category_ids know {self.known_channels} channels (values 1 to {self.known_channels}). Add "
-                "the "
-                "category, or leave 'label_map' out if these are not label values."
-            )
-        if values.dtype.kind == "i" and (smallest := int(values.min(initial=0))) < 0:
-            raise ReadError(f"the label map holds the value {smallest}; labels are 0 (none), 1, 2, ...", self.path)
-        return values
+    def packed_unknown(self) -> LazyArray | None:
+        """The bit field behind a packed mask with unknown voxels, in the same axis order; None for other masks."""
+        packed = getattr(self._array, "packed_unknown", None)
+        return None if packed is None else AxesView(packed, self._order, self._at.start)

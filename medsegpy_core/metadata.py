@@ -15,8 +15,8 @@ from medsegpy_core.errors import MetadataError, closest_match
 from medsegpy_core.geometry import has_length, stated
 from medsegpy_core.locks import ForkSafeLock
 from medsegpy_core.metadata_layers import Layer, SetValues, resolve
-from medsegpy_core.metadata_values import IDENTITY_KEYS, KNOWN_KEYS, LAYOUT_KEYS, REQUIRED_KEYS, copied, same
-from medsegpy_core.records import Record
+from medsegpy_core.metadata_values import IDENTITY_KEYS, KNOWN_KEYS, REQUIRED_KEYS, copied, same
+from medsegpy_core.records import LAYOUT_KEYS, Record
 
 __all__ = ["Metadata", "MetadataView"]
 
@@ -90,7 +90,7 @@ class MetadataView:
 
         Args:
             scan: A dataset dict, the inputs of `inference`, or a record. ``scan_spacing`` is the spacing of this
-                scan; `label_map`, `image_axes` and `sem_seg_axes` count as they are.
+                scan; `label_map`, `image_axes` and the other keys of the file's layout count as they are.
             file: What the file itself says, as in `OpenScan.metadata`.
             axes: How many values a spacing may have. None: three, or two if `scan` says that it has one slice, or
                 nothing of its size.

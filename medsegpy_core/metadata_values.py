@@ -9,12 +9,11 @@ from typing import Any
 
 from medsegpy_core.categories import normalize_category_id, normalize_category_ids
 from medsegpy_core.errors import CategoryError, MetadataError
-from medsegpy_core.records import check_axes
+from medsegpy_core.records import LABEL_CHECKS, check_axes
 
 __all__ = [
     "IDENTITY_KEYS",
     "KNOWN_KEYS",
-    "LAYOUT_KEYS",
     "REQUIRED_KEYS",
     "check_together",
     "check_value",
@@ -25,9 +24,6 @@ __all__ = [
 ]
 
 REQUIRED_KEYS = ("scan_root", "category_ids", "categories", "category_id_to_contiguous_id", "evaluator_type")
-
-# These keys of a dataset dict override the metadata as they are called.
-LAYOUT_KEYS = frozenset(("label_map", "trust_geometry", "image_axes", "sem_seg_axes"))
 
 # These begin with `scan_`, but say which scan it is: they override nothing.
 IDENTITY_KEYS = frozenset(("scan_id", "scan_num_slices"))
@@ -159,6 +155,10 @@ def _are_contiguous(value: Any) -> bool:
     return whole and sorted(numbers) == list(range(len(numbers)))
 
 
+def _on_plain(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: fits(_plain(value))
+
+
 _AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
 
 # key -> (what its value must satisfy, that in words).
@@ -178,7 +178,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "category_abbreviations": (lambda value: _all(value, _is_text), "a list of abbreviations"),
     "category_colors": (lambda value: _all(value, _is_color), "a list of (R, G, B), each from 0 to 255"),
     "collection": (_is_text, "the name of a collection of subjects"),
-    "label_map": (lambda value: isinstance(value, bool), "True or False"),
+    **{key: (_on_plain(fits), expected) for key, (fits, expected) in LABEL_CHECKS.items()},
     "trust_geometry": (lambda value: isinstance(value, bool), "True or False"),
     "contained": (lambda value: isinstance(value, bool), "True or False"),
     "image_axes": _AXES,

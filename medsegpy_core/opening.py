@@ -5,18 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
 
-from medsegpy_core.categories import normalize_category_ids, required_channels
+from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import DataWarning, GeometryError, MedSegPyError, ReadError
 from medsegpy_core.geometry import ERROR_VOXELS, WARNING_VOXELS, Grid, corner_offset, describe, same_spacing, stated
-from medsegpy_core.lazy import AxesView, LabelMapView
+from medsegpy_core.lazy import AxesView
+from medsegpy_core.masks import AnnotatedView, LabelMapView, Labels, annotated_channels
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
 from medsegpy_core.typing import (
+    CategoryId,
     DatasetDict,
     LazyArray,
     OpenScan,
@@ -25,7 +28,7 @@ from medsegpy_core.typing import (
     StatesMaskGrid,
 )
 
-__all__ = ["CanonicalScan", "GeometryCheck", "label_channels", "open_record", "open_scan"]
+__all__ = ["CanonicalScan", "GeometryCheck", "declared_categories", "open_record", "open_scan"]
 
 
 @frozen
@@ -34,7 +37,7 @@ class CanonicalScan:
 
     Attributes:
         image: H x W for a slice, H x W x D for a volume; with a last axis K where there are several channels.
-        mask: H x W [x D] x C, binary; None: unlabelled.
+        mask: H x W [x D] x C, with 0 and 1, and 255 where it is unknown; None: unlabelled.
         metadata: What the file itself says, ``spacing`` and ``affine`` for example, for the axes H, W, D.
         detached: Whether the arrays may be used after the context has ended, see `OpenScan`.
     """
@@ -74,34 +77,37 @@ def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[Canonica
 
     (record,) = make_records([dataset_dict], [dataset])
     geometry = GeometryCheck.of([record.dataset])
-    with open_record(record, find_reader(record), label_channels(record.dataset), geometry) as scan:
+    with open_record(record, find_reader(record), declared_categories(record.dataset), geometry) as scan:
         yield scan
 
 
-def label_channels(dataset: str) -> int | None:
-    """Return how many channels a label map of this dataset has, by its metadata; None: they do not say."""
+def declared_categories(dataset: str) -> tuple[CategoryId, ...] | None:
+    """Return the `category_ids` of a dataset, which say what the values of its label maps mean; None: it has none."""
     from medsegpy_core.catalog import MetadataCatalog
 
     category_ids = MetadataCatalog.get(dataset).get("category_ids") if dataset else None
-    return None if category_ids is None else required_channels(normalize_category_ids(category_ids))
+    return None if category_ids is None else normalize_category_ids(category_ids)
 
 
 @contextmanager
 def open_record(
-    record: Record, reader: Reader, channels: int | None = None, geometry: GeometryCheck | None = None
+    record: Record,
+    reader: Reader,
+    category_ids: Sequence[CategoryId] | None = None,
+    geometry: GeometryCheck | None = None,
 ) -> Iterator[CanonicalScan]:
     """Open a record with a reader that is known.
 
     Args:
         record: The record.
         reader: Its reader.
-        channels: How many channels a label map has; None: as many as its largest value needs.
+        category_ids: What `declared_categories` returns for its dataset.
         geometry: Compares what files state of their geometry; None: a new one, which knows no metadata.
     """
     try:
         with ExitStack() as stack:
             scan = _entered(stack, reader, record)
-            yield canonical(scan, record, channels, geometry or GeometryCheck())
+            yield canonical(scan, record, category_ids, geometry or GeometryCheck())
     except ReadError as error:
         # Errors while data are read come here too. Who reads knows the file, but not of which dataset it is.
         error.element = error.element or record.where()
@@ -120,7 +126,10 @@ def _entered(stack: ExitStack, reader: Reader, record: Record) -> OpenScan:
 
 
 def canonical(
-    scan: OpenScan, record: Record, channels: int | None, geometry: GeometryCheck | None = None
+    scan: OpenScan,
+    record: Record,
+    category_ids: Sequence[CategoryId] | None,
+    geometry: GeometryCheck | None = None,
 ) -> CanonicalScan:
     """Bring what a reader opened into the canonical axis order, and check that image and mask fit together.
 
@@ -136,7 +145,7 @@ def canonical(
     metadata = geometry.image(scan, record, depth)
     if scan.mask is None:
         return CanonicalScan(image, None, metadata, detached)
-    mask = _mask(scan.mask, record, spatial, channels)
+    mask = _mask(scan.mask, record, spatial, category_ids, geometry)
     if image.shape[:spatial] != mask.shape[:spatial]:
         raise ReadError(
             f"the mask is {_by(mask.shape[:spatial])}, but the image in {record.file_name} is "
@@ -156,15 +165,15 @@ class GeometryCheck:
 
     Attributes:
         spacings: The spacing in the metadata of each dataset that has one.
-        report: Called with the message and the file of each contradiction instead. No `GeometryError` is raised then.
+        report: Called with kind, message and file of each contradiction instead. No `GeometryError` is raised then.
     """
 
     spacings: Mapping[str, Sequence[float]] = field(factory=dict)
-    report: Callable[[str, Path], None] | None = None
+    report: Callable[[str, str, Path], None] | None = None
     _warned: set[tuple[str, str]] = field(factory=set)
 
     @classmethod
-    def of(cls, datasets: Iterable[str], report: Callable[[str, Path], None] | None = None) -> GeometryCheck:
+    def of(cls, datasets: Iterable[str], report: Callable[[str, str, Path], None] | None = None) -> GeometryCheck:
         """Look up the spacings in the metadata of datasets."""
         from medsegpy_core.catalog import MetadataCatalog
 
@@ -184,7 +193,7 @@ class GeometryCheck:
         if isinstance(scan, StatesContradictions):
             found += scan.contradictions
         for message in found:
-            self._report("itself", f"the file contradicts itself: {message}", record, record.file_name)
+            self.tell("itself", record, record.file_name, f"the file contradicts itself: {message}")
         spacing, known = metadata.get("spacing"), self.spacings.get(record.dataset)
         # A value of the dict is there to override the file's.
         if spacing is None or known is None or len(known) != len(spacing) or "scan_spacing" in record.scan:
@@ -192,7 +201,7 @@ class GeometryCheck:
         if not same_spacing(known, spacing):
             here, there = (" x ".join(f"{size:.5g}" for size in sizes) for sizes in (spacing, known))
             text = f"the file says a spacing of {here} mm, which counts, but the metadata say {there} mm"
-            self._report("metadata", text, record, record.file_name)
+            self.tell("metadata", record, record.file_name, text)
         return metadata
 
     def compare(self, shape: Sequence[int], image: Mapping[str, Any], mask: Mapping[str, Any], record: Record) -> None:
@@ -221,11 +230,12 @@ class GeometryCheck:
         )
         if offset > ERROR_VOXELS and self.report is None:
             raise GeometryError(text, path)
-        self._report("mask", text, record, path)
+        self.tell("mask", record, path, text)
 
-    def _report(self, kind: str, text: str, record: Record, path: Path) -> None:
+    def tell(self, kind: str, record: Record, path: Path, text: str) -> None:
+        """Report what a file says that contradicts something, once a dataset and kind."""
         if self.report is not None:
-            self.report(text, path)
+            self.report(kind, text, path)
         elif (record.dataset, kind) not in self._warned:
             self._warned.add((record.dataset, kind))
             more = " Other files of this dataset may say such things too; `medsegpy datasets check` lists them."
@@ -248,7 +258,9 @@ def _image(array: LazyArray, record: Record, spatial: int) -> LazyArray:
     return _reordered(array, axes + "C" if several and "C" not in axes else axes, record, "image_axes")
 
 
-def _mask(array: LazyArray, record: Record, spatial: int, channels: int | None) -> LazyArray:
+def _mask(
+    array: LazyArray, record: Record, spatial: int, category_ids: Sequence[CategoryId] | None, geometry: GeometryCheck
+) -> LazyArray:
     path = record.sem_seg_file or record.file_name
     axes = record.extra.get("sem_seg_axes")
     if axes is not None:
@@ -268,8 +280,11 @@ def _mask(array: LazyArray, record: Record, spatial: int, channels: int | None) 
         )
     if label_map:
         flat = array if rank == spatial else AxesView(array, tuple(range(spatial)))
-        return LabelMapView(flat, channels, path)
-    return array if rank > spatial else AxesView(array, (*range(spatial), None))
+        labels = Labels.of(record, category_ids)
+        return LabelMapView(flat, labels, path, partial(geometry.tell, "labels", record, path))
+    mask = array if rank > spatial else AxesView(array, (*range(spatial), None))
+    annotated = annotated_channels(record)
+    return mask if annotated is None else AnnotatedView(mask, annotated, path)
 
 
 def _reordered(array: LazyArray, axes: str, record: Record, key: str) -> LazyArray:

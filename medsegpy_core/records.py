@@ -14,10 +14,11 @@ from typing import Any, Literal
 from attrs import evolve, field, frozen
 from attrs.converters import optional
 
-from medsegpy_core.errors import RecordError
+from medsegpy_core.categories import normalize_category_ids
+from medsegpy_core.errors import CategoryError, RecordError
 from medsegpy_core.naming import parse_identity, parse_slice_name
 
-__all__ = ["Record", "ScanKey", "augmentation_in_name", "check_axes", "own_dataset"]
+__all__ = ["LABEL_CHECKS", "LAYOUT_KEYS", "Record", "ScanKey", "augmentation_in_name", "check_axes", "own_dataset"]
 
 # (dataset, scan_id, augmentation): what a scan is. Originals and augmented copies never mix.
 ScanKey = tuple[str, str, int]
@@ -216,6 +217,34 @@ def check_axes(axes: Any) -> bool:
     return isinstance(axes, str) and set("HW") <= set(axes) <= set("HWDC") and len(set(axes)) == len(axes)
 
 
+def _are_ints(value: Any) -> bool:
+    whole = isinstance(value, list | tuple) and all(isinstance(v, Integral) and not isinstance(v, bool) for v in value)
+    return whole and len(set(value)) == len(value)
+
+
+def _are_labels(value: Any) -> bool:
+    return _are_ints(value) and len(value) > 0 and min(value) > 0
+
+
+def _are_category_ids(value: Any) -> bool:
+    try:
+        normalize_category_ids(value)
+    except CategoryError:
+        return False
+    return True
+
+
+# What says how masks are to be understood: key -> (what it must satisfy, that in words).
+LABEL_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "label_map": (lambda v: isinstance(v, bool), "True or False"),
+    "label_values": (_are_labels, "the value of each channel, whole numbers from 1 that differ, as in (17, 2035)"),
+    "ignore_values": (_are_ints, "whole numbers that differ, as in (255,)"),
+    "annotated": (_are_category_ids, "a list of category ids: ints and tuples of ints"),
+}
+# What describes the files, in dataset dicts and in metadata.
+LAYOUT_KEYS = (*LABEL_CHECKS, "trust_geometry", "image_axes", "sem_seg_axes")
+
+
 def _is_int(minimum: int) -> Callable[[Any], bool]:
     # Asking an abstract class is slow; nearly all are plain ints.
     return lambda v: (
@@ -259,14 +288,14 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "reader": (_is_text, "the name of a reader"),
     "image_key": (_is_image_key, "a path inside the file, or a tuple of them"),
     "sem_seg_key": (_is_text, "a path inside the file"),
-    "label_map": _BOOL,
+    **LABEL_CHECKS,
     "trust_geometry": _BOOL,
     "image_axes": _AXES,
     "sem_seg_axes": _AXES,
 }
 _REQUIRED = {"slice": ("file_name", "scan_id", "slice_id", "scan_num_slices"), "volume": ("file_name", "scan_id")}
 # The layout keys stay in `extra`: they describe the file, and a reader looks them up there.
-_TYPED = _CHECKS.keys() - {"label_map", "trust_geometry", "image_axes", "sem_seg_axes"}
+_TYPED = _CHECKS.keys() - set(LAYOUT_KEYS)
 
 
 def _check(d: Mapping[Any, Any], kind: str, dataset: str, index: int) -> None:

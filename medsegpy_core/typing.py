@@ -64,7 +64,7 @@ class OpenScan(Protocol):
 
     * ``image`` is H x W [x D] [x K], in stored axis order: D for a volume, K for several channels.
     * ``mask`` is H x W [x D] x C with 0 and 1; or of the image's rank without K: one binary class, or, where
-      the record says ``label_map``, integers of which v > 0 is channel v-1. None: unlabelled.
+      the record says ``label_map``, whole numbers of which v > 0 is channel v-1. None: unlabelled.
     * A reader whose files may store other axis orders returns the stored order; medsegpy_core transposes
       by ``image_axes`` and ``sem_seg_axes``.
     * An optional attribute ``detached = True`` says that the arrays hold no file open, may be used after the context

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from attrs import evolve, frozen
 
 from medsegpy_core.checking.findings import Checked
 from medsegpy_core.geometry import axis_codes, same_spacing
-from medsegpy_core.lazy import LabelMapView
-from medsegpy_core.loading.collate import check_binary
+from medsegpy_core.loading.collate import check_mask, slabs
 from medsegpy_core.loading.scans import Opener, Scan
+from medsegpy_core.masks import LabelMapView
 from medsegpy_core.naming import parse_slice_name
 from medsegpy_core.opening import CanonicalScan
 from medsegpy_core.readers import find_reader
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["check_scan"]
 
 T = TypeVar("T")
-
-_BYTES_AT_ONCE: Final = 256 << 20
 
 
 @frozen
@@ -91,7 +89,9 @@ def _check_element(record: Record, channels: int, result: Checked) -> _Form | No
     image_path, mask_path = record.file_name, record.sem_seg_file or record.file_name
 
     def read() -> _Form | None:
-        report = functools.partial(result.add, "geometry")
+        def report(kind: str, message: str, path: Path) -> None:
+            result.add("labels" if kind == "labels" else "geometry", message, path)
+
         with Opener.of([record], report=report).open(record) as opened:
             mask = opened.mask
             form = _noting_errors(image_path, result, lambda: _check_image(opened, record, result))
@@ -134,28 +134,16 @@ def _check_image(opened: CanonicalScan, record: Record, result: Checked) -> _For
 
 def _check_mask(mask: LazyArray, path: Path, channels: int, result: Checked) -> tuple[np.dtype[Any], int | None]:
     """Read a mask; returns its type and its number of channels, if it is no label map."""
-    if isinstance(mask, LabelMapView):
-        for start, stop in _slabs(mask.labels):
-            mask.read_labels((slice(start, stop), *(slice(0, n) for n in mask.labels.shape[1:])))
-        return mask.labels.dtype, None
-    for part in _parts(mask):
-        check_binary(part, path)
-    if mask.shape[-1] < channels:
+    found = check_mask(mask, path)
+    if found is not None and found < channels:
         need = f"the categories of the metadata need {channels} channels"
-        result.add("channels", f"{need}, but the mask has {mask.shape[-1]}", path)
-    return mask.dtype, mask.shape[-1]
-
-
-def _slabs(array: LazyArray) -> Iterator[tuple[int, int]]:
-    rows = array.shape[0]
-    row_bytes = max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize)
-    step = max(1, _BYTES_AT_ONCE // row_bytes)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+        result.add("channels", f"{need}, but the mask has {found}", path)
+    return (mask.array.dtype, None) if isinstance(mask, LabelMapView) else (mask.dtype, found)
 
 
 def _parts(array: LazyArray) -> Iterator[Any]:
     """Read an array, some rows at a time."""
-    return (array[start:stop] for start, stop in _slabs(array))
+    return (array[rows] for rows in slabs(array))
 
 
 def _compare(form: _Form, record: Record, first: _Form, one: Record, result: Checked) -> None:

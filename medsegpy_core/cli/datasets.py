@@ -176,7 +176,7 @@ def _print_counts(identity: Mapping[str, Any], counted: Mapping[str, Any], metad
     screen.print()
     if counted["voxels"] is not None:
         total = sum(counted["voxels"].values())
-        ids = metadata.get("category_ids") or range(len(counted["voxels"]))
+        ids = metadata.get("category_ids") or [name.removeprefix("channel ") for name in counted["voxels"]]
         voxels = [
             (str(category_id), name, n, f"{100 * n / total:.2f} %" if total else "-")
             for category_id, (name, n) in zip(ids, counted["voxels"].items(), strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import Factory, define
@@ -12,17 +12,20 @@ from attrs import Factory, define
 from medsegpy_core.catalog import MetadataCatalog, declared_augmentation
 from medsegpy_core.categories import channels_of, normalize_category_ids
 from medsegpy_core.datasets import load_records
+from medsegpy_core.lazy import full_selection
+from medsegpy_core.loading.collate import Collation, slabs
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
+from medsegpy_core.masks import LabelMapView
 from medsegpy_core.opening import CanonicalScan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from medsegpy_core.metadata import MetadataView
     from medsegpy_core.records import Record
     from medsegpy_core.typing import LazyArray
 
 __all__ = ["Survey", "survey"]
-
-_BYTES_AT_ONCE: Final = 256 * 2**20
 
 
 @define
@@ -133,9 +136,10 @@ def _survey_scan(
         like_it = len(scan.records) if fast else 1
         found.image_dtypes[str(opened.image.dtype)] += like_it
         if opened.mask is not None:
-            found.mask_dtypes[str(opened.mask.dtype)] += like_it
+            stored = opened.mask.array if isinstance(opened.mask, LabelMapView) else opened.mask
+            found.mask_dtypes[str(stored.dtype)] += like_it
             if not fast:
-                counts.add(opened.mask)
+                counts.add(opened.mask, record.sem_seg_file)
         if i == 0:
             height, width = opened.image.shape[:2]
             depth = opened.image.shape[2] if scan.is_volume else first.scan_num_slices or 0
@@ -159,17 +163,37 @@ class _VoxelCounts:
         self._names = [str(name) for name in metadata.get("categories") or ()]
         self._counts: Counter[int] = Counter()
 
-    def add(self, mask: LazyArray) -> None:
-        """Count the voxels of an H x W [x D] x C mask, a slab of rows at a time."""
-        shape = mask.shape
-        row_bytes = int(np.prod(shape[1:])) * mask.dtype.itemsize
-        step = max(1, _BYTES_AT_ONCE // max(1, row_bytes))
-        for start in range(0, shape[0], step):
-            rows = mask[start : start + step] > 0
-            ids = self._ids or tuple(range(rows.shape[-1]))
+    def add(self, mask: LazyArray, path: Path | None) -> None:
+        """Count the voxels of an H x W [x D] x C mask, some rows at a time; unknown ones are in no category."""
+        if isinstance(mask, LabelMapView):
+            self._add_labels(mask)
+            return
+        channels = mask.shape[-1]
+        collation = Collation(tuple(range(channels)))
+        ids = self._ids or collation.category_ids
+        for rows in slabs(mask):
+            values = np.empty((rows.stop - rows.start, *mask.shape[1:]), np.uint8)
+            collation.read(mask, (rows, *full_selection(mask.shape[1:-1])), values, path)
             for position, category_id in enumerate(ids):
-                present = [channel for channel in channels_of(category_id) if channel < rows.shape[-1]]
-                self._counts[position] += int(np.count_nonzero(rows[..., present].any(axis=-1)))
+                present = [channel for channel in channels_of(category_id) if channel < channels]
+                self._counts[position] += int(np.count_nonzero((values[..., present] == 1).any(axis=-1)))
+
+    def _add_labels(self, mask: LabelMapView) -> None:
+        """Count the values of a label map, each voxel once."""
+        labels, codes, found = mask.labels, mask.codes(), Counter[int]()
+        for rows in slabs(mask.array):
+            values = mask.read_labels((rows, *full_selection(mask.array.shape[1:])))
+            mask.coded(values, codes)
+            found.update(dict(zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)))
+        for value in labels.ignored:
+            found.pop(value, None)
+        channels = range(labels.channels if labels.channels is not None else max(found, default=0))
+        for position, category_id in enumerate(self._ids or channels):
+            members = [c for c in channels_of(category_id) if c in channels and labels.is_annotated(c)]
+            voxels = sum(found[labels.value_of(channel)] for channel in members)
+            # Where nothing is declared, only the values that there are count as channels.
+            if voxels or self._ids or labels.values is not None:
+                self._counts[position] += voxels
 
     def named(self) -> Counter[str]:
         """Return the counts by name."""

@@ -21,11 +21,12 @@ from medsegpy_core.drawing import Color, Upright, class_colors
 from medsegpy_core.errors import MedSegPyError, RecordError, UnknownNameError, closest_match
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
+from medsegpy_core.masks import LabelMapView
 
 if TYPE_CHECKING:
     from medsegpy_core.metadata import MetadataView
     from medsegpy_core.opening import CanonicalScan
-    from medsegpy_core.typing import Array, CategoryId, Selection
+    from medsegpy_core.typing import Array, CategoryId, LazyArray, Selection
 
 __all__ = ["command"]
 
@@ -136,7 +137,7 @@ class _Planes:
                     continue
                 channels = max(channels, opened.mask.shape[-1])
                 path = record.sem_seg_file
-                for box in self._boxes(opened.mask.shape):
+                for box in self._boxes(self._stored(opened.mask)):
                     out = np.empty((*(part.stop - part.start for part in box), 1), np.uint8)
                     Collation((tuple(range(opened.mask.shape[-1])),)).read(opened.mask, box, out, path)
                     any_class = (out == 1).any(axis=(0, 1, -1))
@@ -163,6 +164,11 @@ class _Planes:
         else:
             with self._opener.open(self._scan.records[position]) as opened:
                 yield opened
+
+    @staticmethod
+    def _stored(mask: LazyArray) -> Sequence[int]:
+        """Return the shape of what is read of a mask: of a label map, one value a voxel."""
+        return (*mask.array.shape, 1) if isinstance(mask, LabelMapView) else mask.shape
 
     @staticmethod
     def _boxes(shape: Sequence[int]) -> Iterator[Selection]:

@@ -16,7 +16,8 @@ __all__ = ["BITFIELD", "FORMAT", "Said", "what_it_says"]
 
 BITFIELD: Final = "medsegpy_bitfield"
 FORMAT: Final = "medsegpy_format"
-_NEWEST_FORMAT: Final = 1
+# Bytes of channels for each eight of them, by format: 2 has the bits of unknown channels as well.
+_BYTES_OF_FORMAT: Final = {1: 1, 2: 2}
 
 
 @frozen
@@ -104,12 +105,14 @@ def _bitfield(dataset: Any, vetted: Vetted, path: str, key: str) -> int | None:
     count = float(channels.flat[0]) if channels.size == 1 else 0.0
     format_ = _numbers(dataset, FORMAT)
     number = 1.0 if format_ is None or format_.size != 1 else float(format_.flat[0])
-    if number != _NEWEST_FORMAT:
+    if number not in _BYTES_OF_FORMAT:
         raise ReadError(f"packed in format {number:g}, which a newer medsegpy_core reads", path, key)
-    if count < 1 or count != int(count) or vetted.dtype != np.uint8 or vetted.shape[-1] != -(-int(count) // 8):
+    size = _BYTES_OF_FORMAT[int(number)]
+    if count < 1 or count != int(count) or vetted.dtype != np.uint8 or vetted.shape[-1] != size * -(-int(count) // 8):
+        many = "one uint8" if size == 1 else "two uint8 (format 2)"
         raise ReadError(
             f"{BITFIELD} says {count:g} channels in bits, but it holds {vetted.dtype} of shape {vetted.shape}; the "
-            "last axis of a bit field holds one uint8 for every eight channels",
+            f"last axis of a bit field holds {many} for every eight channels",
             path,
             key,
         )

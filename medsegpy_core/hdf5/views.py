@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medsegpy_core.hdf5.array import LazyReads
+from medsegpy_core.hdf5.bitfield import expand_bits
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.places import Place
@@ -62,6 +63,12 @@ class AtIndex(LazyReads):
         return None if packed is None else AtIndex(packed, self._axis, self._at.start)
 
     @property
+    def packed_unknown(self) -> LazyArray | None:
+        """The bit field behind a packed mask with unknown voxels; None for other arrays."""
+        packed = getattr(self._base, "packed_unknown", None)
+        return None if packed is None else AtIndex(packed, self._axis, self._at.start)
+
+    @property
     def channels(self) -> int:
         """The size of the last axis."""
         return self.shape[-1]
@@ -98,39 +105,53 @@ class Stacked(LazyReads):
             self._arrays[k].read_into(selection[:-1], out[..., k - channels.start])
 
 
+def _bytes_of(channels: int) -> int:
+    return -(-channels // 8)
+
+
 class Bitfield(LazyReads):
     """A packed mask, expanded: channel c is bit c % 8, least significant first, of byte c // 8 of the last axis.
 
+    Where channels may be unknown, as many bytes again follow, with a bit set where a channel is unknown.
+
     Args:
-        packed: The bytes.
+        stored: The bytes.
         channels: How many channels they hold.
 
     Attributes:
-        packed: The bytes.
+        packed: The bytes; None: channels may be unknown.
+        packed_unknown: The bytes, where channels may be unknown; else None.
         channels: How many channels they hold.
     """
 
-    __slots__ = ("channels", "packed", "path")
+    __slots__ = ("_stored", "channels", "packed", "packed_unknown", "path")
 
-    def __init__(self, packed: LazyReads, channels: int):
-        self.packed = packed
+    def __init__(self, stored: LazyReads, channels: int):
+        self._stored = stored
+        twice = stored.shape[-1] == 2 * _bytes_of(channels)
+        self.packed = None if twice else stored
+        self.packed_unknown = stored if twice else None
         self.channels = channels
-        self.path = packed.path
+        self.path = stored.path
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape with one element per channel on the last axis."""
-        return (*self.packed.shape[:-1], self.channels)
+        return (*self._stored.shape[:-1], self.channels)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """uint8, with 0 and 1."""
+        """uint8, with 0 and 1, and 255 where a channel is unknown."""
         return np.dtype(np.uint8)
 
     def read_into(self, selection: Selection, out: Array) -> None:
         """Read a box into `out`, see `LazyReads.read_into`."""
         channels = selection[-1]
-        first = channels.start // 8
-        packed = self.packed[(*selection[:-1], slice(first, -(-channels.stop // 8)))]
-        bits = np.unpackbits(packed, axis=-1, bitorder="little")
+        first, stop, size = channels.start // 8, _bytes_of(channels.stop), _bytes_of(self.channels)
+        if self.packed is not None:
+            packed = self.packed[(*selection[:-1], slice(first, stop))]
+            bits = np.unpackbits(packed, axis=-1, bitorder="little")
+        else:
+            stored = self._stored[(*selection[:-1], slice(0, 2 * size))]
+            bits = expand_bits(stored[..., first:stop], stored[..., size + first : size + stop])
         out[...] = bits[..., channels.start - 8 * first : channels.stop - 8 * first]

@@ -18,7 +18,7 @@ from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box, read_padded
 from medsegpy_core.loading.plan import Element
-from medsegpy_core.loading.sources import Source, unlabelled_value
+from medsegpy_core.loading.sources import Source
 from medsegpy_core.loading.windows import Windows
 
 if TYPE_CHECKING:
@@ -206,14 +206,11 @@ class BatchMaker:
             return
         read_padded(lambda part, out: source.read(part, out, None), shape, box, self.pad_mode, image)
         if mask is not None:
+            part_of_mask = self.predicted_box(box)
+            depths = range(part_of_mask.window[2].start, part_of_mask.window[2].stop)
+            padding = source.padding(depths, mask.dtype) if self.pad_mode == "constant" else None
             read_padded(
-                lambda part, out: source.read(part, None, out),
-                shape,
-                self.predicted_box(box),
-                self.pad_mode,
-                mask,
-                self.collation.background,
-                unlabelled_value(mask),
+                lambda part, out: source.read(part, None, out), shape, part_of_mask, self.pad_mode, mask, padding
             )
 
     def _as_images(self, images: Array, size: tuple[int, ...], channels: int | None) -> Array:

@@ -11,7 +11,7 @@ from medsegpy_core.loading.checks import by_dataset, check_leakage, config_datas
 from medsegpy_core.loading.loaders import BUILT_IN
 from medsegpy_core.loading.scans import group_scans
 from medsegpy_core.loading.setup import role_dataset
-from medsegpy_core.opening import GeometryCheck, label_channels, open_record
+from medsegpy_core.opening import GeometryCheck, declared_categories, open_record
 from medsegpy_core.readers import find_reader
 from medsegpy_core.registry import Registry
 from medsegpy_core.specs import LoaderOptions, LoaderRequest, LoaderSpec
@@ -169,9 +169,9 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
             "one with open_scan."
         )
     images, masks = [], []
-    channels, geometry = label_channels(name), GeometryCheck.of([name])
+    category_ids, geometry = declared_categories(name), GeometryCheck.of([name])
     for record in scan.records:
-        with open_record(record, find_reader(record), channels, geometry) as opened:
+        with open_record(record, find_reader(record), category_ids, geometry) as opened:
             images.append(opened.image[...])
             masks.append(opened.mask[...] if opened.mask is not None else None)
     if scan.is_volume:

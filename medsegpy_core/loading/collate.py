@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from attrs import frozen
 
 from medsegpy_core.categories import channels_of, required_channels
-from medsegpy_core.errors import CategoryError, ReadError
+from medsegpy_core.errors import CategoryError, RecordError
 from medsegpy_core.hdf5.kernels import MOST_CATEGORIES, MOST_CHANNELS, collate_voxels
 from medsegpy_core.hdf5.places import Place, place_of
-from medsegpy_core.lazy import LabelMapView, read_into
-from medsegpy_core.loading.voxels import bit_table, convert_bits, convert_planes, convert_voxels, scratch
+from medsegpy_core.lazy import full_selection, read_into
+from medsegpy_core.loading.voxels import (
+    bit_table,
+    convert_bits,
+    convert_planes,
+    convert_voxels,
+    mark_unknown,
+    scratch,
+)
+from medsegpy_core.masks import (
+    AnnotatedView,
+    LabelMapView,
+    Labels,
+    ValueCodes,
+    check_binary,
+    unlabelled_value,
+    value_codes,
+)
 from medsegpy_core.typing import CategoryId, LazyArray, Selection
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Collation", "check_binary"]
+__all__ = ["Collation", "check_mask", "slabs"]
+
+_BYTES_AT_ONCE: Final = 256 << 20
 
 
 @frozen
@@ -30,10 +51,12 @@ class Collation:
         category_ids: The categories in their order; several channels are collated by logical OR, so that the mask
             stays binary where structures overlap.
         background: Whether "none of the selected" comes first.
+        unknown: Whether voxels may be unknown. Where they may not, a file that says so is refused.
     """
 
     category_ids: tuple[CategoryId, ...]
     background: bool = False
+    unknown: bool = True
 
     @property
     def channels(self) -> int:
@@ -46,24 +69,38 @@ class Collation:
         Args:
             mask: H x W [x D] x C of the file.
             selection: The box, without the channel axis.
-            out: Of the shape of the box and `channels`; set to 0 and 1.
+            out: Of the shape of the box and `channels`; set to 0 and 1, and to -1 (255 as uint8) where it is unknown.
             path: The file, for messages.
 
         Raises:
             CategoryError: A category needs a channel that the file does not have.
-            ReadError: The mask holds values other than 0 and 1.
+            ReadError: The mask holds values other than 0 and 1, or a label map values that are no labels.
+            RecordError: The mask is a bit field with unknown voxels, and there may be none.
         """
         if isinstance(mask, LabelMapView):
             self._read_labels(mask, selection, out, path)
             return
         self.check(mask.shape[-1], path)
-        packed = getattr(mask, "packed", None)
+        annotated = mask.annotated if isinstance(mask, AnnotatedView) else None
+        if isinstance(mask, AnnotatedView):
+            mask = mask.array
+        packed, packed_unknown = getattr(mask, "packed", None), getattr(mask, "packed_unknown", None)
+        if packed_unknown is not None:
+            self._read_unknown_bits(packed_unknown, mask.shape[-1], annotated, selection, out, path)
+            return
         if packed is not None:
             bits = _read(packed, selection)
+            if annotated is not None:
+                bits &= _bits_of(annotated, mask.shape[-1])
             if not self._collated(bits, True, out):
                 convert_voxels(bits, self._convert_bits, out, self.background)
         else:
-            self.collate(_read(mask, selection), out, path)
+            planes = _read(mask, selection)
+            if annotated is not None:
+                planes[..., [c for c in range(mask.shape[-1]) if c not in annotated]] = 0
+            self.collate(planes, out, path)
+        if annotated is not None:
+            mark_unknown(out, self.partly_annotated(annotated), self.background)
 
     def collate(self, planes: Array, out: Array, path: Path | None = None) -> None:
         """Collate channels: `planes` (... x channels of the file, C-contiguous) into `out` (... x `channels`).
@@ -87,7 +124,7 @@ class Collation:
         """Say where a box of a mask lies in a file, and how many channels a voxel has there, a byte each; None: the
         bits of one byte. None for both where compiled kernels do not collate such a mask."""
         # A label map is not asked for its shape: it may have to be read whole to know its channels.
-        if isinstance(mask, LabelMapView) or not self._has_table:
+        if isinstance(mask, LabelMapView | AnnotatedView) or not self._has_table:
             return None
         packed = getattr(mask, "packed", None)
         stored: LazyArray = mask if packed is None else packed
@@ -126,42 +163,125 @@ class Collation:
                     "and the metadata's category_ids."
                 )
 
+    def empty(self, annotated: frozenset[int] | None, dtype: np.dtype[Any]) -> Array:
+        """Return what a voxel becomes in which nothing is: a row of `channels`.
+
+        Args:
+            annotated: The channels that are annotated; None: all.
+            dtype: The type of the mask.
+        """
+        row = np.zeros(self.channels, dtype)
+        row[: int(self.background)] = 1
+        if annotated is not None:
+            mark_unknown(row, self.partly_annotated(annotated), self.background)
+        return row
+
+    def partly_annotated(self, annotated: frozenset[int]) -> Array:
+        """Return for each category whether it has channels that are not annotated."""
+        return np.array([not annotated.issuperset(channels_of(c)) for c in self.category_ids], np.bool_)
+
+    def _read_unknown_bits(
+        self,
+        packed: LazyArray,
+        channels: int,
+        annotated: frozenset[int] | None,
+        selection: Selection,
+        out: Array,
+        path: Path | None,
+    ) -> None:
+        """Collate a bit field that is followed by the bits of unknown channels."""
+        stored = _read(packed, selection)
+        size = stored.shape[-1] // 2
+        unknown = stored[..., size:]
+        if annotated is not None:
+            unknown = unknown | ~_bits_of(annotated, channels)
+        convert_bits(stored[..., :size] & ~unknown, out, self.category_ids, self.background)
+        marked = np.empty((*out.shape[:-1], len(self.category_ids)), np.uint8)
+        convert_bits(unknown, marked, self.category_ids, False)
+        if not marked.any():
+            return
+        if not self.unknown:
+            raise RecordError(
+                f"{path} has unknown voxels (masks hold -1 there). Train with keep_unlabelled=True, and a loss that "
+                "leaves them out."
+            )
+        mark_unknown(out, marked.view(np.bool_), self.background)
+
     def _read_labels(self, mask: LabelMapView, selection: Selection, out: Array, path: Path | None) -> None:
-        if mask.known_channels is not None:
-            self.check(mask.known_channels, path)
-        channels = required_channels(self.category_ids)
-        # What lies beyond the categories is none of them: the last row of the table.
-        # Widened first: the labels' own type may be too narrow for that number.
-        values = np.minimum(mask.read_labels(selection).astype(np.intp), channels + 1)
-        out[...] = self._label_table(channels, out.dtype)[values]
+        if mask.labels.channels is not None:
+            self.check(mask.labels.channels, path)
+        codes, rows = _label_table(self.category_ids, self.background, mask.labels, out.dtype)
+        found = mask.read_codes(selection, codes)[..., None]
 
-    def _label_table(self, channels: int, dtype: np.dtype[np.generic]) -> Array:
-        """Return the collated channels of each label value, 0 to `channels` + 1."""
-        table = np.zeros((channels + 2, self.channels), dtype)
-        planes = np.zeros((channels + 2, channels), np.uint8)
-        planes[1:-1] = np.eye(channels, dtype=np.uint8)
-        convert_planes(planes, table, self.category_ids, self.background)
-        return table
+        def convert(some: Array, target: Array) -> None:
+            # `mode` saves a copy of the output that the default would make to be able to raise.
+            np.take(rows, some[..., 0], axis=0, out=target, mode="clip")
 
-
-def check_binary(values: Array, path: Path | None) -> None:
-    """Raise `ReadError` if a mask holds anything but 0 and 1."""
-    if values.dtype == np.bool_ or values.size == 0:
-        return
-    unsigned = values.dtype.kind == "u"
-    wrong = bool(values.max() > 1) if unsigned else not bool(((values == 0) | (values == 1)).all())
-    if wrong:
-        raise ReadError(_not_binary(values), path)
+        plain = found.dtype == np.uint8 and out.flags.c_contiguous
+        if plain and self.channels <= MOST_CATEGORIES and collate_voxels(found, True, out, rows):
+            return
+        if plain and mask.labels.annotated is None:
+            convert_voxels(found, convert, out, self.background)
+        elif out.flags.c_contiguous:
+            convert(found, out)
+        else:
+            out[...] = rows[found[..., 0]]
 
 
-def _not_binary(values: Array) -> str:
-    found = np.unique(values)
-    if set(found.tolist()) <= {0, 255}:
-        return "the mask holds 0 and 255, expected 0 and 1: divide it by 255 when you write it"
-    shown = ", ".join(f"{v:g}" for v in found[:6].tolist()) + (", ..." if found.size > 6 else "")
-    labels = bool(((found >= 0) & (found == np.floor(found))).all())
-    hint = ". An integer label map needs label_map=True in the dataset dict or the metadata" if labels else ""
-    return f"the mask holds the values {shown}, expected 0 and 1{hint}"
+def slabs(array: LazyArray) -> Iterator[slice]:
+    """Yield the rows of an array, some at a time, so that no part is larger than 256 MB unless a row is."""
+    rows = array.shape[0]
+    row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
+    step = max(1, _BYTES_AT_ONCE // row_bytes)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def check_mask(mask: LazyArray, path: Path | None) -> int | None:
+    """Read a whole mask, and check its values.
+
+    Returns:
+        How many channels it has; None: it is a label map, and nothing declares how many.
+
+    Raises:
+        ReadError: It cannot be read, or holds values other than 0 and 1, or a label map values that are no labels.
+    """
+    if isinstance(mask, LabelMapView):
+        codes = mask.codes()
+        for rows in slabs(mask.array):
+            mask.read_codes((rows, *full_selection(mask.array.shape[1:])), codes)
+        return mask.labels.channels
+    collation = Collation(tuple(range(mask.shape[-1])))
+    for rows in slabs(mask):
+        out = np.empty((rows.stop - rows.start, *mask.shape[1:]), np.uint8)
+        collation.read(mask, (rows, *full_selection(mask.shape[1:-1])), out, path)
+    return mask.shape[-1]
+
+
+@functools.lru_cache(maxsize=64)
+def _label_table(
+    category_ids: tuple[CategoryId, ...], background: bool, labels: Labels, dtype: np.dtype[Any]
+) -> tuple[ValueCodes, Array]:
+    """Return codes for the values of a label map, and the collated categories of each code."""
+    selected = {labels.value_of(channel) for category_id in category_ids for channel in channels_of(category_id)}
+    known = sorted({*selected, *labels.ignored, *(labels.declared or ())})
+    codes = value_codes(tuple(known))
+    # A table of 256 rows is one that compiled kernels take.
+    rows = np.tile(Collation(category_ids, background).empty(labels.annotated, dtype), (max(256, codes.other + 1), 1))
+    code_of = {value: code for code, value in enumerate(known, 1)}
+    for position, category_id in enumerate(category_ids, int(background)):
+        for channel in filter(labels.is_annotated, channels_of(category_id)):
+            row = rows[code_of[labels.value_of(channel)]]
+            row[position] = 1
+            row[: int(background)] = 0
+    for value in labels.ignored:
+        rows[code_of[value]] = unlabelled_value(dtype)
+    return codes, rows
+
+
+def _bits_of(channels: frozenset[int], count: int) -> Array:
+    """Return channels as the bits of a bit field with `count` channels."""
+    chosen = np.isin(np.arange(count), list(channels))
+    return np.packbits(chosen, bitorder="little")
 
 
 def _read(mask: LazyArray, selection: Selection) -> Array:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medsegpy_core.loading.sources import UNLABELLED_UINT8, Source
+from medsegpy_core.loading.sources import Source
 from medsegpy_core.locks import ForkSafeLock
+from medsegpy_core.masks import UNLABELLED_UINT8
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array

@@ -82,6 +82,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
     found = []
     for number, source in enumerate(sorted(setup.files, key=lambda source: source.scan.key)):
         scan = source.scan
+        source = evolve(source, collation=evolve(source.collation, unknown=True))
         if missing := scan.missing:
             if not allow_gaps:
                 raise RecordError(

@@ -63,8 +63,7 @@ def read_padded(
     box: Box,
     mode: str,
     out: Array,
-    background: bool = False,
-    kept: float | None = None,
+    padding: Array | None = None,
 ) -> None:
     """Read a box that may reach beyond the array.
 
@@ -74,8 +73,7 @@ def read_padded(
         box: The box.
         mode: What the config's `IMG_PAD_MODE` may be.
         out: Of the size of the box, and further axes that are not padded.
-        background: Whether `out` is a mask whose first channel is the background, which is 1 where 0 is padded.
-        kept: A value that stands for "unlabelled": beside such voxels it is padded, not 0.
+        padding: What ``constant`` pads with, of a shape that broadcasts to that of `out`; None: 0.
     """
     if box.inside(shape):
         read(box.window, out)
@@ -93,15 +91,7 @@ def read_padded(
     read(tuple(source), block)
     out[...] = block[np.ix_(*gather)]
     if mode == "constant":
-        _set_padding(out, constant, background, kept)
-
-
-def _set_padding(out: Array, constant: Sequence[Array], background: bool, kept: float | None) -> None:
-    unchanged = None if kept is None else out == kept
-    for axis, index in enumerate(constant):
-        padded = (slice(None),) * axis + (index,)
-        out[padded] = 0
-        if background:
-            out[(*padded, ..., 0)] = 1
-    if unchanged is not None:
-        out[unchanged] = kept
+        values = np.broadcast_to(0 if padding is None else padding, out.shape)
+        for axis, index in enumerate(constant):
+            padded = (slice(None),) * axis + (index,)
+            out[padded] = values[padded]

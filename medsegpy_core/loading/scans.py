@@ -11,10 +11,10 @@ from attrs import field, frozen
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
-from medsegpy_core.opening import CanonicalScan, GeometryCheck, label_channels, open_record
+from medsegpy_core.opening import CanonicalScan, GeometryCheck, declared_categories, open_record
 from medsegpy_core.readers import find_reader, reader_by_name
 from medsegpy_core.records import Record, ScanKey
-from medsegpy_core.typing import Reader
+from medsegpy_core.typing import CategoryId, Reader
 
 __all__ = ["Opener", "Scan", "group_scans"]
 
@@ -84,7 +84,7 @@ class Opener:
     """Opens records with readers that were looked up once, so that no registration is needed in another process."""
 
     readers: dict[tuple[str, str | None, str], Reader]
-    label_channels: dict[str, int | None]
+    category_ids: dict[str, tuple[CategoryId, ...] | None]
     access: Access = DEFAULT_ACCESS
     geometry: GeometryCheck = field(factory=GeometryCheck, eq=False)
     _kept: _KeptScans = field(factory=lambda: _KeptScans(), eq=False, repr=False)  # noqa: PLW0108 -- it is defined below
@@ -94,12 +94,12 @@ class Opener:
         cls,
         records: Sequence[Record],
         access: Access = DEFAULT_ACCESS,
-        report: Callable[[str, Path], None] | None = None,
+        report: Callable[[str, str, Path], None] | None = None,
     ) -> Opener:
         """Look up the readers, and what they need, for all of the records.
 
         Files are read as `access` says; where that is the default, as is said here and now, see `accessing`.
-        Contradictions about geometry go to `report`, see `GeometryCheck`.
+        Contradictions go to `report`, see `GeometryCheck`.
         """
         access = current_access() if access == DEFAULT_ACCESS else access
         by_name: dict[tuple[str, str | None, str], Reader | None] = {}
@@ -114,7 +114,7 @@ class Opener:
         readers = {**by_content, **{key: reader for key, reader in by_name.items() if reader is not None}}
         datasets = {record.dataset for record in records}
         geometry = GeometryCheck.of(datasets, report)
-        return cls(readers, {name: label_channels(name) for name in datasets}, access, geometry)
+        return cls(readers, {name: declared_categories(name) for name in datasets}, access, geometry)
 
     def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         """Open a record; its arrays are read as `access` says while it is open, in this thread."""
@@ -147,8 +147,8 @@ class Opener:
 
     @contextmanager
     def _open_anew(self, record: Record) -> Iterator[CanonicalScan]:
-        channels = self.label_channels[record.dataset]
-        with open_record(record, self._reader(record), channels, self.geometry) as opened:
+        category_ids = self.category_ids[record.dataset]
+        with open_record(record, self._reader(record), category_ids, self.geometry) as opened:
             if opened.detached:
                 self._kept.put(record, opened)
             yield opened

@@ -21,6 +21,7 @@ from medsegpy_core.loading.foreground import ForegroundIndex
 from medsegpy_core.loading.scans import Opener, group_scans
 from medsegpy_core.loading.sources import MemorySource, ScanSource, Source
 from medsegpy_core.loading.windows import Windows
+from medsegpy_core.masks import annotated_channels
 from medsegpy_core.specs import LoaderOptions, LoaderRequest
 from medsegpy_core.transforms import build_transforms
 from medsegpy_core.typing import CategoryId
@@ -76,7 +77,10 @@ class Setup:
         random = tuple(name for name, takes_rng in zip(cfg.PREPROCESSING, pipeline.random, strict=False) if takes_rng)
         check_preprocessing(random, names, cfg, request.is_test)
         opener = Opener.of(records, Access(mmap=options.mmap, isolate=options.isolate))
-        collation = Collation(_category_ids(cfg, names, records, opener), cfg.INCLUDE_BACKGROUND)
+        may_be_unknown = request.is_test or options.keep_unlabelled
+        collation = Collation(_category_ids(cfg, names, records, opener), cfg.INCLUDE_BACKGROUND, may_be_unknown)
+        if not may_be_unknown:
+            _refuse_unknown(records, collation)
         files = [ScanSource(scan, opener, collation) for scan in group_scans(records)]
         if not _is_single_slice(windows):
             _warn_of_gaps(files)
@@ -143,7 +147,7 @@ def _category_ids(
         return normalize_category_ids(first.require("category_ids").get("category_ids"))
     for record in records:
         # How many labels a map may hold is not told by the one that happens to come first.
-        if record.labelled and not record.extra.get("label_map"):
+        if record.labelled and (not record.extra.get("label_map") or record.extra.get("label_values")):
             with opener.open(record) as opened:
                 if opened.mask is not None:
                     return tuple(range(opened.mask.shape[-1]))
@@ -152,6 +156,22 @@ def _category_ids(
         "metadata, and none of them has a mask with a channel for each category. Set CATEGORIES, as in cfg.CATEGORIES "
         "= [0, 1]."
     )
+
+
+def _refuse_unknown(records: Sequence[Record], collation: Collation) -> None:
+    """Raise `RecordError` if voxels of the elements may be unknown, which a loss has to know of."""
+    for record in records:
+        if not record.labelled or not record.extra:
+            continue
+        ignored = record.extra.get("ignore_values")
+        annotated = None if ignored else annotated_channels(record)
+        if ignored or (annotated is not None and collation.partly_annotated(annotated).any()):
+            key = "ignore_values" if ignored else "annotated"
+            raise RecordError(
+                f"{record.where()} has {key}={record.extra[key]!r}: masks hold -1 (uint8: 255) where a voxel is "
+                "unknown. Train with build_loader(..., keep_unlabelled=True) and a loss that leaves these voxels out"
+                f"{'' if ignored else ', or on the annotated categories alone: set CATEGORIES'}."
+            )
 
 
 def _check_agreement(known: dict[str, MetadataView]) -> None:

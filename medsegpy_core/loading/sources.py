@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from attrs import define, frozen
@@ -15,6 +15,7 @@ from medsegpy_core.hdf5.places import Place, place_of
 from medsegpy_core.lazy import full_selection, read_into
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan
+from medsegpy_core.masks import UNLABELLED, UNLABELLED_UINT8, annotated_channels, unlabelled_value
 from medsegpy_core.opening import CanonicalScan
 from medsegpy_core.records import Record
 from medsegpy_core.typing import LazyArray, Selection
@@ -22,24 +23,7 @@ from medsegpy_core.typing import LazyArray, Selection
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = [
-    "UNLABELLED",
-    "UNLABELLED_UINT8",
-    "Geometry",
-    "MemorySource",
-    "Places",
-    "ScanSource",
-    "Source",
-    "unlabelled_value",
-]
-
-UNLABELLED: Final = -1
-UNLABELLED_UINT8: Final = 255
-
-
-def unlabelled_value(mask: Array) -> int:
-    """Return what stands for "unlabelled" in a mask of this type."""
-    return UNLABELLED_UINT8 if mask.dtype == np.uint8 else UNLABELLED
+__all__ = ["Geometry", "MemorySource", "Places", "ScanSource", "Source"]
 
 
 @frozen
@@ -93,6 +77,9 @@ class Source(Protocol):
     def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
         """Say where a box of image and mask lies; see `ScanSource.places`."""
 
+    def padding(self, depths: range, dtype: np.dtype[Any]) -> Array:
+        """Return what a mask is padded with; see `ScanSource.padding`."""
+
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """Read a box of the image, and of the mask; see `ScanSource.read`."""
 
@@ -101,9 +88,9 @@ class Source(Protocol):
 class ScanSource:
     """Reads boxes of one scan.
 
-    Boxes lie inside the scan. Images are H x W x D [x K], masks H x W x D x C, collated; where a slice has no mask,
-    its mask is -1 (255 as uint8). A slice that is missing is replaced by the nearest that is there. May be used
-    from several threads.
+    Boxes lie inside the scan. Images are H x W x D [x K], masks H x W x D x C, collated; where it is unknown what a
+    voxel is, as in a slice without mask, they are -1 (255 as uint8). A slice that is missing is replaced by the nearest
+    that is there. May be used from several threads.
     """
 
     scan: Scan
@@ -179,6 +166,24 @@ class ScanSource:
             return None
         return places._replace(image=image, mask=mask)
 
+    def padding(self, depths: range, dtype: np.dtype[Any]) -> Array:
+        """Return what the mask is beside the scan, where it is padded with a constant: nothing, but unknown for slices
+        without labels, and for categories with channels that are not annotated.
+
+        Args:
+            depths: The slices; those outside the scan are as the nearest inside.
+            dtype: The type of the mask.
+
+        Returns:
+            Depths x categories.
+        """
+        rows = np.empty((len(depths), self.collation.channels), dtype)
+        for i, depth in enumerate(depths):
+            record = self.record_at(min(max(depth, 0), self.geometry.shape[2] - 1))
+            unlabelled = unlabelled_value(rows.dtype)
+            rows[i] = self.collation.empty(annotated_channels(record), dtype) if record.labelled else unlabelled
+        return rows
+
     @property
     def _record_shape(self) -> tuple[int, ...]:
         """Return the shape that the image of each record has."""
@@ -231,7 +236,7 @@ class ScanSource:
 
     def _collate(self, opened: CanonicalScan, box: Selection, out: Array, record: Record) -> None:
         if opened.mask is None:
-            out[...] = unlabelled_value(out)
+            out[...] = unlabelled_value(out.dtype)
         else:
             self.collation.read(opened.mask, box, out, record.sem_seg_file)
 
@@ -242,7 +247,7 @@ class MemorySource:
 
     Attributes:
         image: H x W x D [x K], float32.
-        mask: H x W x D x C, uint8, 255 where there is no label.
+        mask: H x W x D x C, uint8, 255 where it is unknown.
     """
 
     scan: Scan
@@ -269,6 +274,10 @@ class MemorySource:
         """See `ScanSource.slice_files`: there are none."""
         del depths
         return set()
+
+    def padding(self, depths: range, dtype: np.dtype[Any]) -> Array:
+        """See `ScanSource.padding`."""
+        return self._files.padding(depths, dtype)
 
     def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
         """See `ScanSource.places`: it lies in no file."""

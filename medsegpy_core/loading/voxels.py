@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medsegpy_core.categories import channels_of
+from medsegpy_core.masks import unlabelled_value
 from medsegpy_core.typing import CategoryId
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Convert", "bit_table", "convert_bits", "convert_planes", "convert_voxels", "scratch"]
+__all__ = ["Convert", "bit_table", "convert_bits", "convert_planes", "convert_voxels", "mark_unknown", "scratch"]
 
 # convert(stored, out): voxels x bytes to voxels x categories.
 Convert = Callable[["Array", "Array"], None]
@@ -100,6 +101,25 @@ def _combine(planes: Array, out: Array, category_ids: Sequence[CategoryId], back
             np.logical_or(target, planes[..., channel], out=target)
     if background:
         np.equal(out[..., 1:].max(axis=-1, initial=0), 0, out=out[..., 0], casting="unsafe")
+
+
+def mark_unknown(out: Array, unknown: Array, background: bool) -> None:
+    """Mark what is unknown in collated voxels (... x categories, 0 and 1).
+
+    Where a category is 1 it stays 1. The background is unknown where no category is 1 and any is unknown.
+
+    Args:
+        out: The categories, with the background first where there is one.
+        unknown: For each category, without the background, whether any of its channels is unknown; of a shape that
+            broadcasts to that of the categories.
+        background: Whether the first category is the background.
+    """
+    value = unlabelled_value(out.dtype)
+    if background:
+        none = out[..., 0]
+        none[(none == 1) & unknown.any(axis=-1)] = value
+    categories = out[..., int(background) :]
+    categories[(categories == 0) & unknown] = value
 
 
 def _codes(planes: Array) -> Array:

@@ -34,11 +34,12 @@ from medsegpy_core.packing.manifest import Manifest, decoded, manifest_dict, rea
 from medsegpy_core.packing.scans import Task, described_scan, pack_scan
 from medsegpy_core.packing.sources import Source, all_unchanged, hashed, source_files
 from medsegpy_core.packing.verify import verify_arrays
+from medsegpy_core.records import LAYOUT_KEYS
 
 __all__ = ["Packed", "PackingError", "pack_dataset"]
 
 _READER = "h5-volumes"
-_NO_METADATA = ("label_map", "trust_geometry", "image_axes", "sem_seg_axes", "scan_root")
+_NO_METADATA = (*LAYOUT_KEYS, "scan_root")
 
 Watch = Callable[[Iterable[str], int], Iterable[str]]
 

@@ -10,21 +10,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
+from medsegpy_core.categories import required_channels
 from medsegpy_core.errors import DataWarning, ReadError
 from medsegpy_core.geometry import as_stored
 from medsegpy_core.hdf5 import atomic_h5, open_array, pack_bitfield
 from medsegpy_core.hdf5.attributes import BITFIELD
 from medsegpy_core.hdf5.attributes import FORMAT as BITFIELD_FORMAT
-from medsegpy_core.lazy import LabelMapView
-from medsegpy_core.loading.collate import check_binary
+from medsegpy_core.lazy import full_selection
+from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan
+from medsegpy_core.masks import UNLABELLED_UINT8, AnnotatedView, LabelMapView
 from medsegpy_core.opening import CanonicalScan
 from medsegpy_core.packing.layout import PackLayout
 from medsegpy_core.packing.manifest import FORMAT, encoded
 from medsegpy_core.packing.sources import all_unchanged, hashed, source_files
-from medsegpy_core.records import Record
+from medsegpy_core.records import LABEL_CHECKS, LAYOUT_KEYS, Record
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array, DatasetDict, LazyArray
@@ -33,8 +35,6 @@ __all__ = ["Task", "content_hash", "described_scan", "pack_scan", "units", "writ
 
 _SLAB_BYTES: Final = 64 << 20
 _ATTEMPTS: Final = 3
-# What describes the layout of the original files, and is said anew.
-_LAYOUT_KEYS: Final = ("label_map", "trust_geometry", "image_axes", "sem_seg_axes")
 
 
 @frozen(eq=False)
@@ -56,7 +56,8 @@ class Task:
     @property
     def fingerprint(self) -> str:
         """What identifies the work: the layout, and the records. What was in the files is told by their hashes."""
-        channels = [self.opener.label_channels[record.dataset] for record in self.scan.records[:1]]
+        ids = [self.opener.category_ids[record.dataset] for record in self.scan.records[:1]]
+        channels = [None if known is None else required_channels(known) for known in ids]
         said: list[Any] = [FORMAT, self.layout.as_dict(), self.group, channels]
         for record in self.scan.records:
             d = record.to_dict()
@@ -83,10 +84,10 @@ class _Unit:
 def units(scan: Scan, group: str) -> list[_Unit]:
     """Say which arrays a scan becomes.
 
-    A scan of slices becomes one volume. Where slices are missing, or some have no mask, it keeps its slices one by one:
-    a volume could not say which.
+    A scan of slices becomes one volume. Where slices are missing, some have no mask, or their masks do not mean the
+    same, it keeps its slices one by one: a volume could not say which.
     """
-    labels = {record.labelled for record in scan.records}
+    labels = {(r.labelled, *(repr(r.extra.get(key)) for key in LABEL_CHECKS)) for r in scan.records}
     if scan.is_volume or (not scan.missing and len(labels) == 1):
         return [_Unit(group, scan.records, whole=True)]
     return [_Unit(f"{group}/{record.slice_id:03d}", [record], whole=False) for record in scan.records]
@@ -148,14 +149,14 @@ def _pack_unit(task: Task, unit: _Unit, file: Any) -> dict[str, Any]:
         if file is not None:
             _store(file, name, key, array, axes, arrays, task.layout)
     labels = {"sem_seg_key": f"{unit.group}/seg"} if first.labelled else {}
-    d = {**_common(unit), "image_key": f"{unit.group}/volume", **labels, **arrays.layout_keys()}
+    d = {**_common(unit), "image_key": f"{unit.group}/volume", **labels, **arrays.layout_keys(first)}
     return {"dict": encoded(d, f"scan {first.scan_id!r}"), "labelled": first.labelled, "hashes": hashes}
 
 
 def _store(file: Any, name: str, key: str, array: Array, axes: str, arrays: _Arrays, layout: PackLayout) -> None:
     made = file.create_dataset(name, data=array, **layout.storage(axes, array.shape))
     if key == "seg" and arrays.channels is not None:
-        made.attrs[BITFIELD], made.attrs[BITFIELD_FORMAT] = arrays.channels, 1
+        made.attrs[BITFIELD], made.attrs[BITFIELD_FORMAT] = arrays.channels, 2 if arrays.unknown else 1
     if key == "volume":
         stated = {name: value for name, value in arrays.metadata.items() if name in ("spacing", "affine")}
         for said, value in as_stored(stated, axes).items():
@@ -165,7 +166,7 @@ def _store(file: Any, name: str, key: str, array: Array, axes: str, arrays: _Arr
 def _common(unit: _Unit) -> DatasetDict:
     """Return what is true of all records of a unit, without files and keys inside them."""
     # Nor the dataset: packed files belong to the one that they are registered as.
-    left_out = {"dataset_name", "file_name", "sem_seg_file", "image_key", "sem_seg_key", "reader", *_LAYOUT_KEYS}
+    left_out = {"dataset_name", "file_name", "sem_seg_file", "image_key", "sem_seg_key", "reader", *LAYOUT_KEYS}
     if unit.whole:
         left_out |= {"slice_id", "scan_num_slices"}
     dicts = [record.to_dict() for record in unit.records]
@@ -194,6 +195,7 @@ class _Arrays:
     mask_axes: str
     channels: int | None
     label_map: bool
+    unknown: bool
     metadata: Mapping[str, Any]
 
     @classmethod
@@ -202,7 +204,8 @@ class _Arrays:
             shape, dtype, metadata = opened.image.shape, opened.image.dtype, dict(opened.metadata)
             label_map = _stays_label_map(opened.mask)
             channels = None if opened.mask is None or label_map else opened.mask.shape[-1]
-            mask_dtype = opened.mask.labels.dtype if isinstance(opened.mask, LabelMapView) else np.dtype(np.uint8)
+            unknown = _may_be_unknown(opened.mask)
+            mask_dtype = opened.mask.label_dtype if isinstance(opened.mask, LabelMapView) else np.dtype(np.uint8)
             labelled = opened.mask is not None
         if unit.whole and unit.records[0].kind == "slice":
             shape = (*shape[:2], len(unit.records), *shape[2:])
@@ -212,11 +215,16 @@ class _Arrays:
         image = _empty(shape, image_axes, dtype)
         mask = None
         if labelled:
-            last = () if label_map else (-(-(channels or 0) // 8),)
+            last = () if label_map else (_bytes_of(channels or 0, unknown),)
             mask = _empty((*in_plane, *last), mask_axes, mask_dtype if label_map else np.dtype(np.uint8))
-        arrays = cls(image, image_axes, mask, mask_axes, channels, label_map, metadata)
+        arrays = cls(image, image_axes, mask, mask_axes, channels, label_map, unknown, metadata)
         arrays.fill(task, unit)
-        return arrays
+        return arrays if mask is None or label_map or not unknown else arrays.without_empty_half(mask)
+
+    def without_empty_half(self, mask: Array) -> _Arrays:
+        """Return the same without the bits of unknown channels, if none is set."""
+        known, unknown = np.split(mask, 2, axis=self.mask_axes.index("C"))
+        return self if unknown.any() else evolve(self, mask=np.ascontiguousarray(known), unknown=False)
 
     def fill(self, task: Task, unit: _Unit) -> None:
         """Read the source."""
@@ -232,7 +240,7 @@ class _Arrays:
                 )
             image[place] = piece
             if mask is not None and opened.mask is not None:
-                mask[place] = _mask_values(opened.mask, part, self.channels, record)
+                mask[place] = _mask_values(opened.mask, part, self.channels, self.unknown, record)
 
     def stored(self) -> Iterator[tuple[str, Array, str]]:
         """Yield key, array and axes of what is stored."""
@@ -240,15 +248,36 @@ class _Arrays:
         if self.mask is not None:
             yield "seg", self.mask, self.mask_axes
 
-    def layout_keys(self) -> DatasetDict:
+    def layout_keys(self, record: Record) -> DatasetDict:
         """Return the keys of a dataset dict that say how the arrays lie, all of them: metadata may say otherwise."""
         said: DatasetDict = {"image_axes": self.image_axes}
-        return said if self.mask is None else {**said, "sem_seg_axes": self.mask_axes, "label_map": self.label_map}
+        if self.mask is None:
+            return said
+        # Bits hold what is unknown; that there may be such voxels, a loader has to know before it reads them.
+        kept = LABEL_CHECKS.keys() - ({"label_map"} if self.label_map else {"label_map", "label_values"})
+        means = {key: record.extra[key] for key in sorted(kept) if record.extra.get(key) is not None}
+        return {**said, "sem_seg_axes": self.mask_axes, "label_map": self.label_map, **means}
 
 
 def _stays_label_map(mask: LazyArray | None) -> bool:
-    """Say whether labels take fewer bytes than a bit for each of their channels."""
-    return isinstance(mask, LabelMapView) and mask.labels.dtype.itemsize < -(-mask.channels // 8)
+    """Say whether labels take fewer bytes than the bits of their channels."""
+    if not isinstance(mask, LabelMapView):
+        return False
+    return mask.label_dtype.itemsize < _bytes_of(mask.channels, _may_be_unknown(mask))
+
+
+def _may_be_unknown(mask: LazyArray | None) -> bool:
+    """Say whether channels may be unknown somewhere."""
+    if isinstance(mask, LabelMapView):
+        return bool(mask.labels.ignored) or not all(map(mask.labels.is_annotated, range(mask.channels)))
+    if isinstance(mask, AnnotatedView):
+        return bool(mask.unknown) or _may_be_unknown(mask.array)
+    return getattr(mask, "packed_unknown", None) is not None
+
+
+def _bytes_of(channels: int, unknown: bool) -> int:
+    """Return how many bytes the bits of a voxel take."""
+    return -(-channels // 8) * (2 if unknown else 1)
 
 
 def _empty(shape: Sequence[int], axes: str, dtype: np.dtype[Any]) -> Array:
@@ -270,7 +299,8 @@ def _parts(task: Task, unit: _Unit) -> Iterator[tuple[tuple[Any, ...], tuple[sli
                 yield (slice(None), slice(None), (record.slice_id or 1) - 1), (slice(None),), opened, record
                 continue
             rows = opened.image.shape[0]
-            channels = 1 if opened.mask is None else max(1, opened.mask.shape[-1])
+            as_bits = opened.mask is not None and not isinstance(opened.mask, LabelMapView)
+            channels = max(1, opened.mask.shape[-1]) if opened.mask is not None and as_bits else 1
             row_bytes = int(np.prod(opened.image.shape[1:])) * (opened.image.dtype.itemsize + channels)
             step = max(1, _SLAB_BYTES // max(1, row_bytes))
             for start in range(0, rows, step):
@@ -278,17 +308,30 @@ def _parts(task: Task, unit: _Unit) -> Iterator[tuple[tuple[Any, ...], tuple[sli
                 yield part, part, opened, record
 
 
-def _mask_values(mask: LazyArray, part: tuple[slice, ...], channels: int | None, record: Record) -> Array:
+def _mask_values(
+    mask: LazyArray, part: tuple[slice, ...], channels: int | None, unknown: bool, record: Record
+) -> Array:
     """Return a piece of a mask as it is stored: labels, or bits."""
     if channels is None and isinstance(mask, LabelMapView):
-        return mask.read_labels(part + (slice(None),) * (len(mask.labels.shape) - len(part)))
-    if mask.shape[-1] != channels:
+        labels = mask.read_labels(_box(part, mask.array.shape))
+        mask.coded(labels, mask.codes())
+        return labels
+    if channels is None or mask.shape[-1] != channels:
         raise ReadError(
             f"it has {mask.shape[-1]} channels, other slices of the scan have {channels}", record.sem_seg_file
         )
-    values = mask[part]
-    check_binary(values, record.sem_seg_file)
-    return pack_bitfield(values.astype(np.uint8, copy=False))
+    box = _box(part, mask.shape[:-1])
+    values = np.empty([*(side.stop - side.start for side in box), channels], np.uint8)
+    Collation(tuple(range(channels))).read(mask, box, values, record.sem_seg_file)
+    if not unknown and _may_be_unknown(mask) and (values == UNLABELLED_UINT8).any():
+        raise ReadError("it changed while it was packed: now it has unknown voxels", record.sem_seg_file)
+    return pack_bitfield(values, unknown)
+
+
+def _box(part: tuple[slice, ...], shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return a part of the first axes, with bounds, and the whole of the others."""
+    sides = zip(part, shape, strict=False)
+    return (*(slice(*side.indices(n)[:2]) for side, n in sides), *full_selection(tuple(shape[len(part) :])))
 
 
 def _compare(task: Task, unit: _Unit, path: str) -> None:
@@ -304,8 +347,11 @@ def _compare(task: Task, unit: _Unit, path: str) -> None:
     for place, part, opened, record in _parts(task, unit):
         wanted = {"volume": opened.image[part]}
         if opened.mask is not None:
-            label_map = _stays_label_map(opened.mask)
-            wanted["seg"] = _mask_values(opened.mask, part, None if label_map else opened.mask.shape[-1], record)
+            channels = None if _stays_label_map(opened.mask) else opened.mask.shape[-1]
+            axes = task.layout.axes(spatial, channels is not None)
+            stored = 0 if channels is None else arrays["seg"].shape[axes.index("C")]
+            unknown = stored > _bytes_of(channels or 0, unknown=False)
+            wanted["seg"] = _mask_values(opened.mask, part, channels, unknown, record)
         for key, values in wanted.items():
             axes = task.layout.axes(spatial, len(arrays[key].shape) > len(spatial))
             found = _read(arrays[key], axes, place)

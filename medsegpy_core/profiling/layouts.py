@@ -9,8 +9,9 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.hdf5.observing import observed
-from medsegpy_core.lazy import LabelMapView, full_selection, read_into
+from medsegpy_core.lazy import full_selection, read_into
 from medsegpy_core.loading.scans import Opener, Scan
+from medsegpy_core.masks import LabelMapView
 from medsegpy_core.opening import CanonicalScan
 
 if TYPE_CHECKING:
@@ -83,10 +84,13 @@ def _cost(what: str, opened: CanonicalScan, box: Selection) -> AccessCost:
     with observed() as costs:
         _read(opened.image, box)
         if opened.mask is not None:
-            mask = opened.mask.labels if isinstance(opened.mask, LabelMapView) else opened.mask
-            _read(mask, box)
-            packed = -(-opened.mask.shape[-1] // _BITS)
-            needed += voxels * (mask.dtype.itemsize if mask is not opened.mask else packed)
+            if isinstance(opened.mask, LabelMapView):
+                # It is not asked for its channels: to count them it may have to be read whole.
+                _read(opened.mask.array, box)
+                needed += voxels * opened.mask.array.dtype.itemsize
+            else:
+                _read(opened.mask, box)
+                needed += voxels * -(-opened.mask.shape[-1] // _BITS)
     return AccessCost(what, costs.bytes_touched, needed)
 
 

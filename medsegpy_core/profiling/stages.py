@@ -13,12 +13,13 @@ import numpy as np
 from attrs import evolve, frozen
 
 from medsegpy_core.hdf5.observing import observed
-from medsegpy_core.lazy import LabelMapView, read_into
+from medsegpy_core.lazy import read_into
 from medsegpy_core.loading.batches import BatchMaker
 from medsegpy_core.loading.buffers import KeptBuffers
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener
 from medsegpy_core.loading.sources import ScanSource, Source
+from medsegpy_core.masks import AnnotatedView, LabelMapView
 from medsegpy_core.opening import CanonicalScan
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class _Opener(Opener):
 
     def __init__(self, opener: Opener, clock: Clock):
         object.__setattr__(self, "readers", opener.readers)
-        object.__setattr__(self, "label_channels", opener.label_channels)
+        object.__setattr__(self, "category_ids", opener.category_ids)
         object.__setattr__(self, "access", opener.access)
         object.__setattr__(self, "_real", opener)
         object.__setattr__(self, "_clock", clock)
@@ -136,8 +137,8 @@ class _Opener(Opener):
             with _stage("locate", clock):
                 opened = stack.enter_context(real.open(record))
             mask = opened.mask
-            if isinstance(mask, LabelMapView):
-                mask = LabelMapView(_Array(mask.labels, clock), mask.known_channels, mask.path)
+            if isinstance(mask, LabelMapView | AnnotatedView):
+                mask = mask.over(_Array(mask.array, clock))
             elif mask is not None:
                 mask = _Array(mask, clock)
             yield CanonicalScan(_Array(opened.image, clock), mask, opened.metadata)
@@ -164,6 +165,11 @@ class _Array:
         packed = getattr(self._array, "packed", None)
         return None if packed is None else _Array(packed, self._clock)
 
+    @property
+    def packed_unknown(self) -> LazyArray | None:
+        packed = getattr(self._array, "packed_unknown", None)
+        return None if packed is None else _Array(packed, self._clock)
+
 
 @frozen
 class _Collation(Collation):
@@ -173,7 +179,7 @@ class _Collation(Collation):
 
     @classmethod
     def of(cls, collation: Collation, clock: Clock) -> _Collation:
-        return cls(collation.category_ids, collation.background, clock)
+        return cls(collation.category_ids, collation.background, collation.unknown, clock)
 
     def read(self, mask: LazyArray, selection: Selection, out: Array, path: Path | None) -> None:
         if self.clock is None:

@@ -18,8 +18,9 @@ from medsegpy_core.catalog import (
 from medsegpy_core.categories import normalize_category_ids, required_channels
 from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, RecordError
+from medsegpy_core.loading.collate import check_mask
 from medsegpy_core.loading.scans import group_scans
-from medsegpy_core.opening import GeometryCheck, label_channels, open_record
+from medsegpy_core.opening import GeometryCheck, declared_categories, open_record
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
@@ -181,25 +182,17 @@ def check_files(name: str, scans: int = 3) -> None:
 def _check_file(record: Record, channels: int | None) -> None:
     try:
         geometry = GeometryCheck.of([record.dataset])
-        with open_record(record, find_reader(record), label_channels(record.dataset), geometry) as scan:
+        with open_record(record, find_reader(record), declared_categories(record.dataset), geometry) as scan:
             box = tuple(itertools.repeat(slice(0, 1), len(scan.image.shape)))
             scan.image[box]
-            if scan.mask is None:
-                return
-            values = scan.mask[...]
+            found = None if scan.mask is None else check_mask(scan.mask, record.sem_seg_file)
     except MedSegPyError as error:
         raise CheckError(f"{record.where()}: {error}") from error
-    strange = sorted({float(value) for value in (values.min(initial=0), values.max(initial=0))} - {0.0, 1.0})
-    require(
-        not strange,
-        f"{record.where()}: the mask {record.sem_seg_file} holds {strange}, expected 0 and 1. If it is a label map, "
-        "say label_map=True in the dict or the metadata",
-    )
-    if channels is not None:
+    if channels is not None and found is not None:
         require(
-            values.shape[-1] >= channels,
-            f"{record.where()}: the mask {record.sem_seg_file} has {values.shape[-1]} channels, but the metadata's "
-            f"category_ids need {channels}",
+            found >= channels,
+            f"{record.where()}: the mask {record.sem_seg_file} has {found} channels, but the metadata's category_ids "
+            f"need {channels}",
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
-from medsegpy_core.loading.sources import UNLABELLED, UNLABELLED_UINT8
+from medsegpy_core.masks import UNLABELLED, UNLABELLED_UINT8
 from medsegpy_evaluation.metrics import MaskPair, Metric
 from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
 

@@ -1,4 +1,4 @@
-"""Lazy arrays of NIfTI files: some of the stored axes, some of the volumes, several as channels, floats as labels."""
+"""Lazy arrays of NIfTI files: some of the stored axes, some of the volumes, several as channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LabelArray", "LazyNifti", "NiftiArray", "StackedArray"]
+__all__ = ["LazyNifti", "NiftiArray", "StackedArray"]
 
 _MAX_READ: Final = 8 << 30
 
@@ -95,33 +95,3 @@ class StackedArray(LazyNifti):
         *box, channels = selection
         for position, part in enumerate(self._parts[channels]):
             part.read_into(tuple(box), out[..., position])
-
-
-class LabelArray(LazyNifti):
-    """A label map that is stored as floats, as many programs do, seen as the integers that it holds."""
-
-    def __init__(self, array: LazyNifti):
-        import numpy as np
-
-        self.header = array.header
-        self.shape = array.shape
-        self.dtype = np.dtype(np.int32)
-        self._array = array
-
-    def read_into(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
-        """Read a box; see `LazyNifti.read_into`.
-
-        Raises:
-            ReadError: There are values that are no whole numbers.
-        """
-        import numpy as np
-
-        values = self._array[selection]
-        # NaN is no whole number either.
-        odd = ~((values == np.round(values)) & (np.abs(values) < 2**31))
-        if odd.any():
-            raise ReadError(
-                f"the label map holds {float(values[odd][0])!r}, and labels are whole numbers: 0 for none, 1, 2, ...",
-                self.header.path,
-            )
-        out[...] = values.astype(self.dtype)

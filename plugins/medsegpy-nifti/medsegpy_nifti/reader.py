@@ -12,7 +12,7 @@ from attrs import field, frozen, validators
 from medsegpy_core import Reader, ReadError, Record, hookimpl
 from medsegpy_core.geometry import reordered
 from medsegpy_core.typing import DatasetDict
-from medsegpy_nifti.arrays import LabelArray, LazyNifti, NiftiArray, StackedArray
+from medsegpy_nifti.arrays import LazyNifti, NiftiArray, StackedArray
 from medsegpy_nifti.data import verify
 from medsegpy_nifti.header import Header, is_nifti, read_header
 
@@ -75,8 +75,7 @@ class NiftiReader:
         yield NiftiScan(image, self._mask(mask_header, record), _metadata(header, axes), said, contradictions)
 
     def _mask(self, header: Header, record: Record) -> LazyNifti:
-        mask = self._array(header, record.sem_seg_key, record.extra.get("sem_seg_axes"), record)
-        return LabelArray(mask) if record.extra.get("label_map") and mask.dtype.kind == "f" else mask
+        return self._array(header, record.sem_seg_key, record.extra.get("sem_seg_axes"), record)
 
     def _array(self, header: Header, key: str | None, axes: str | None, record: Record) -> NiftiArray:
         window = [slice(0, n) for n in header.shape]
