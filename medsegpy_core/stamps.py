@@ -28,6 +28,8 @@ T = TypeVar("T")
 YOUNG_NS: Final = 50_000_000
 # Three comparisons of two reads each.
 _READS: Final = 4
+# As long as a tick of the slowest clock (100 Hz): a change in the second of two reads shows in the stamp.
+_TICK_SECONDS: Final = 0.01
 _FIELDS: Final = struct.Struct("=qqQq")
 # What says which file it is; the change time follows.
 _FILE_BYTES: Final = 24
@@ -97,8 +99,8 @@ def wait_for_write(path: str | Path) -> None:
 def read_settled(path: str | Path, read: Callable[[], T], fingerprint: Callable[[T], object]) -> T:
     """Read a file so that no two versions of it are mixed.
 
-    What was read counts if the file is not young and its stamp is the same before and after; or if two reads in a row
-    agree, of at most four.
+    What was read counts if the stamp of the file is the same before and after, and the file is not young or two such
+    reads in a row agree, of at most four.
 
     Args:
         path: The file.
@@ -111,7 +113,9 @@ def read_settled(path: str | Path, read: Callable[[], T], fingerprint: Callable[
     """
     previous: object = None
     failure: OSError | None = None
-    for _ in range(_READS):
+    for number in range(_READS):
+        if number:
+            time.sleep(_TICK_SECONDS)
         wait_for_write(path)
         before, young = _look(path)
         try:
@@ -121,12 +125,14 @@ def read_settled(path: str | Path, read: Callable[[], T], fingerprint: Callable[
                 raise
             failure, previous = error, None
             continue
-        if not young and _look(path)[0] == before:
-            return found
-        this = (fingerprint(found),)  # a tuple, which is never None
-        if this == previous:
-            return found
-        failure, previous = None, this
+        failure, this = None, None
+        if _look(path)[0] == before:
+            if not young:
+                return found
+            this = (fingerprint(found),)  # a tuple, which is never None
+            if this == previous:
+                return found
+        previous = this
     if failure is not None:
         raise failure
     raise ReadError("the file changes all the time; wait until it is complete", path)

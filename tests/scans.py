@@ -1,15 +1,26 @@
 """Scans in files, written with h5py alone, and what NumPy alone says of their batches: what tests of loaders share."""
 
 import itertools
+import time
+from pathlib import Path
 
 import h5py
 import numpy as np
+
+from medsegpy_core.stamps import is_young
 
 
 def make_scan(shape=(6, 5, 7), channels=3, seed=0):
     """Return an image (float32) and a binary mask (uint8)."""
     rng = np.random.default_rng(seed)
     return rng.normal(0, 100, shape).astype(np.float32), (rng.random((*shape, channels)) < 0.4).astype(np.uint8)
+
+
+def settle(*paths):
+    """Wait until files are no longer young: until then each read is confirmed by a second one."""
+    for path in paths:
+        while is_young(Path(path).stat()):
+            time.sleep(0.01)
 
 
 def save(path, **arrays):

@@ -17,7 +17,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from scans import make_scan, save_slices, save_volume
+from scans import make_scan, save_slices, save_volume, settle
 
 from medsegpy_core import Config, ReadError, build_loader
 from medsegpy_core.hdf5 import holds_dataset, isolation, maps, open_array
@@ -195,6 +195,7 @@ def helpers():
 
 
 def test_a_file_that_is_known_costs_nothing(path, helper):
+    settle(path)
     start(path)
     os.kill(helper().pid, signal.SIGSTOP)  # it cannot answer any more
     with accessing(Access(isolate=True, seconds=0.5)):
@@ -318,6 +319,7 @@ def running(pid):
 def test_maps_hold_no_file_open_and_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "_MAX_MAPS", 3)
     paths = [write(tmp_path / f"{i}.h5", IMAGE + i) for i in range(5)]
+    settle(*paths)
     open_files = len(os.listdir("/dev/fd"))
     with accessing(Access(mmap=True)):
         for i in [0, 1, 2, 0, 3, 4]:

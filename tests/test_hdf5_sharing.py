@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+from scans import settle
 
 from medsegpy_core import Config, build_loader
 from medsegpy_core.hdf5 import chunks, inflating, open_array
@@ -40,6 +41,7 @@ def volume(tmp_path):
     with h5py.File(path, "w") as file:
         file.create_dataset("volume", data=image, chunks=(10, 18, 8), compression="gzip")
         file.create_dataset("seg", data=mask, chunks=(10, 18, 8, 2), compression="gzip")
+    settle(path)
     return [{"file_name": str(path), "sem_seg_file": str(path), "scan_id": "scan"}], image, mask
 
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from scans import make_scan, save_slices, save_volume
+from scans import make_scan, save_slices, save_volume, settle
 
 from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, build_loader, pack_dataset, register_packed
 from medsegpy_core.cli.app import cli
@@ -33,6 +33,7 @@ def register(name, dicts, channels=3):
 
 def costs(name):
     records = load_records(name)
+    settle(*{file for record in records for file in record.files if file is not None})
     return {cost.what: cost for cost in access_costs(group_scans(records)[0], Opener.of(records))}
 
 
@@ -48,6 +49,7 @@ def test_observing_counts_bytes_and_leaves_nothing_behind(tmp_path):
         file["plain"] = values
         file.create_dataset("gzip", data=values, chunks=(16, 64), compression="gzip")
         file.create_dataset("odd", data=values, chunks=(16, 64), scaleoffset=3)
+    settle(tmp_path / "a.h5")
     arrays = {key: open_array(tmp_path / "a.h5", key) for key in ("plain", "gzip", "odd")}
     [array[...] for array in arrays.values()]
     with observed() as plain:
@@ -89,6 +91,7 @@ def test_chunks_that_h5py_chooses_are_wasteful_for_patches(tmp_path):
     with h5py.File(path, "w") as file:
         file.create_dataset("volume", data=image, chunks=(*SHAPE[:2], 1), compression="gzip")
         file.create_dataset("seg", data=mask, chunks=(*SHAPE[:2], 1, 3), compression="gzip")
+    settle(path)
     register("gzip", [{"file_name": path, "sem_seg_file": path, "scan_id": "a"}])
     found = costs("gzip")
     height, width, _ = SHAPE

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.layout import Layout, locate
 from medsegpy_core.hdf5.places import Place, box_of
-from medsegpy_core.hdf5.policy import max_read
+from medsegpy_core.hdf5.policy import max_read, regular_file
 from medsegpy_core.hdf5.reading import StaleError, read_located
 from medsegpy_core.lazy import basic_selection
+from medsegpy_core.stamps import read_settled
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.attributes import Said
     from medsegpy_core.typing import Array, Selection
 
 __all__ = ["H5Array", "LazyReads", "open_array"]
-
-_ATTEMPTS: Final = 3
 
 
 class LazyReads:
@@ -89,7 +90,8 @@ class H5Array(LazyReads):
     """A dataset in an HDF5 file.
 
     It holds no file open, may be used from several threads, and pickles as path and key. A file that changes in place,
-    or is replaced, is located anew; one that changes shape or type is an error.
+    or is replaced, is located again; one that has another shape or type by then is an error. No read mixes two versions
+    of a file: one that changes while it is read, or did within the last 50 ms, is read until two reads agree.
 
     Attributes:
         path: The file.
@@ -146,7 +148,7 @@ class H5Array(LazyReads):
         vetted = layout.form.vetted
         found = layout.block(selection)
         sizes = tuple([part.stop - part.start for part in selection])
-        if found is None or math.prod(sizes) * vetted.dtype.itemsize > max_read():
+        if found is None or not layout.settled or math.prod(sizes) * vetted.dtype.itemsize > max_read():
             return None
         offset, first, shape = found
         strides, box = box_of(shape, vetted.dtype.itemsize, sizes)
@@ -156,16 +158,22 @@ class H5Array(LazyReads):
         return Place(self.path, layout.stamp, offset, box, vetted.dtype)
 
     def _read(self, selection: Selection, out: Array) -> None:
-        for _ in range(_ATTEMPTS):
-            try:
+        # What goes wrong may be wrong only because the file was changing: the second way tells.
+        with suppress(StaleError, ReadError):
+            if self._layout.settled:
                 read_located(self.path, self._layout, selection, out)
-            except StaleError:
-                self._locate_anew()
-            else:
                 return
-        raise ReadError("the file changes all the time; wait until it is complete", self.path, self.key)
+        regular_file(self.path)
+        read_settled(self.path, lambda: self._locate_and_read(selection, out), lambda _: _digest(out))
 
-    def _locate_anew(self) -> None:
+    def _locate_and_read(self, selection: Selection, out: Array) -> None:
+        self._locate_again()
+        try:
+            read_located(self.path, self._layout, selection, out)
+        except StaleError:
+            raise ReadError("the file changes all the time; wait until it is complete", self.path, self.key) from None
+
+    def _locate_again(self) -> None:
         old, new = self._layout.form, locate(self.path, (self.key,))
         if (old.vetted.shape, old.dtype, old.said) != (new.form.vetted.shape, new.form.dtype, new.form.said):
             raise ReadError(
@@ -184,6 +192,10 @@ class H5Array(LazyReads):
         if any(s.start < 0 or s.stop > n for s, n in zip(selection, shape, strict=True)):
             raise IndexError(f"The selection {selection} goes beyond the shape {shape}.")
         _check_budget(math.prod(sizes) * self.dtype.itemsize, self.path)
+
+
+def _digest(out: Array) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(out).reshape(-1).view(np.uint8).data).digest()
 
 
 def _check_budget(wanted: int, path: str) -> None:

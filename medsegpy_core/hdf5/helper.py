@@ -16,8 +16,8 @@ from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.layout import locate
 from medsegpy_core.hdf5.looking import names_in, root_and_groups
 from medsegpy_core.hdf5.messages import receive, receive_header, send
-from medsegpy_core.hdf5.policy import Stamp
-from medsegpy_core.hdf5.reading import StaleError, read_located
+from medsegpy_core.hdf5.reading import StaleError, is_current, read_located
+from medsegpy_core.stamps import Stamp
 
 __all__ = ["serve"]
 
@@ -84,9 +84,11 @@ def _answer(operation: str, path: str, arguments: tuple[Any, ...]) -> tuple[tupl
         return ("error", ("there is not enough memory to read it", None)), b""
 
 
-def _read(path: str, key: str, stamp: Stamp, bounds: tuple[tuple[int, int], ...]) -> tuple[tuple[str, Any], Any]:
+def _read(
+    path: str, key: str, stamp: Stamp, settled: bool, bounds: tuple[tuple[int, int], ...]
+) -> tuple[tuple[str, Any], Any]:
     layout = locate(path, (key,))
-    if layout.stamp != stamp:
+    if not is_current(layout.stamp, stamp, settled):
         return ("stale", None), b""
     box = np.empty([stop - start for start, stop in bounds], layout.form.vetted.raw.newbyteorder("="))
     try:

@@ -24,8 +24,9 @@ import numpy as np
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import current_access
 from medsegpy_core.hdf5.messages import receive, receive_header, send
-from medsegpy_core.hdf5.policy import Stamp, regular_file, stamp_of
+from medsegpy_core.hdf5.policy import regular_file
 from medsegpy_core.locks import ForkSafeLock
+from medsegpy_core.stamps import Stamp, is_young, stamp_of
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
@@ -52,6 +53,7 @@ _ANSWERS: Final = frozenset(
         ("medsegpy_core.hdf5.layout", "Form"),
         ("medsegpy_core.hdf5.layout", "Layout"),
         ("medsegpy_core.hdf5.vetting", "Vetted"),
+        ("medsegpy_core.stamps", "Stamp"),
         ("numpy", "dtype"),
     }
 )
@@ -195,7 +197,8 @@ def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | Non
     """
     global _helper  # noqa: PLW0603
     access = current_access()
-    stamp = stamp_of(regular_file(path))
+    status = regular_file(path)
+    stamp = stamp_of(status)
     known = _fatal.get(path)
     if known is not None and known[0] == stamp:
         raise ReadError(known[1], path)
@@ -211,7 +214,7 @@ def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | Non
             kind, value = _helper.ask(request, seconds, out)
         except _EndedError as ended:
             _helper = None
-            if ended.again:
+            if ended.again and not is_young(status):
                 if len(_fatal) >= _MAX_FATAL:
                     _fatal.clear()
                 _fatal[path] = stamp, str(ended)
@@ -236,7 +239,7 @@ def read_by_helper(path: str, layout: Layout, selection: Selection, out: Array) 
     dtype = layout.form.vetted.raw.newbyteorder("=")
     box = out if out.dtype == dtype and out.flags.c_contiguous else _empty(out.shape, dtype)
     bounds = tuple((s.start, s.stop) for s in selection)
-    if _ask("read", path, (layout.key, layout.stamp, bounds), box)[0] == "stale":
+    if _ask("read", path, (layout.key, layout.stamp, layout.settled, bounds), box)[0] == "stale":
         return False
     if box is not out:
         out[...] = box

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
 __all__ = [
-    "CHANGED",
     "DONE",
     "MOST_CATEGORIES",
     "MOST_CHANNELS",
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 _DISTRIBUTION: Final = "medsegpy-native"
-_INTERFACE: Final = 1
+_INTERFACE: Final = 2
 _FIELDS: Final = 13
 
 # The kinds of stored voxels, and what becomes of a job, as in the struct `Job` of the kernels.
@@ -47,7 +46,6 @@ _TO_FLOAT32: Final = {
     ">i2": 9, ">u2": 10, ">i4": 11, ">u4": 12, ">f4": 13,
 }  # fmt: skip
 DONE: Final = 0
-CHANGED: Final = 3
 MOST_CHANNELS: Final = 8
 # A row of a table has at most 64 bytes, of float32.
 MOST_CATEGORIES: Final = 16
@@ -66,7 +64,7 @@ class Kernels(Protocol):
             jobs: Rows of 13 int64, which the struct `Job` in ``_kernels.c`` explains; the last of each is set to what
                 became of it: 0 done; 1 left undone; 2 the file is another one by now; 3 it changed while it was read;
                 4 a mask holds other values than 0 and 1. What is in the output of a job that is not done is undefined.
-            texts: Paths, each followed by the file's `Stamp`, each ended by a zero byte; two zeros at the end.
+            texts: Of each file its `Stamp`, and its path, which a zero byte ends.
             maps: The bytes of files that are mapped into memory.
             out: What is written to, C-contiguous.
             table: 256 rows: the categories of each combination of channels. Empty for images.
@@ -188,7 +186,7 @@ class BoxReads:
         if place.mapped is not None:
             number = len(self._maps)
             self._maps.append(place.mapped)
-        text = b"%b\0%b\0" % (os.fsencode(place.path), place.stamp)
+        text = b"%b%b\0" % (place.stamp, os.fsencode(place.path))
         where = (self._text_bytes, -1, number, place.offset, *place.box[:4], place.box.run // item)
         self._jobs.extend((*where, item, kind, out, 0))
         self._texts.append(text)
@@ -198,12 +196,12 @@ class BoxReads:
         """Read all of them.
 
         Returns:
-            For each what became of it: `DONE`; `CHANGED`: the file changed while it was read; else it is left undone.
+            For each whether it is `DONE`; what is not has to be read otherwise.
         """
         found = kernels()
         if found is None or not self._jobs:
             return [-1] * len(self)
-        texts, maps = b"".join([*self._texts, b"\0"]), tuple([mapped.data for mapped in self._maps])
+        texts, maps = b"".join(self._texts), tuple([mapped.data for mapped in self._maps])
         run_kernels(found, self._jobs, texts, maps, out, self._table)
         return self._jobs[_FIELDS - 1 :: _FIELDS].tolist()
 
@@ -240,7 +238,7 @@ def read_box(fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -
     if kind is None or out.dtype not in (dtype, _FLOAT32):
         return False
     jobs = array("q", (-1, fd, -1, offset, *box[:4], box.run // item, item, kind, 0, 0))
-    run_kernels(found, jobs, b"\0\0", (), out, b"")
+    run_kernels(found, jobs, b"", (), out, b"")
     return jobs[-1] == DONE
 
 

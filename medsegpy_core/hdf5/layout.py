@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import current_access
 from medsegpy_core.hdf5.attributes import Said, what_it_says
 from medsegpy_core.hdf5.locating import contiguous_offset, find_chunks
-from medsegpy_core.hdf5.policy import Stamp, open_dataset, open_file, regular_file, stamp_of
+from medsegpy_core.hdf5.policy import open_dataset, open_file, regular_file
 from medsegpy_core.hdf5.vetting import Vetted, vet
+from medsegpy_core.stamps import Stamp, is_young, stamp_of, wait_for_write
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Selection
@@ -66,6 +67,8 @@ class Layout:
         stamp: What identified the content of the file then.
         offset: Where contiguous data begin; -1: nothing was written, all is fill value.
         table: Offset, stored size and filter mask of each chunk, in C order; size 0: not written.
+        settled: Whether `stamp` identifies the content. It does not if the file was young (see `is_young`): then this
+            serves for one read at most, which has to be confirmed by another.
     """
 
     form: Form
@@ -73,6 +76,7 @@ class Layout:
     stamp: Stamp
     offset: int = -1
     table: array[int] | None = None
+    settled: bool = True
 
     def block(self, selection: Selection) -> tuple[int, list[int], tuple[int, ...]] | None:
         """Find the one array in the file, in C order and not compressed, that a box lies in: all data, or a chunk.
@@ -148,11 +152,17 @@ def locate(path: str, keys: Sequence[str]) -> Layout:
     if known is not None and stamp_of(regular_file(path)) == known.stamp:
         return known
     for _ in range(_ATTEMPTS):
-        before = stamp_of(regular_file(path))
+        regular_file(path)
+        wait_for_write(path)
+        status = regular_file(path)
+        before, young = stamp_of(status), is_young(status)
         layout = _look_elsewhere(path, keys) if current_access().isolate else _look(path, keys, before)
-        if stamp_of(regular_file(path)) == before == layout.stamp:
+        after = stamp_of(regular_file(path))
+        if not young and after == before == layout.stamp:
             _remembered.put((path, keys), layout)
             return layout
+        if young and after.same_file(before) and layout.stamp.same_file(before):
+            return evolve(layout, settled=False)
     raise ReadError("the file changes all the time; wait until it is complete", path, keys[0])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from medsegpy_core.locks import ForkSafeLock
 
 if TYPE_CHECKING:
-    from medsegpy_core.hdf5.policy import Stamp
+    from medsegpy_core.stamps import Stamp
     from medsegpy_core.typing import Array
 
 __all__ = ["SMALLEST_MAP", "FileMap", "kept_map", "map_file"]

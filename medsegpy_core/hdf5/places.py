@@ -13,7 +13,7 @@ from medsegpy_core.hdf5.maps import SMALLEST_MAP, FileMap, kept_map
 from medsegpy_core.lazy import full_selection
 
 if TYPE_CHECKING:
-    from medsegpy_core.hdf5.policy import Stamp
+    from medsegpy_core.stamps import Stamp
     from medsegpy_core.typing import LazyArray, Selection
 
 __all__ = ["Box", "Place", "box_of", "place_of"]
@@ -57,7 +57,7 @@ class Place(NamedTuple):
     def in_memory(self) -> Place | None:
         """Return the place in the map of its file; the place as it is, where the file is too small to be mapped; None:
         it has not been mapped yet."""
-        if int(self.stamp.split(b" ", 1)[0]) < SMALLEST_MAP:
+        if self.stamp.size < SMALLEST_MAP:
             return self
         mapped = kept_map(self.path, self.stamp)
         return None if mapped is None else self._replace(mapped=mapped)

@@ -22,18 +22,13 @@ from medsegpy_core.errors import ReadError, closest_match
 from medsegpy_core.limits import environment_bytes
 
 __all__ = [
-    "Stamp",
     "library_errors",
     "library_lock",
     "max_read",
     "open_dataset",
     "open_file",
     "regular_file",
-    "stamp_of",
 ]
-
-# Size, modification time in ns and inode, packed: what identifies the content of a file. See `stamp_of`.
-Stamp = bytes
 
 _DEFAULT_MAX_READ: Final = 8 << 30
 _LISTED_KEYS: Final = 20
@@ -65,11 +60,6 @@ def max_read() -> int:
         ValueError: The variable holds something else.
     """
     return environment_bytes("MEDSEGPY_MAX_READ", _DEFAULT_MAX_READ)
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """Return what identifies the content of a file: another size, time or inode means other content."""
-    return b"%d %d %d" % (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def regular_file(path: str) -> os.stat_result:

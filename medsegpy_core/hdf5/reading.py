@@ -10,46 +10,65 @@ from medsegpy_core.hdf5.access import current_access
 from medsegpy_core.hdf5.chunks import fill_value, read_chunked
 from medsegpy_core.hdf5.library import read_box
 from medsegpy_core.hdf5.maps import SMALLEST_MAP, kept_map, map_file
-from medsegpy_core.hdf5.policy import regular_file, stamp_of
+from medsegpy_core.hdf5.policy import regular_file
 from medsegpy_core.hdf5.ranges import read_contiguous
 from medsegpy_core.hdf5.vetting import PLUGIN_FILTERS
+from medsegpy_core.stamps import Stamp, stamp_of
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
     from medsegpy_core.typing import Array, Selection
 
-__all__ = ["StaleError", "read_located"]
+__all__ = ["StaleError", "is_current", "read_located"]
 
 # Without O_NONBLOCK, opening a pipe that took the place of a file would wait for ever.
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class StaleError(Exception):
-    """The file is not the one that was located; nothing was read."""
+    """The file is not the one that was located, or has changed since the read began; what was read does not count."""
 
 
 def read_located(path: str, layout: Layout, selection: Selection, out: Array) -> None:
     """Read a box into `out`; no axis of it is empty.
 
     Raises:
-        StaleError: The file is another one by now.
-        ReadError: It cannot be read, or changes while it is read.
+        StaleError: The file is another one by now, or changed while it was read.
+        ReadError: It cannot be read.
     """
     access = current_access()
     try:
         if access.isolate and _needs_c_code(layout):
             _read_elsewhere(path, layout, selection, out)
         elif layout.form.route == "ranges":
-            if not (access.mmap and _read_map(path, layout, selection, out)):
-                _read_ranges(path, layout, selection, out, access.mmap)
-        elif stamp_of(regular_file(path)) != layout.stamp:
-            raise StaleError
+            mapped = access.mmap and layout.settled
+            if not (mapped and _read_map(path, layout, selection, out)):
+                _read_ranges(path, layout, selection, out, mapped)
         else:
+            _check(regular_file(path), layout)
             out[...] = read_box(path, layout, selection)
+            _check(regular_file(path), layout)
     except ReadError as error:
         if error.path is not None:
             raise
         raise ReadError(error.reason, path, layout.key) from error
+
+
+def is_current(found: Stamp, located: Stamp, settled: bool) -> bool:
+    """Say whether a file is the one that was located.
+
+    Args:
+        found: What it is now.
+        located: What it was then.
+        settled: Whether it had not been changed shortly before. If it had, other content may have the same stamp
+            anyway, and whoever reads compares what two reads gave.
+    """
+    return found == located or (not settled and found.same_file(located))
+
+
+def _check(status: os.stat_result, layout: Layout) -> None:
+    if not is_current(stamp_of(status), layout.stamp, layout.settled):
+        raise StaleError
 
 
 def _read_from(file: int | Array, layout: Layout, selection: Selection, out: Array) -> None:
@@ -71,8 +90,10 @@ def _needs_c_code(layout: Layout) -> bool:
 def _read_elsewhere(path: str, layout: Layout, selection: Selection, out: Array) -> None:
     from medsegpy_core.hdf5.isolation import read_by_helper
 
-    if stamp_of(regular_file(path)) != layout.stamp or not read_by_helper(path, layout, selection, out):
+    _check(regular_file(path), layout)
+    if not read_by_helper(path, layout, selection, out):
         raise StaleError
+    _check(regular_file(path), layout)
 
 
 def _read_map(path: str, layout: Layout, selection: Selection, out: Array) -> bool:
@@ -80,11 +101,9 @@ def _read_map(path: str, layout: Layout, selection: Selection, out: Array) -> bo
     found = kept_map(path, layout.stamp)
     if found is None:
         return False
-    if stamp_of(regular_file(path)) != layout.stamp:
-        raise StaleError
+    _check(regular_file(path), layout)
     _read_from(found.data, layout, selection, out)
-    if stamp_of(regular_file(path)) != layout.stamp:
-        raise ReadError("the file changed while it was read")
+    _check(regular_file(path), layout)
     return True
 
 
@@ -96,12 +115,10 @@ def _read_ranges(path: str, layout: Layout, selection: Selection, out: Array, ma
         raise ReadError(f"the file cannot be opened: {error.strerror}") from error
     try:
         status = os.fstat(fd)
-        if stamp_of(status) != layout.stamp:
-            raise StaleError
+        _check(status, layout)
         large = mapped and status.st_size >= SMALLEST_MAP
         found = map_file(path, fd, status.st_size, layout.stamp) if large else None
         _read_from(fd if found is None else found.data, layout, selection, out)
-        if stamp_of(os.fstat(fd)) != layout.stamp:
-            raise ReadError("the file changed while it was read")
+        _check(os.fstat(fd), layout)
     finally:
         os.close(fd)

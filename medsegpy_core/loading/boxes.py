@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from medsegpy_core.errors import ReadError
-from medsegpy_core.hdf5.kernels import CHANGED, DONE, BoxReads
+from medsegpy_core.hdf5.kernels import DONE, BoxReads
 
 if TYPE_CHECKING:
     from medsegpy_core.loading.sources import Places
@@ -26,9 +25,6 @@ def read_at_once(places: Sequence[Places | None], images: Array, masks: Array | 
 
     Returns:
         The rows that are left to be read otherwise; what is in them is undefined.
-
-    Raises:
-        ReadError: A file changed while it was read.
     """
     image_reads, mask_reads = BoxReads(), BoxReads(table)
     rows = [(row, found) for row, found in enumerate(places) if found is not None]
@@ -39,10 +35,7 @@ def read_at_once(places: Sequence[Places | None], images: Array, masks: Array | 
     results = image_reads.read(images)
     mask_results = results if masks is None else mask_reads.read(masks)
     left = set(range(len(places)))
-    for (row, found), result, mask_result in zip(rows, results, mask_results, strict=True):
-        if CHANGED in (result, mask_result):
-            place = found.image if result == CHANGED or found.mask is None else found.mask
-            raise ReadError("the file changed while it was read", place.path, element=found.record.where())
+    for (row, _), result, mask_result in zip(rows, results, mask_results, strict=True):
         if result == mask_result == DONE:
             left.remove(row)
     return sorted(left)

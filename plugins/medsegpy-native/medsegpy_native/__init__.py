@@ -10,7 +10,7 @@ from typing import Final
 __all__ = ["COMPILED", "INTERFACE"]
 
 # What medsegpy_core expects of the kernels; another number means other arguments.
-INTERFACE: Final = 1
+INTERFACE: Final = 2
 
 # False where there was no C compiler when it was installed. Nothing is lost but speed.
 COMPILED: Final = find_spec("medsegpy_native._kernels") is not None

@@ -55,13 +55,12 @@ static PyObject *read_boxes(PyObject *self, PyObject *args) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "Jobs are rows of 13 int64.");
         goto end;
     }
-    /* Two ends, so that a path at the end of the texts still has a stamp, if an empty one. */
-    if (texts.len < 2 || text[texts.len - 1] || text[texts.len - 2]) {
-        PyErr_SetString(PyExc_ValueError, "The texts end with two zeros.");
+    if (texts.len && text[texts.len - 1]) {
+        PyErr_SetString(PyExc_ValueError, "The texts end with a zero.");
         goto end;
     }
     for (int64_t i = 0; i < count; i++)
-        if (!fits(&jobs[i], &work.table, out.len, texts.len - 1, n_maps)) {
+        if (!fits(&jobs[i], &work.table, out.len, texts.len, n_maps)) {
             PyErr_Format(PyExc_ValueError, "Job %lld does not fit its output, or is none.", (long long)i);
             goto end;
         }

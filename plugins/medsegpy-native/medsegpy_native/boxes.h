@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,7 +20,7 @@
 
 /* A box that is to be read; medsegpy_core.hdf5.kernels makes rows of int64 of them. */
 typedef struct {
-    int64_t text;            /* where path and stamp lie in `texts`, each ended by a 0; -1: `fd` is open */
+    int64_t text;            /* where stamp and path lie in `texts`; -1: `fd` is open */
     int64_t fd;              /* an open file whose content the caller has checked; -1: none */
     int64_t map;             /* which of `maps` holds the file's bytes; -1: none, it is read */
     int64_t offset;          /* of the first voxel, in bytes from the beginning of the file */
@@ -164,21 +163,29 @@ static int read_box(Work *work, const Job *job, int64_t out_bytes, uint8_t *out)
     return DONE;
 }
 
-/* Whether the content of a file is what it was when it was located: `Stamp` of medsegpy_core. */
+/* `Stamp` of medsegpy_core: what identifies the content of a file. */
+typedef struct {
+    int64_t size, modified; /* bytes, ns */
+    uint64_t inode;
+    int64_t changed; /* ns */
+} Stamp;
+_Static_assert(sizeof(Stamp) == 32, "a stamp has 32 bytes");
+
+static int64_t nanoseconds(struct timespec time) { return (int64_t)time.tv_sec * 1000000000 + (int64_t)time.tv_nsec; }
+
+/* Whether the content of a file is what it was when it was located. */
 static int same_stamp(const struct stat *found, const char *stamp) {
 #ifdef __APPLE__
-    const struct timespec changed = found->st_mtimespec;
+    const struct timespec modified = found->st_mtimespec, changed = found->st_ctimespec;
 #else
-    const struct timespec changed = found->st_mtim;
+    const struct timespec modified = found->st_mtim, changed = found->st_ctim;
 #endif
-    char text[80];
-    snprintf(text, sizeof text, "%lld %lld %llu", (long long)found->st_size,
-             (long long)changed.tv_sec * 1000000000LL + (long long)changed.tv_nsec, (unsigned long long)found->st_ino);
-    return strcmp(text, stamp) == 0;
+    const Stamp now = {(int64_t)found->st_size, nanoseconds(modified), (uint64_t)found->st_ino, nanoseconds(changed)};
+    return memcmp(&now, stamp, sizeof now) == 0;
 }
 
-static int read_named(Work *work, const Job *job, const char *path, int64_t out_bytes, uint8_t *out) {
-    const char *stamp = path + strlen(path) + 1;
+static int read_named(Work *work, const Job *job, const char *stamp, int64_t out_bytes, uint8_t *out) {
+    const char *path = stamp + sizeof(Stamp);
     struct stat found;
     double began = now();
     if (work->map) {
@@ -207,7 +214,8 @@ static int fits(const Job *job, const Table *table, int64_t size, int64_t texts,
     int64_t voxels, bytes, extent, product;
     const int64_t item = out_item(job, table);
     if (item <= 0 || job->count0 < 1 || job->count1 < 1 || job->run < 1 || job->offset < 0 || job->out < 0) return 0;
-    if (job->stride0 < 0 || job->stride1 < 0 || job->map >= maps || job->text >= texts) return 0;
+    if (job->stride0 < 0 || job->stride1 < 0 || job->map >= maps) return 0;
+    if (job->text >= 0 && job->text >= texts - (int64_t)sizeof(Stamp)) return 0;
     if (job->text < 0 && job->fd < 0 && job->map < 0) return 0;
     if (__builtin_mul_overflow(job->count0, job->count1, &voxels) ||
         __builtin_mul_overflow(voxels, job->run, &voxels) || __builtin_mul_overflow(voxels, item, &bytes) ||
