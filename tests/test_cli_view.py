@@ -47,7 +47,7 @@ def volume(tmp_path):
     return d
 
 
-def test_a_png_in_the_metadatas_colours(volume, tmp_path):
+def test_a_png_in_the_colors_of_the_metadata(volume, tmp_path):
     result = view("pair", "--out", tmp_path / "seen.png")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"Wrote {tmp_path / 'seen.png'}\n"
@@ -184,6 +184,21 @@ def test_label_maps_of_many_values_are_drawn_and_listed_by_what_is_there(tmp_pat
     assert has_color(drawn, PALETTE[1899 % 30])
     # A legend of all of them would be longer than the slices are high.
     assert drawn.shape[0] < 500
+
+
+def test_classes_of_a_label_map_that_share_a_value(tmp_path):
+    labels = np.zeros((24, 24, 1), np.uint8)
+    labels[2:10, 2:10], labels[2:10, 14:22], labels[14:22, 2:10] = 2, 4, 9
+    d = write_volume(tmp_path / "shared.h5", np.zeros((24, 24, 1)))
+    with h5py.File(d["file_name"], "r+") as file:
+        file["seg"] = labels
+    DatasetCatalog.register("shared", lambda: [d | {"sem_seg_file": d["file_name"], "label_map": True}])
+    colors = [RED, GREEN, (0, 0, 255)]
+    MetadataCatalog.get("shared").set(category_ids=[(1, 2), (2, 3), 8], categories=list("abc"), category_colors=colors)
+    assert view("shared", "--out", tmp_path / "shared.png").exit_code == 0
+    _, panel = first_panels(tmp_path / "shared.png")
+    for color, place in zip(colors, ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25)), strict=True):
+        assert middle((panel[:288] == color).all(axis=-1)) == pytest.approx(place, abs=0.02)
 
 
 def test_slices_that_are_missing_are_said(tmp_path, monkeypatch):

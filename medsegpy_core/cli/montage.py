@@ -153,7 +153,7 @@ def _tile(panel: Panel, colors: Sequence[Color]) -> Any:
 
 
 def _wrap_legend(legend: Sequence[tuple[str, Color]], font: Any, width: int) -> list[list[tuple[int, str, Color]]]:
-    """Place the entries in lines: x, name and colour of each."""
+    """Place the entries in lines: x, name and color of each."""
     lines: list[list[tuple[int, str, Color]]] = [[]] if legend else []
     x = 0
     for name, color in legend:

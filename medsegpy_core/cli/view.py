@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_VALUES_AT_ONCE: Final = 2**27  # of a mask
+_BYTES_AT_ONCE: Final = 2**27  # of a mask
+_LABEL_BYTES: Final = 8  # of a voxel, while it is looked up
 _LEGEND: Final = 30  # classes; of more, only those that are in the slices are listed
 
 
@@ -99,12 +100,10 @@ class _Classes:
         colors = class_colors(len(ids), metadata.get("category_colors"))
         return cls(tuple(ids[i] for i in shown), [names[i] for i in shown], [colors[i] for i in shown])
 
-    def listed(self, masks: Sequence[Array]) -> list[tuple[str, Color]]:
-        """Return name and color of each class; of more than a legend can hold, those that are in the masks."""
-        present = np.any([mask.any(axis=(0, 1)) for mask in masks], axis=0) if masks else []
-        few = len(self.ids) <= _LEGEND
-        entries = zip(self.names, self.colors, strict=True)
-        return [entry for i, entry in enumerate(entries) if few or present[i]] if masks else []
+    def listed(self, present: Sequence[int]) -> list[tuple[str, Color]]:
+        """Return name and color of each class; of more than a legend can hold, those that are present."""
+        listed = range(len(self.ids)) if len(self.ids) <= _LEGEND else present
+        return [(self.names[i], self.colors[i]) for i in listed]
 
 
 class _Planes:
@@ -137,25 +136,27 @@ class _Planes:
                     continue
                 channels = max(channels, opened.mask.shape[-1])
                 path = record.sem_seg_file
-                for box in self._boxes(self._stored(opened.mask)):
+                for box in self._boxes(opened.mask):
                     out = np.empty((*(part.stop - part.start for part in box), 1), np.uint8)
                     Collation((tuple(range(opened.mask.shape[-1])),)).read(opened.mask, box, out, path)
                     any_class = (out == 1).any(axis=(0, 1, -1))
                     found[slice(None) if self._scan.is_volume else i] |= any_class
         return found, channels
 
-    def read(self, position: int, category_ids: Sequence[CategoryId]) -> tuple[Array, Array | None]:
-        """Return the image of a slice, H x W, and its mask, H x W x C, bool; None: it has none."""
+    def read(self, position: int, category_ids: Sequence[CategoryId]) -> tuple[Array, dict[int, Array] | None]:
+        """Return the image of a slice, H x W, and the mask, H x W, of each category in it; None: it has no mask.
+
+        The categories are known by their position. There may be thousands, of which a slice has some.
+        """
         with self._open(position) as opened:
             at: Selection = (slice(position, position + 1),) if self._scan.is_volume else ()
             image = opened.image[(slice(None), slice(None), *at)].reshape(*opened.image.shape[:2], -1)[..., 0]
             if opened.mask is None:
                 return image, None
             box = (slice(0, image.shape[0]), slice(0, image.shape[1]), *at)
-            out = np.empty((*(part.stop - part.start for part in box), len(category_ids)), np.uint8)
-            record = self._scan.records[0 if self._scan.is_volume else position]
-            Collation(tuple(category_ids)).read(opened.mask, box, out, record.sem_seg_file)
-            return image, out.reshape(*image.shape, -1) == 1
+            path = self._scan.records[0 if self._scan.is_volume else position].sem_seg_file
+            planes = _labels if isinstance(opened.mask, LabelMapView) else _channels
+            return image, planes(opened.mask, box, path, category_ids)
 
     @contextmanager
     def _open(self, position: int) -> Iterator[CanonicalScan]:
@@ -166,16 +167,46 @@ class _Planes:
                 yield opened
 
     @staticmethod
-    def _stored(mask: LazyArray) -> Sequence[int]:
-        """Return the shape of what is read of a mask: of a label map, one value a voxel."""
-        return (*mask.array.shape, 1) if isinstance(mask, LabelMapView) else mask.shape
-
-    @staticmethod
-    def _boxes(shape: Sequence[int]) -> Iterator[Selection]:
+    def _boxes(mask: LazyArray) -> Iterator[Selection]:
         """Yield boxes of whole rows that hold the mask, without its channels."""
-        rows = max(1, _VALUES_AT_ONCE // max(1, int(np.prod(shape[1:]))))
+        shape = mask.shape
+        stored = _LABEL_BYTES if isinstance(mask, LabelMapView) else shape[-1]
+        rows = max(1, _BYTES_AT_ONCE // max(1, stored * int(np.prod(shape[1:-1]))))
         for start in range(0, shape[0], rows):
             yield (slice(start, min(start + rows, shape[0])), *(slice(0, n) for n in shape[1:-1]))
+
+
+def _collated(mask: LazyArray, box: Selection, path: Path | None, category_ids: Sequence[CategoryId]) -> Array:
+    """Return where the categories are in a slice, H x W x C, bool."""
+    out = np.empty((*(part.stop - part.start for part in box), len(category_ids)), np.uint8)
+    Collation(tuple(category_ids)).read(mask, box, out, path)
+    inside: Array = out.reshape(*out.shape[:2], -1) == 1
+    return inside
+
+
+def _channels(
+    mask: LazyArray, box: Selection, path: Path | None, category_ids: Sequence[CategoryId]
+) -> dict[int, Array]:
+    """Return the mask of each category that is in a slice."""
+    planes = _collated(mask, box, path, category_ids)
+    return {int(i): planes[..., i] for i in np.flatnonzero(planes.any(axis=(0, 1)))}
+
+
+def _labels(mask: LazyArray, box: Selection, path: Path | None, category_ids: Sequence[CategoryId]) -> dict[int, Array]:
+    """Return the same of a label map: its channels, of which there may be thousands, exclude each other.
+
+    So one number says all of a voxel, and is read bit by bit.
+    """
+    channels = sorted({channel for category_id in category_ids for channel in channels_of(category_id)})
+    numbers = range(len(channels).bit_length())
+    coded = [tuple(c for n, c in enumerate(channels, 1) if n >> bit & 1) for bit in numbers]
+    number = _collated(mask, box, path, coded) @ (1 << np.arange(len(coded)))
+    present = {channels[n - 1]: n for n in np.unique(number).tolist() if n}
+    found = {}
+    for i, category_id in enumerate(category_ids):
+        if own := [present[c] for c in channels_of(category_id) if c in present]:
+            found[i] = np.isin(number, own)
+    return found
 
 
 def _montage(scan: Scan, metadata: MetadataView, title: str, count: int) -> Any:
@@ -191,17 +222,20 @@ def _montage(scan: Scan, metadata: MetadataView, title: str, count: int) -> Any:
     spacing, upright = metadata.get("spacing"), Upright.of(metadata.get("affine"))
     pixel = (1.0, 1.0) if spacing is None else (float(spacing[0]), float(spacing[1]))
     window = gray_window(np.concatenate([image.ravel() for image, _ in read]), metadata)
+    present = sorted({i for _, masks in read for i in masks or ()})
     rows: list[list[Panel]] = [[]]
-    for position, (image, mask) in zip(chosen, read, strict=True):
+    for position, (image, masks) in zip(chosen, read, strict=True):
         if len(rows[-1]) >= 6 or (len(chosen) <= 4 and len(rows[-1]) >= 4):
             rows.append([])
         caption = f"slice {planes.number(position)} of {planes.shape[2]}"
         rows[-1].append(Panel(image, None, caption, pixel, window, upright))
-        if mask is not None:
-            rows[-1].append(Panel(image, mask, "truth", pixel, window, upright))
+        if masks is not None:
+            absent = np.zeros(image.shape, bool)
+            # A plane lies in one piece, for hundreds of classes.
+            stacked = np.stack([absent, *(masks.get(i, absent) for i in present)])[1:]
+            rows[-1].append(Panel(image, np.moveaxis(stacked, 0, -1), "truth", pixel, window, upright))
     note = f"{by(planes.shape)} voxels, spacing {'unknown' if spacing is None else by(map(float, spacing)) + ' mm'}"
     note += "" if channels else ", unlabelled"
     note += f", {len(scan.missing)} slices missing" if scan.missing else ""
     note += f", gray from {window[0]:g} to {window[1]:g}"
-    masks = [mask for _, mask in read if mask is not None]
-    return draw(rows, title, classes.listed(masks), note, classes.colors)
+    return draw(rows, title, classes.listed(present), note, [classes.colors[i] for i in present])
