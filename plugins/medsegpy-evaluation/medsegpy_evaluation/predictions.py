@@ -122,10 +122,11 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """Score predictions that lie in a folder, one file a scan, named by the scan's id.
 
-    HDF5 files hold ``probs`` (H x W x D x C) or ``labels``: H x W x D, where v is channel v - 1 of the dataset's masks,
-    or H x W x D x C, binary. Other formats are read by the installed readers, as a label map or with channels. Scans
-    are scored side by side, each worker holding one. Without `keep_going`, everything is checked before anything is
-    scored.
+    HDF5 files hold ``probs`` (H x W x D x C; H x W x D where one category is evaluated) or ``labels``: H x W x D, with
+    the values of the dataset's own label maps, or H x W x D x C, binary. Other formats are read by the installed
+    readers; without channels they are label maps if they hold whole numbers. Predictions are compared on the grid of
+    the scan: axes that are permuted or flipped are put right. Scans are scored side by side, each worker holding one.
+    Without `keep_going`, everything is checked before anything is scored.
 
     Args:
         dataset: A registered dataset.
@@ -146,8 +147,8 @@ def evaluate_predictions(
         As `SemSegEvaluator.evaluate`.
 
     Raises:
-        PredictionsError: Scans without a prediction, predictions without a scan, shapes or channels that do not fit,
-            values that are NaN or out of range, or no spacing where a metric needs it: all of them are listed.
+        PredictionsError: Scans without a prediction, predictions without a scan, shapes, grids or channels that do not
+            fit, values that are NaN or out of range, or no spacing where a metric needs it: all of them are listed.
         UnknownNameError: There is no such dataset.
         ReadError: There is no such folder.
     """
