@@ -203,7 +203,8 @@ class MetricSpec:
 
     Attributes:
         name: What `TEST_METRICS` says.
-        function: ``(pred, truth, spacing) -> float`` on boolean arrays of one shape; spacing in mm, one an axis.
+        function: ``(pred, truth, spacing) -> float`` on boolean arrays of one shape; spacing in mm, one an axis. Axes
+            of length 1 are there; voxels whose label is unknown are False in both.
         unit: ``"mm"``, ``"mm3"``, or empty for a fraction.
         higher_is_better: Which way is good.
     """
