@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -17,6 +17,7 @@ from medsegpy_core import MedSegPyError, ReadError, Record
 from medsegpy_core.categories import channels_of
 from medsegpy_core.errors import closest_match
 from medsegpy_core.hdf5 import names_in, open_array
+from medsegpy_core.masks import value_codes
 from medsegpy_core.readers import all_readers, find_reader
 from medsegpy_core.typing import CategoryId, LazyArray
 from medsegpy_evaluation.scoring import Binarization, ScoreSettings, largest_channel, wrong_values
@@ -49,8 +50,6 @@ _HDF5: Final = (".h5", ".hdf5")
 _WHOLE: Final = 1e-3
 # Voxels that are looked up at once.
 _SLAB: Final = 1 << 20
-# Labels up to this one are looked up in a table.
-_TABLE: Final = 1 << 16
 
 
 @frozen
@@ -298,49 +297,34 @@ def labelled(array: Array, values: LabelValues, categories: Sequence[str]) -> tu
     # `not >=` and `not <` hold for NaN, too.
     if not low >= -_WHOLE or not high < 1 << 53:
         return array, [_wrong_labels(values, f"values from {low:g} to {high:g}")]
-    # No array of all values up to the largest label, nor a channel for each: cost is that of voxels and categories.
-    numbers = np.array(sorted({0, *values.known, *(v for some in values.wanted for v in some)}), np.int64)
-    table = np.zeros((len(numbers) + 1, len(categories)), np.uint8)
+    # No channel for each value up to the largest label: cost is that of voxels and categories.
+    known = sorted({*values.known, *(v for some in values.wanted for v in some)} - {0})
+    codes = value_codes(tuple(known))
+    table = np.zeros((codes.other + 1, len(categories)), np.uint8)
     for category, some in enumerate(values.wanted):
-        table[np.searchsorted(numbers, some), category] = 1
+        table[[known.index(value) + 1 for value in some], category] = 1
     masks = np.empty((*array.shape, len(categories)), np.uint8)
     flat, out = array.reshape(-1), masks.reshape(-1, len(categories))
-    places = _places(numbers, int(high + 0.5))
     for start in range(0, flat.size, _SLAB):
         part = flat[start : start + _SLAB]
-        labels = np.rint(part) if part.dtype.kind == "f" else part
+        labels = np.rint(part).astype(np.int64) if part.dtype.kind == "f" else part
         if labels is not part and not bool((np.abs(labels - part) <= _WHOLE).all()):
             return array, [_wrong_labels(values, f"values from {low:g} to {high:g}, some of them in between")]
-        found = places(labels.astype(np.int64))
-        if bool((unknown := found == len(numbers)).any()):
+        found = codes.of(labels)
+        if bool((unknown := found == codes.other).any()):
             return array, [_wrong_labels(values, f"the value {int(labels[unknown][0])}")]
         np.take(table, found, axis=0, out=out[start : start + _SLAB])
     return masks, []
 
 
-def _places(numbers: NDArray[np.int64], largest: int) -> Callable[[NDArray[np.int64]], NDArray[np.intp]]:
-    """Return a function from labels, of which none is above `largest`, to their places among `numbers`; the number of
-    those if it is not among them."""
-    if largest < _TABLE:
-        index = np.full(largest + 1, len(numbers), np.intp)
-        few = numbers[numbers <= largest]
-        index[few] = np.arange(len(few))
-        return lambda labels: index[labels]
-
-    def search(labels: NDArray[np.int64]) -> NDArray[np.intp]:
-        found = np.minimum(np.searchsorted(numbers, labels), len(numbers) - 1)
-        found[numbers[found] != labels] = len(numbers)
-        return found
-
-    return search
-
-
 def _wrong_labels(values: LabelValues, found: str) -> str:
     known = values.known
     if isinstance(known, range):
-        return f"the label map has {found}; whole numbers from 0 (none) to {len(known)} are expected"
-    listed = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
-    return f"the label map has {found}; 0 (none) and the label_values of the dataset are expected: {listed}"
+        expected = f"whole numbers from 0 (none) to {len(known)}"
+    else:
+        listed = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
+        expected = f"0 (none) and the label_values of the dataset ({listed})"
+    return f"the label map has {found}; {expected} are expected. If they mean something else, name them: --channels"
 
 
 def scoring_settings(settings: ScoreSettings) -> ScoreSettings:

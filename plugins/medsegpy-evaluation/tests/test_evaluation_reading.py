@@ -287,6 +287,27 @@ def test_labels_are_what_comparing_says(drawn, values, dtype):
         assert len(problems) == 1
 
 
+def test_what_is_unknown_in_the_truth_is_left_out(register, tmp_path):
+    """`label_values`, `ignore_values` and `annotated`: from the files to the scores."""
+    rng = np.random.default_rng(0)
+    truth, pred = rng.choice([0, 17, 2035, -3], (2, *SHAPE), p=[0.4, 0.25, 0.25, 0.1]).astype(np.int16)
+    pred[pred == -3] = 0
+    path = str(save(tmp_path / "a.h5", volume=np.zeros(SHAPE, np.float32), seg=truth))
+    keys = {"label_map": True, "label_values": (2035, 17), "ignore_values": (-3,)}
+    scan = {"file_name": path, "sem_seg_file": path, "scan_id": "a", **keys}
+    save(tmp_path / "p" / "a.h5", labels=pred)
+    some = [(value, truth == value, (pred == value) & (truth != -3)) for value in (2035, 17)]
+    expected = {value: 2 * (t & p).sum() / (t.sum() + p.sum()) for value, t, p in some}
+    found = dice(register([scan], ["x", "y"]), tmp_path / "p")
+    assert found == {"x": pytest.approx(expected[2035]), "y": pytest.approx(expected[17])}
+    dataset = register([scan | {"annotated": [1]}], ["x", "y"])
+    document = evaluate_predictions(dataset, tmp_path / "p", Config(TEST_METRICS=["DSC"]), tmp_path / "out")
+    x, y = document["scans"][0]["structures"]
+    assert (x["status"], x["unknown_voxels"]) == ("unknown", truth.size)
+    assert (y["status"], y["unknown_voxels"]) == ("scored", (truth == -3).sum())
+    assert [row["value"] for row in document["metrics"]] == [None, pytest.approx(expected[17])]
+
+
 def test_cost_does_not_grow_with_the_largest_label(register, tmp_path):
     peaks = []
     for high in (2, 2035):
