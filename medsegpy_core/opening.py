@@ -146,9 +146,11 @@ def canonical(
     if scan.mask is None:
         return CanonicalScan(image, None, metadata, detached)
     mask = _mask(scan.mask, record, spatial, category_ids, geometry)
-    if image.shape[:spatial] != mask.shape[:spatial]:
+    # To know its channels, a label map may have to be read whole.
+    size = (mask.array if isinstance(mask, LabelMapView) else mask).shape[:spatial]
+    if image.shape[:spatial] != size:
         raise ReadError(
-            f"the mask is {_by(mask.shape[:spatial])}, but the image in {record.file_name} is "
+            f"the mask is {_by(size)}, but the image in {record.file_name} is "
             f"{_by(image.shape[:spatial])}{_axes_hint(record)}",
             record.sem_seg_file,
         )

@@ -272,6 +272,25 @@ def test_dicts_alone_say_how_many_channels_there_are(tmp_path):
     np.testing.assert_array_equal(loader[0][1][0], collated(channels_of_labels(LABELS, VALUES, IGNORED), [0, 1, 2]))
 
 
+def test_a_mask_is_read_to_count_channels_only_if_they_are_asked_for(tmp_path):
+    path = save(tmp_path / "a.h5", volume=IMAGE, seg=np.full(SHAPE, 0.5))
+    d = {"file_name": path, "sem_seg_file": path, "scan_id": "a", "label_map": True}
+    with open_scan(d) as scan:
+        with pytest.raises(ReadError, match="whole numbers"):
+            assert scan.mask.shape
+        with pytest.raises(ReadError, match="whole numbers"):
+            scan.mask[...]
+    with open_scan({**d, "label_values": VALUES}) as scan:
+        assert scan.mask.shape == (*SHAPE, 3)
+
+
+def test_a_check_reports_values_that_nobody_declares(tmp_path):
+    register("d", tmp_path, np.minimum(abs(LABELS), 9), label_map=True)
+    (found,) = check_dataset("d").findings
+    assert (found.kind, found.file) == ("labels", str(tmp_path / "d.h5"))
+    assert "value 9" in found.message
+
+
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i8", "f8"])
 def test_negative_values(tmp_path, dtype):
     labels = np.where(LABELS > 0, 1, LABELS).astype(dtype)
@@ -422,7 +441,8 @@ def test_bits_of_the_future_and_bits_that_are_cut_short(tmp_path):
 @pytest.mark.parametrize("layout", ["slices", "patches"])
 @pytest.mark.parametrize("case", ["bits", "labels", "binary", "nothing"])
 def test_packing_keeps_what_is_unknown(tmp_path, layout, case):
-    keys = {"label_map": True, "label_values": VALUES, "ignore_values": IGNORED, "annotated": [0, 2]}
+    keys = {"label_map": True, "label_values": tuple(np.array(VALUES)), "ignore_values": tuple(np.array(IGNORED))}
+    keys["annotated"] = [0, np.int64(2)]
     mask = LABELS.astype(np.int32)
     if case == "labels":
         keys["label_values"] = (*VALUES, *range(3000, 3040))

@@ -18,7 +18,8 @@ class Finding:
 
     Attributes:
         kind: ``"listing"`` (left aside when the folder was listed), ``"dict"``, ``"file"`` (cannot be read, or is not
-            what it should be), ``"values"``, ``"shape"``, ``"type"``, ``"channels"``, ``"gaps"``, ``"name"``,
+            what it should be), ``"values"``, ``"labels"`` (values that no category declares), ``"shape"``,
+            ``"type"``, ``"channels"``, ``"gaps"``, ``"name"``,
             ``"geometry"`` (what is stated of the grids of image, mask and dataset does not agree), ``"orientation"``
             (the axes of the scans run in different directions), ``"content"`` (another hash than when it was packed) or
             ``"metadata"``.

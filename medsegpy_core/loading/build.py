@@ -66,7 +66,7 @@ def build_loader(
         drop_last: Whether a last batch that is not full is left out; None: not with `is_test`.
         transform: ``(image, mask) -> (image, mask)`` per element, after `PREPROCESSING`; one with a parameter `rng`
             gets a `numpy.random.Generator` made from seed, epoch and element.
-        keep_unlabelled: Whether unlabelled slices are elements too, with masks of -1 (uint8: 255).
+        keep_unlabelled: Whether unlabelled slices are elements too, and masks may have unknown voxels: -1 (uint8: 255).
         allow_augmented: Whether augmented elements may be evaluated on.
         allow_leakage: Whether a subject may be in training and in evaluation data.
         reuse_buffers: Whether a batch is valid only until the next but one is asked for, which is faster.

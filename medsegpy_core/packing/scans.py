@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from attrs import evolve, frozen
 
-from medsegpy_core.categories import required_channels
+from medsegpy_core.categories import normalize_category_ids, required_channels
 from medsegpy_core.errors import DataWarning, ReadError
 from medsegpy_core.geometry import as_stored
 from medsegpy_core.hdf5 import atomic_h5, open_array, pack_bitfield
@@ -254,8 +254,13 @@ class _Arrays:
         if self.mask is None:
             return said
         # Bits hold what is unknown; that there may be such voxels, a loader has to know before it reads them.
-        kept = LABEL_CHECKS.keys() - ({"label_map"} if self.label_map else {"label_map", "label_values"})
-        means = {key: record.extra[key] for key in sorted(kept) if record.extra.get(key) is not None}
+        kept = {"annotated", "ignore_values"} | ({"label_values"} if self.label_map else set())
+        # Plain ints, which JSON holds.
+        means = {
+            key: list(normalize_category_ids(value)) if key == "annotated" else [int(label) for label in value]
+            for key in sorted(kept)
+            if (value := record.extra.get(key)) is not None
+        }
         return {**said, "sem_seg_axes": self.mask_axes, "label_map": self.label_map, **means}
 
 

@@ -126,6 +126,19 @@ def test_spacing_and_affine_follow_the_axes_of_the_dict(tmp_path):
         assert np.allclose(scan.metadata["affine"] @ [1, 2, 3, 1], affine @ [3, 1, 2, 1])
 
 
+def test_labels_behind_a_scale_factor(tmp_path):
+    d = save(tmp_path / "a.nii", IMAGE)
+    save(tmp_path / "a_seg.nii", LABELS.astype("u1"))
+    with (tmp_path / "a_seg.nii").open("r+b") as file:
+        file.seek(112)
+        file.write(struct.pack("<f", np.nextafter(np.float32(1), np.float32(0))))
+    assert 0 < 1 - np.asanyarray(nib.load(tmp_path / "a_seg.nii").dataobj).max() / LABELS.max() < 1e-7
+    d |= {"sem_seg_file": str(tmp_path / "a_seg.nii"), "label_map": True, "label_values": (1, 3), "ignore_values": [2]}
+    with opened(d) as scan:
+        for channel, value in enumerate((1, 3)):
+            assert np.array_equal(scan.mask[..., channel], np.where(LABELS == 2, 255, value == LABELS))
+
+
 def test_label_maps(tmp_path):
     d = save(tmp_path / "a.nii.gz", IMAGE)
     save(tmp_path / "a_seg.nii", LABELS)
@@ -139,12 +152,12 @@ def test_label_maps(tmp_path):
         assert scan.mask.dtype == np.uint8
         assert np.array_equal(scan.mask[2:5, 3, :, 1], LABELS[2:5, 3] == 2)
     save(tmp_path / "a_seg.nii", LABELS + np.float32(0.5))
-    # Opening counts the channels, since no metadata say how many there are.
-    with pytest.raises(ReadError, match=r"a_seg\.nii: the label map holds \d\.5"), opened(listed):
-        pass
+    # The channels are counted, since no metadata say how many there are.
+    with opened(listed) as scan, pytest.raises(ReadError, match=r"a_seg\.nii: the label map holds \d\.5"):
+        assert scan.mask.shape
     save(tmp_path / "a_seg.nii", np.where(LABELS == 2, np.nan, 0).astype("f4"))
-    with pytest.raises(ReadError, match="the label map holds nan"), opened(listed):
-        pass
+    with opened(listed) as scan, pytest.raises(ReadError, match="the label map holds nan"):
+        assert scan.mask.shape
     binary = d | {"sem_seg_file": str(tmp_path / "b.nii")}
     save(tmp_path / "b.nii", (LABELS == 1).astype("u1"))
     with opened(binary) as scan:
