@@ -133,6 +133,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, c
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numpy"], indirect=True)  # the kernels leave what lies in one piece to it
 def test_more_than_one_call_of_the_system_can_read(tmp_path):
     """Linux reads 2,147,479,552 bytes at most in one call: a short read, as often as anybody needs one."""
     path = tmp_path / "a.h5"
@@ -216,10 +217,10 @@ def run(code, **options):
 
 
 @pytest.mark.slow
-def test_thousands_of_files_with_64_open_at_a_time(tmp_path):
-    image, mask = make_scan((4, 4, 1500), channels=1)
+def test_hundreds_of_files_with_64_open_at_a_time(tmp_path):
+    image, mask = make_scan((4, 4, 300), channels=1)
     save_slices(tmp_path / "slices", image, mask)
-    volumes = [save_volume(tmp_path / "volumes", *make_scan((4, 4, 3), seed=i), subject=i) for i in range(1, 200)]
+    volumes = [save_volume(tmp_path / "volumes", *make_scan((4, 4, 3), seed=i), subject=i) for i in range(1, 100)]
     code = f"""
         import os, resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -227,13 +228,13 @@ def test_thousands_of_files_with_64_open_at_a_time(tmp_path):
         from medsegpy_core import Config, build_loader, scan_directory
         warnings.simplefilter("ignore")
         slices = scan_directory({str(tmp_path / "slices")!r})
-        assert len(slices) == 1500
+        assert len(slices) == 300
         for options in ({{}}, {{"isolate": True}}, {{"mmap": True}}):
             for workers in (0, 8):
                 loader = build_loader(Config(NUM_WORKERS=workers), slices, batch_size=50, **options)
-                assert sum(len(images) for images, _ in loader) == 1500
+                assert sum(len(images) for images, _ in loader) == 300
                 loader = build_loader(Config(NUM_WORKERS=workers), {volumes!r}, batch_size=3, **options)
-                assert sum(len(images) for images, _ in loader) == 597
+                assert sum(len(images) for images, _ in loader) == 297
         assert len(os.listdir("/dev/fd")) < 30
     """
     run(code)

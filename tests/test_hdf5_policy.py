@@ -462,14 +462,14 @@ def test_filters_are_not_loaded_from_folders(path, tmp_path):
     assert run(code, path, HDF5_PLUGIN_PATH=str(tmp_path)).split() == ["True", "True", "True"]
 
 
-def test_thousands_of_files_with_few_descriptors(tmp_path):
+def test_more_files_than_descriptors(tmp_path):
     code = """
         import resource, sys, threading
         import h5py, numpy as np
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         from medsegpy_core.hdf5 import open_array
         arrays = []
-        for i in range(500):
+        for i in range(150):
             name = f"{sys.argv[1]}/{i}.h5"
             with h5py.File(name, "w") as f:
                 f.create_dataset("data", data=np.full((4, 4), i), **({"compression": "lzf"} if i % 3 == 0 else {}))
