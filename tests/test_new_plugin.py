@@ -176,6 +176,26 @@ def test_many_scans_in_a_file_and_another_seed(tmp_path):
     assert sorted(subject for part in splits[0].values() for subject in part) == list(range(12))
 
 
+def test_people_of_bids_names_stay_whole(tmp_path):
+    for person in range(10):
+        for session in (1, 2):
+            write_volume(tmp_path / "data" / f"sub-{person:02d}_ses-{session}.h5", np.zeros((3, 3, 3)))
+    written("dataset", "people", "--from", tmp_path / "data", "--out", tmp_path)
+    splits = json.loads((tmp_path / "medsegpy-people" / "medsegpy_people" / "splits.json").read_text())
+    assert sorted(person for part in splits.values() for person in part) == [f"sub-{n:02d}" for n in range(10)]
+
+
+@pytest.mark.parametrize("folders", [("",), ("train", "test")])
+def test_scans_that_may_be_of_one_person_are_told_of(tmp_path, folders):
+    for number, name in enumerate("abcd"):
+        write_volume(tmp_path / "data" / folders[number % len(folders)] / f"{name}.h5", np.zeros((3, 3, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = new_plugin("dataset", "scans", "--from", tmp_path / "data", "--out", tmp_path)
+    assert done.exit_code == 0
+    assert "4 scans without subject_id" in " ".join(done.output.split())
+
+
 def test_one_subject_gives_one_split(tmp_path):
     write_volume(tmp_path / "data" / "only.h5", np.zeros((3, 3, 3)))
     assert "no masks" in written("dataset", "one", "--from", tmp_path / "data", "--out", tmp_path)
