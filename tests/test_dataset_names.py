@@ -190,8 +190,9 @@ def test_the_batch_size_is_that_of_the_role(depth_first):
 
 
 def test_categories_come_from_the_metadata(depth_first):
-    MetadataCatalog.get("depth_first").set(category_ids=[1], categories=["b"], replace=True)
-    assert build_loader(Config(), DatasetCatalog.get("depth_first"), batch_size=2)[0][1].shape[-1] == 1
+    MetadataCatalog.get("depth_first").set(category_ids=[1, 0], categories=["b", "a"], replace=True)
+    masks = build_loader(Config(), DatasetCatalog.get("depth_first"), batch_size=4, shuffle=False)[0][1]
+    assert np.array_equal(masks, depth_first[0][1][..., ::-1])
 
 
 # -- the tag hook
