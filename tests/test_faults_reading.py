@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scans import make_scan, save, save_slices, save_volume
 
-from medsegpy_core import Config, ReadError, build_loader
+from medsegpy_core import Config, ReadError, build_loader, write_slices, write_volume
 from medsegpy_core.hdf5 import open_array
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -130,6 +130,29 @@ def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, c
             done.set()
         cutting.result()
     assert set(outcomes) == {"good", "refused"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("stored", "compression"), [("slices", None), ("volume", None), ("volume", "gzip")])
+def test_a_loader_reads_no_more_at_once_than_is_allowed(tmp_path, stored, compression, workers, options, monkeypatch):
+    image, mask = make_scan((16, 16, 4), channels=8)
+    if stored == "slices":
+        dicts = write_slices(tmp_path, image, mask, subject_id=1)
+    else:
+        dicts = [write_volume(tmp_path / "0000001_V00.h5", image, mask, compression=compression)]
+    loader = loader_of(dicts, workers, **options)
+    expected = list(loader)
+    # A slice of the image has 1,024 bytes, one of the mask 2,048.
+    for limit, too_large in ((1023, "file_name"), (2047, "sem_seg_file")):
+        monkeypatch.setenv("MEDSEGPY_MAX_READ", str(limit))
+        loader.set_epoch(0)
+        with pytest.raises(ReadError, match="MEDSEGPY_MAX_READ") as caught:
+            list(loader)
+        assert str(caught.value.path) == dicts[0][too_large]
+    monkeypatch.setenv("MEDSEGPY_MAX_READ", "2048")
+    loader.set_epoch(0)
+    for found, wanted in zip(loader, expected, strict=True):
+        assert all(map(np.array_equal, found, wanted))
 
 
 @pytest.mark.slow

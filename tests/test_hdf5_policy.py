@@ -252,6 +252,8 @@ def test_the_limit_of_one_read(path, monkeypatch, limit, fits):
         assert np.array_equal(open_array(path, "data")[...], IMAGE)
     else:
         refused(path, match="MEDSEGPY_MAX_READ")
+        with pytest.raises(ReadError, match="MEDSEGPY_MAX_READ"):
+            open_array(path, "data").read_into((slice(0, 6), slice(0, 8)), np.empty((6, 8), np.float32))
         assert np.array_equal(open_array(path, "data")[:2], IMAGE[:2])
 
 
