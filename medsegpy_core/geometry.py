@@ -34,6 +34,7 @@ __all__ = [
     "checked_spacing",
     "corner_offset",
     "describe",
+    "given_geometry",
     "has_length",
     "reordered",
     "same_spacing",
@@ -126,6 +127,32 @@ def axis_codes(affine: Any) -> tuple[str, str, str]:
         codes[axis] = ("LR", "PA", "IS")[world][int(rotation[world, axis] > 0)]
         rotation[world] = 0
     return codes[0], codes[1], codes[2]
+
+
+def given_geometry(spacing: Any, affine: Any) -> dict[str, Any]:
+    """Check a spacing and an affine that somebody gives for a scan; None for one that is not known.
+
+    Returns:
+        ``spacing`` and ``affine``, those that are known.
+
+    Raises:
+        ValueError: They are not three positive numbers and an invertible 4 x 4 matrix, or contradict each other by more
+            than 1 %.
+    """
+    sizes, matrix = checked_spacing(spacing), checked_affine(affine)
+    if spacing is not None and sizes is None:
+        raise ValueError(f"spacing is {spacing!r}: expected three positive numbers of millimetres, for H, W and D.")
+    if affine is not None and matrix is None:
+        raise ValueError(
+            f"affine is {affine!r}: expected an invertible 4 x 4 matrix, voxel index (h, w, d) to RAS+ millimetres, "
+            "its last row 0, 0, 0, 1."
+        )
+    if sizes is not None and matrix is not None and not same_spacing(sizes, spacing_of(matrix)):
+        raise ValueError(
+            f"spacing is {_mm(sizes)}, but the columns of affine are {_mm(spacing_of(matrix))} long. Give the affine "
+            "alone, if it is right."
+        )
+    return {key: value for key, value in (("spacing", sizes), ("affine", matrix)) if value is not None}
 
 
 def has_length(value: Any, axes: Sequence[int]) -> bool:

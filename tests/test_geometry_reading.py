@@ -1,6 +1,7 @@
 """What files state of spacing and affine comes for the axes H, W, D; image, mask and metadata are compared."""
 
 import itertools
+import json
 import warnings
 
 import h5py
@@ -23,6 +24,9 @@ from medsegpy_core import (
     open_scan,
     pack_dataset,
     packed_dicts,
+    register_packed,
+    write_slices,
+    write_volume,
 )
 from medsegpy_core.checking import check_dataset
 from medsegpy_core.errors import MetadataError
@@ -370,6 +374,69 @@ def test_slices_of_a_volume_in_any_order(tmp_path, axes, label_map):
         open_scan(dicts[0] | {"scan_num_slices": 9}),
     ):
         pass
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("given", ["spacing", "affine", "both", "neither"])
+def test_writers_store_geometry(tmp_path, given, channels):
+    values = {"spacing": SPACING, "affine": AFFINE.tolist()}
+    values = {"both": values, "neither": {}}.get(given) or {key: values[key] for key in values if key == given}
+    image = np.stack([IMAGE, -IMAGE], axis=-1) if channels else IMAGE
+    volume = write_volume(tmp_path / "a.h5", image, MASK, **values)
+    slices = write_slices(tmp_path, image, MASK, subject_id=1, **values)
+    for d in (volume, *slices):
+        with open_scan(d) as scan:
+            assert scan.metadata.get("spacing") == (None if given == "neither" else SPACING)
+            assert ("affine" in scan.metadata) == (given in ("affine", "both"))
+            assert np.array_equal(scan.metadata.get("affine", AFFINE), AFFINE)
+        with h5py.File(d["file_name"]) as file:
+            (stated,) = [dict(dataset.attrs) for key, dataset in file.items() if key in ("volume", "data")]
+        assert stated.keys() == values.keys()
+        assert all(np.array_equal(stated[key], values[key]) for key in values)
+    if not channels:
+        assert inputs_of(register("slices", slices)).get("scan_spacing") == (None if given == "neither" else SPACING)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"spacing": (1, 2)},
+        {"spacing": (1, 2, 0)},
+        {"spacing": (1, 2, np.inf)},
+        {"spacing": "abc"},
+        {"affine": np.eye(3)},
+        {"affine": np.zeros((4, 4))},
+        {"affine": np.eye(4) * np.nan},
+        {"affine": np.ones((4, 4))},
+        {"spacing": (0.5, 0.6, 3.1), "affine": AFFINE},
+    ],
+    ids=str,
+)
+def test_writers_refuse_what_is_no_geometry(tmp_path, values):
+    with pytest.raises(ValueError, match=r"spacing|affine"):
+        write_volume(tmp_path / "a.h5", IMAGE, MASK, **values)
+    with pytest.raises(ValueError, match=r"spacing|affine"):
+        write_slices(tmp_path, IMAGE, MASK, subject_id=1, **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifests_of_the_first_format_are_read_as_they_were_written(tmp_path):
+    d = write(tmp_path / "a.h5", IMAGE, MASK, {"spacing": SPACING, "affine": AFFINE})
+    manifest = pack_dataset(register("a", [d], spacing=SPACING), tmp_path / "out").manifest
+    said = json.loads(manifest.read_text())
+    assert said["medsegpy_packed"] == 2
+    said["medsegpy_packed"] = 1
+    said["metadata"]["spacing"] = list(SPACING)
+    manifest.write_text(json.dumps(said))
+    (old,) = packed_dicts(manifest)
+    with h5py.File(old["file_name"], "a") as file:  # for H, W, D, though stored depth first
+        file[old["image_key"]].attrs["spacing"] = SPACING
+        file[old["image_key"]].attrs["affine"] = AFFINE
+    register_packed(manifest, "old")
+    assert MetadataCatalog.get("old").spacing == SPACING
+    inputs = inputs_of("old")
+    assert inputs["scan_spacing"] == SPACING
+    assert np.array_equal(inputs["scan_affine"], AFFINE)
 
 
 @pytest.mark.parametrize("layout", ["slices", "patches"])

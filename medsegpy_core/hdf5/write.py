@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from medsegpy_core.errors import ReadError, ShapeError
+from medsegpy_core.geometry import given_geometry
 from medsegpy_core.hdf5.array import open_array
 from medsegpy_core.hdf5.staging import Staging, atomic_h5
 from medsegpy_core.naming import SliceName, parse_identity
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["atomic_h5", "write_slices", "write_volume"]
 
 _CHECKED_BYTES: Final = 32 << 20
+_OTHER: Final = "what was read back is not what was written; is the disk failing?"
 
 
 def write_slices(
@@ -34,6 +37,8 @@ def write_slices(
     augmentation: int = 0,
     compression: str | int | None = None,
     overwrite: bool = False,
+    spacing: Sequence[float] | None = None,
+    affine: Any = None,
 ) -> list[DatasetDict]:
     """Write a scan as 2D slices: an ``.im`` file for each, and a ``.seg`` file where there is a mask.
 
@@ -49,6 +54,8 @@ def write_slices(
         augmentation: The number of the augmentation, 0 for an original.
         compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9).
         overwrite: Whether files that are there are replaced.
+        spacing: Millimetres, dH, dW and dD, stored with each slice; None: unknown, or that of the affine.
+        affine: 4 x 4, from voxel index (h, w, d) of the scan to RAS+ millimetres, stored likewise; None: unknown.
 
     Returns:
         The dataset dicts of the slices. With K channels they have ``image_axes="HWDC"``, which the files do not say.
@@ -57,7 +64,8 @@ def write_slices(
         FileExistsError: A file is there, and `overwrite` is False. Nothing was written then.
         ShapeError: The arrays have other axes, or do not fit together.
         TypeError: The elements are no real numbers.
-        ValueError: The mask is not binary, the compression is unknown, or an id is text.
+        ValueError: The mask is not binary, the compression is unknown, an id is text, or spacing and affine are none or
+            contradict each other.
 
     Example:
         ```python
@@ -65,7 +73,7 @@ def write_slices(
         ```
     """
     image, mask = _checked(image, mask)
-    options = _options(compression)
+    options, geometry = _options(compression), given_geometry(spacing, affine)
     depth = image.shape[2]
     subject, visit, tag = (
         _number("subject_id", subject_id),
@@ -80,9 +88,9 @@ def write_slices(
         staging.refuse_existing(stem + suffix for stem in stems for suffix in suffixes)
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
         for k, stem in enumerate(stems):
-            _write(staging, stem + ".im", {"data": image[:, :, k : k + 1]}, options)
+            _write(staging, stem + ".im", {"data": image[:, :, k : k + 1]}, options, geometry)
             if mask is not None:
-                _write(staging, stem + ".seg", {"data": mask[:, :, k : k + 1]}, options)
+                _write(staging, stem + ".seg", {"data": mask[:, :, k : k + 1]}, options, {})
     labelled, axes = mask is not None, _axes(image)
     return [_slice_dict(stem, name, depth, labelled) | axes for stem, name in zip(stems, names, strict=True)]
 
@@ -94,6 +102,8 @@ def write_volume(
     *,
     compression: str | int | None = None,
     overwrite: bool = False,
+    spacing: Sequence[float] | None = None,
+    affine: Any = None,
 ) -> DatasetDict:
     """Write a scan as one file with the datasets ``volume`` and, where there is a mask, ``seg``.
 
@@ -103,6 +113,8 @@ def write_volume(
         mask: H x W x D x C with 0 and 1; stored as uint8.
         compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9); chunks are whole slices.
         overwrite: Whether a file that is there is replaced.
+        spacing: Millimetres, dH, dW and dD; None: unknown, or that of the affine.
+        affine: 4 x 4, from voxel index (h, w, d) to RAS+ millimetres; None: unknown.
 
     Returns:
         The dataset dict of the volume. `scan_id` is the name of the file without its suffix. With K channels it has
@@ -112,7 +124,8 @@ def write_volume(
         FileExistsError: The file is there, and `overwrite` is False.
         ShapeError: The arrays have other axes, or do not fit together.
         TypeError: The elements are no real numbers.
-        ValueError: The mask is not binary, or the compression is unknown.
+        ValueError: The mask is not binary, the compression is unknown, or spacing and affine are none or contradict
+            each other.
 
     Example:
         ```python
@@ -120,12 +133,12 @@ def write_volume(
         ```
     """
     image, mask = _checked(image, mask)
-    options = _options(compression)
+    options, geometry = _options(compression), given_geometry(spacing, affine)
     file_name = os.path.abspath(path)  # noqa: PTH100
     with Staging(overwrite) as staging:
         staging.refuse_existing([file_name])
         os.makedirs(os.path.dirname(file_name), exist_ok=True)  # noqa: PTH103, PTH120
-        _write(staging, file_name, {"volume": image} | ({} if mask is None else {"seg": mask}), options)
+        _write(staging, file_name, {"volume": image} | ({} if mask is None else {"seg": mask}), options, geometry)
     stem = os.path.splitext(os.path.basename(file_name))[0]  # noqa: PTH122
     labels = {} if mask is None else {"sem_seg_file": file_name}
     return {"file_name": file_name, **labels, "scan_id": stem, **parse_identity(stem), **_axes(image)}
@@ -205,12 +218,18 @@ def _options(compression: str | int | None) -> dict[str, Any]:
     raise ValueError(f"compression is {compression!r}: expected None, 'gzip', 'lzf', or a level of gzip from 0 to 9.")
 
 
-def _write(staging: Staging, path: str, arrays: dict[str, Array], options: dict[str, Any]) -> None:
+def _write(
+    staging: Staging, path: str, arrays: dict[str, Array], options: dict[str, Any], geometry: Mapping[str, Any]
+) -> None:
+    """Write the arrays of a file and read them back; `geometry` is that of the first, the image."""
+    image = next(iter(arrays))
     with staging.create(path) as file:
         for key, array in arrays.items():
             _put(file, key, array, options)
+        for name, value in geometry.items():
+            file[image].attrs[name] = np.array(value, np.float64)
     for key, array in arrays.items():
-        _read_back(staging.temporary(path), path, key, array)
+        _read_back(staging.temporary(path), path, key, array, geometry if key == image else {})
 
 
 def _put(file: h5py.File, key: str, array: Array, options: dict[str, Any]) -> None:
@@ -219,11 +238,13 @@ def _put(file: h5py.File, key: str, array: Array, options: dict[str, Any]) -> No
     file.create_dataset(key, data=array, chunks=chunks, **options)
 
 
-def _read_back(temporary: str, path: str, key: str, array: Array) -> None:
+def _read_back(temporary: str, path: str, key: str, array: Array, geometry: Mapping[str, Any]) -> None:
     stored = open_array(temporary, key)
+    if (stored.said.spacing, stored.said.affine) != (geometry.get("spacing"), geometry.get("affine")):
+        raise ReadError(_OTHER, path, key)
     rows = max(1, _CHECKED_BYTES // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
         wanted = np.ascontiguousarray(array[start : start + rows])
         found = stored[start : start + rows]
         if found.tobytes() != wanted.astype(stored.dtype, copy=False).tobytes():
-            raise ReadError("what was read back is not what was written; is the disk failing?", path, key)
+            raise ReadError(_OTHER, path, key)
