@@ -5,6 +5,7 @@ An affine is 4 x 4 and maps the voxel index (h, w, d) to RAS+ millimetres. Indic
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,8 @@ WARNING_VOXELS: Final = 0.1
 ERROR_VOXELS: Final = 0.5
 # How much two spacings of one thing may differ, as a fraction.
 SPACING_TOLERANCE: Final = 0.01
+# More than these are no affine.
+_MOST_NUMBERS: Final = 16
 # Rounding of float32, in which NIfTI stores affines.
 _ROUNDING: Final = 1e-5
 
@@ -179,19 +182,57 @@ def stated(metadata: Mapping[str, Any], axes: Sequence[int] = (3,)) -> tuple[dic
         The values, and how spacing and affine contradict each other in words, None if they do not.
     """
     values = {key: value for key, value in metadata.items() if key not in ("spacing", "affine")}
-    spacing, affine = checked_spacing(metadata.get("spacing"), (2, 3)), checked_affine(metadata.get("affine"))
-    contradiction = None
-    if affine is not None:
-        columns: tuple[float, ...] = spacing_of(affine)
-        if spacing is not None and not same_spacing(spacing, columns):
-            contradiction = f"its spacing is {_mm(spacing)}, but the columns of its affine are {_mm(columns)} long"
-        if spacing is not None and len(spacing) == 2 and columns[2] == 1:
-            columns = columns[:2]  # a file with two axes; programs fill the third column with 1
-        spacing = columns if spacing is None or not _equal(spacing, columns) else spacing
+    found = _stated(_key(metadata.get("spacing")), _key(metadata.get("affine")))
+    if found.affine is not None:
         values["affine"] = metadata["affine"]  # as it came: an array stays an array
-    if spacing is not None and len(spacing) in axes:
-        values["spacing"] = spacing
-    return values, contradiction
+    if found.spacing is not None and len(found.spacing) in axes:
+        values["spacing"] = found.spacing
+    return values, found.contradiction
+
+
+class _Stated(NamedTuple):
+    """What a file states, in one form; see `stated`."""
+
+    spacing: tuple[float, ...] | None
+    affine: Affine | None
+    contradiction: str | None
+
+
+def _key(value: Any) -> tuple[tuple[int, ...], bytes] | None:
+    """Return the shape and the bytes of a few numbers; None: it is something else."""
+    import numpy as np
+
+    if value is None:
+        return None
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return None
+    return (numbers.shape, numbers.tobytes()) if numbers.size <= _MOST_NUMBERS else None
+
+
+# Kept, because it is asked for each slice of a scan.
+@functools.lru_cache(maxsize=1024)
+def _stated(
+    spacing_key: tuple[tuple[int, ...], bytes] | None, affine_key: tuple[tuple[int, ...], bytes] | None
+) -> _Stated:
+    import numpy as np
+
+    given, matrix = (
+        None if key is None else np.frombuffer(key[1]).reshape(key[0]) for key in (spacing_key, affine_key)
+    )
+    spacing, affine = checked_spacing(given, (2, 3)), checked_affine(matrix)
+    if affine is None:
+        return _Stated(spacing, None, None)
+    columns: tuple[float, ...] = spacing_of(affine)
+    contradiction = None
+    if spacing is not None and not same_spacing(spacing, columns):
+        contradiction = f"its spacing is {_mm(spacing)}, but the columns of its affine are {_mm(columns)} long"
+    if spacing is not None and len(spacing) == 2 and columns[2] == 1:
+        columns = columns[:2]  # a file with two axes; programs fill the third column with 1
+    if spacing is None or not _equal(spacing, columns):
+        spacing = columns
+    return _Stated(spacing, affine, contradiction)
 
 
 def reordered(metadata: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
@@ -245,6 +286,8 @@ def _equal(one: Sequence[float], other: Sequence[float]) -> bool:
 def _floats(value: Any) -> Affine:
     import numpy as np
 
+    if type(value) is tuple and type(value[0]) is tuple:
+        return value
     return tuple(map(tuple, np.asarray(value, np.float64).tolist()))
 
 
@@ -274,8 +317,8 @@ class Grid:
             shape: Its spatial axes, H, W and perhaps D.
             metadata: What its file says, as in `OpenScan.metadata`.
         """
-        values = stated(metadata, (2, 3))[0]
-        return cls(shape, values.get("affine"), values.get("spacing"))
+        found = _stated(_key(metadata.get("spacing")), _key(metadata.get("affine")))
+        return cls(shape, found.affine, found.spacing)
 
 
 def corner_offset(image: Grid, mask: Grid) -> float | None:

@@ -184,9 +184,11 @@ def test_a_file_that_contradicts_itself_is_reported(tmp_path):
         open_scan(d) as scan,
     ):
         assert scan.metadata["spacing"] == SPACING
-    name = register("itself", [d])
-    (finding,) = check_dataset(name).findings
+    (finding,) = check_dataset(register("itself", [d])).findings
     assert (finding.kind, finding.file) == ("geometry", d["file_name"])
+    d = write(tmp_path / "b.h5", IMAGE, MASK, None, {"spacing": (0.5, 0.6, 5.0), "affine": AFFINE})
+    (finding,) = check_dataset(register("mask", [d])).findings
+    assert "the file contradicts itself: its spacing is" in finding.message
 
 
 def moved(shift, axis=2):

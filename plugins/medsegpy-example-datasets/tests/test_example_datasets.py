@@ -86,6 +86,9 @@ def test_dicts_are_sound(name):
         assert one.file_name.is_file()
         assert one.file_name.is_relative_to(root)
         assert one.scan["scan_spacing"] == MetadataCatalog.get(name).spacing
+        with open_scan(dicts[one.index]) as scan:
+            assert scan.metadata["spacing"] == one.scan["scan_spacing"]
+            assert np.array_equal(scan.metadata.get("affine", np.empty(0)), one.scan.get("scan_affine", np.empty(0)))
         if one.kind == "slice":
             assert parse_slice_name(one.file_name.stem).augmentation == one.augmentation
     assert dicts == DatasetCatalog.get(name)

@@ -74,12 +74,14 @@ def make(source: Path, subject: int) -> dict[str, Any]:
     image, affine, spacing = upright(source / f"sub-{subject:07d}_{modality.lower()}.nii.gz")
     labels, _, _ = upright(source / f"sub-{subject:07d}_seg.nii.gz")
     mask = channels(labels)
-    write_slices(DATA / "slices" / split, image, mask, subject_id=subject, compression=9)
-    write_volume(DATA / "volumes" / split / f"{subject:07d}_V00.h5", image, mask, compression=9)
+    stored: dict[str, Any] = {"compression": 9, "spacing": spacing}
+    write_slices(DATA / "slices" / split, image, mask, subject_id=subject, affine=affine, **stored)
+    write_volume(DATA / "volumes" / split / f"{subject:07d}_V00.h5", image, mask, affine=affine, **stored)
     if split == "train":
         image_1, labels_1 = augmented(image, labels)
         folder = DATA / "slices" / "train_aug"
-        write_slices(folder, image_1, channels(labels_1), subject_id=subject, augmentation=1, compression=9)
+        # A rotated copy lies nowhere in the person's own coordinates: no affine.
+        write_slices(folder, image_1, channels(labels_1), subject_id=subject, augmentation=1, **stored)
     return {
         "modality": modality,
         "split": split,

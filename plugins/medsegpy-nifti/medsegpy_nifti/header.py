@@ -30,6 +30,7 @@ _MOST_DEFLATED: Final = 1032  # bytes that a byte of a gzip file can become
 _MILLIMETRES: Final = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _HEAD: Final = 544  # bytes: the larger header, and the four behind it
 _MOST_KNOWN: Final = 4096
+_ALIGNED: Final = 2  # the code of coordinates aligned to another scan; 1 is the scanner's, larger ones are atlases'
 _BEHIND: Final = 4  # bytes between header and data that say whether there are extensions
 
 _logger = logging.getLogger(__name__)
@@ -251,9 +252,10 @@ def _affine(header: Any, millimetres: float) -> Affine | None:
 
 
 def _contradictions(header: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Compare sform and qform, where the header has both."""
-    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
-        return ()
+    """Compare sform and qform, if the header has both, and they are of one space."""
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if min(codes) <= 0 or (codes[0] != codes[1] and max(codes) > _ALIGNED):
+        return ()  # an atlas's space is meant to differ from the scanner's
     try:
         forms = [checked_affine(header.get_sform()), checked_affine(header.get_qform())]
     except Exception:  # noqa: BLE001 -- a quaternion that is none; the sform counts then

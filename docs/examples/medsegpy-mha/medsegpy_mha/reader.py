@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from medsegpy_core import ReadError, Record
+from medsegpy_core.geometry import reordered
 from medsegpy_mha.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ class MhaScan:
     image: MhaArray
     mask: MhaArray | None
     metadata: Mapping[str, Any] = field(factory=dict)
+    mask_metadata: Mapping[str, Any] = field(factory=dict)
+
+
+def _metadata(header: Header, axes: str | None) -> dict[str, Any]:
+    """Return what a header says, for the axes H, W, D, whatever order the dict says that they are stored in."""
+    return reordered({"spacing": header.spacing, "affine": header.affine}, axes)
 
 
 @frozen
@@ -74,10 +81,12 @@ class MhaReader:
     def open(self, record: Record) -> Iterator[MhaScan]:
         """Read the headers of image and mask."""
         image = MhaArray(record.file_name, read_header(record.file_name))
-        mask = None
-        if record.sem_seg_file is not None:
-            mask = MhaArray(record.sem_seg_file, read_header(record.sem_seg_file))
-        yield MhaScan(image, mask, {"spacing": image.header.spacing, "affine": image.header.affine})
+        metadata = _metadata(image.header, record.extra.get("image_axes"))
+        if record.sem_seg_file is None:
+            yield MhaScan(image, None, metadata)
+            return
+        mask = MhaArray(record.sem_seg_file, read_header(record.sem_seg_file))
+        yield MhaScan(image, mask, metadata, _metadata(mask.header, record.extra.get("sem_seg_axes")))
 
     def scan(self, root: Path) -> list[dict[str, Any]]:
         """List the scans of a directory."""
