@@ -31,13 +31,6 @@ AFFINE = np.array([[0, -0.6, 0, 10], [-0.5, 0, 0, 20], [0, 0, 3, 30], [0, 0, 0, 
 ONCE = [HealthCheck.function_scoped_fixture]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays_registered():
-    before = DatasetCatalog.registry._own, dict(MetadataCatalog._metadata)
-    yield
-    DatasetCatalog.registry._own, MetadataCatalog._metadata = before
-
-
 def save(path, array, affine=AFFINE):
     nib.save(nib.Nifti1Image(array, affine), path)
     return str(path)
