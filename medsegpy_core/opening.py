@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import DataWarning, GeometryError, MedSegPyError, ReadError
+from medsegpy_core.foreign_files import foreign_kind
 from medsegpy_core.geometry import ERROR_VOXELS, WARNING_VOXELS, Grid, corner_offset, describe, same_spacing, stated
 from medsegpy_core.lazy import AxesView
 from medsegpy_core.masks import AnnotatedView, LabelMapView, Labels, annotated_channels
@@ -116,9 +117,13 @@ def _entered(stack: ExitStack, reader: Reader, record: Record) -> OpenScan:
     """Open with a reader; what goes wrong in it is a `ReadError`, whatever the reader calls it."""
     try:
         return stack.enter_context(reader.open(record))
-    except MedSegPyError:
-        raise
     except Exception as error:
+        for file in (record.file_name, record.sem_seg_file):
+            kind = None if file is None else foreign_kind(file)
+            if kind is not None and kind not in str(error):
+                raise ReadError(f"this is {kind}", file) from error
+        if isinstance(error, MedSegPyError):
+            raise
         found = f"{type(error).__name__}: {error}"
         raise ReadError(f"reader {reader.name!r} cannot open it ({found})", record.file_name) from error
 

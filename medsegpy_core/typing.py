@@ -19,8 +19,10 @@ __all__ = [
     "CategoryId",
     "DatasetDict",
     "GetDicts",
+    "KeyedReader",
     "LazyArray",
     "OpenScan",
+    "PreparingReader",
     "Reader",
     "Selection",
     "StatesContradictions",
@@ -126,7 +128,8 @@ class Reader(Protocol):
     * A reader pickles (a loader carries it to other processes), and holds no open file of its own.
     * An optional method ``scan(root) -> Iterable[dict]`` lists the dataset dicts of a directory, not
       recursively; `scan_directory` calls it.
-    * A reader of files that carry checksums may be a `VerifyingReader` as well.
+    * A reader of files that carry checksums may be a `VerifyingReader` as well, one of files that hold many scans a
+      `PreparingReader`, one of files in which arrays may have any name a `KeyedReader`.
     """
 
     @property
@@ -149,3 +152,25 @@ class VerifyingReader(Reader, Protocol):
     """
 
     def verify(self, path: Path) -> None: ...
+
+
+@runtime_checkable
+class PreparingReader(Reader, Protocol):
+    """A `Reader` that opens many records faster if it is told of them before.
+
+    * ``prepare(records)`` is called with records that will be opened one by one. It may open each file once and
+      remember what it needs, and holds no file afterwards. What is wrong with a file is left for ``open`` to report.
+    """
+
+    def prepare(self, records: Sequence[Record]) -> None: ...
+
+
+@runtime_checkable
+class KeyedReader(Reader, Protocol):
+    """A `Reader` of files in which arrays may have any name, such as HDF5.
+
+    * ``probe_keyed(path)`` says whether the file is one of those, whatever is in it. It is asked, before any ``probe``,
+      if no suffix decides and the record names its array by ``image_key``. It never raises for a file that exists.
+    """
+
+    def probe_keyed(self, path: Path) -> bool: ...

@@ -1,11 +1,17 @@
 import os
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+from scans import make_scan, save
 
 from medsegpy_core import (
+    Access,
     AmbiguousReaderError,
+    Config,
     ConfigError,
+    DatasetCatalog,
     DuplicateNameError,
     MetadataCatalog,
     PluginError,
@@ -13,9 +19,14 @@ from medsegpy_core import (
     ReadError,
     Record,
     UnknownNameError,
+    accessing,
+    build_loader,
+    open_scan,
     register_reader,
     register_transform,
+    write_volume,
 )
+from medsegpy_core.checking import check_dataset
 from medsegpy_core.readers import all_readers, find_reader, named_reader, reader_names
 from medsegpy_core.transform_registry import build_transform, transform_names
 
@@ -210,3 +221,114 @@ def test_paths_may_be_path_objects(plugins):
     reader = FakeReader("a", ".x")
     register_reader(reader)
     assert find_reader({"file_name": Path("f.x"), "scan_id": "s"}) is reader
+
+
+class TestKeys:
+    """Files of a suffix that no reader claims, in which arrays may have any name."""
+
+    @pytest.fixture
+    def scan(self):
+        return make_scan()
+
+    @pytest.mark.parametrize("names", [("img", "lab"), ("data", "volume"), ("volume", "data")])
+    @pytest.mark.parametrize("user_block", [0, 512])
+    def test_an_image_key_is_enough_for_any_hdf5_file(self, tmp_path, scan, names, user_block):
+        """MATLAB writes 512 bytes of its own before HDF5."""
+        path = tmp_path / "scan.mat"
+        with h5py.File(path, "w", userblock_size=user_block) as file:
+            file[names[0]], file[names[1]] = scan
+        keys = {"image_key": names[0], "sem_seg_key": names[1]}
+        d = volume(path, sem_seg_file=str(path), **keys)
+        with open_scan(d) as opened:
+            assert np.array_equal(opened.image[...], scan[0])
+            assert np.array_equal(opened.mask[...], scan[1])
+        images, masks = build_loader(Config(CATEGORIES=[0]), [d], batch_size=7, shuffle=False)[0]
+        assert np.array_equal(np.moveaxis(images[..., 0], 0, 2), scan[0])
+        assert np.array_equal(np.moveaxis(masks[..., 0], 0, 2), scan[1][..., 0])
+        with open_scan(d | {"slice_id": 3, "scan_num_slices": 7}) as opened:
+            assert np.array_equal(opened.image[...], scan[0][..., 2])
+
+    def test_with_and_without_a_key(self, tmp_path, scan):
+        """One loader may hold records of one file that are read by different readers."""
+        path = save(tmp_path / "scan.mat", data=scan[0][..., 0], other=scan[0])
+        plain = {"file_name": path, "scan_id": "a", "slice_id": 1, "scan_num_slices": 1}
+        assert find_reader(plain).name == "h5-slices"
+        assert find_reader(volume(path, image_key="other")).name == "h5-volumes"
+        dicts = [plain, volume(path, image_key="other", scan_id="b")]
+        loader = build_loader(Config(CATEGORIES=[0]), dicts, is_test=True, batch_size=8, keep_unlabelled=True)
+        assert [inputs["x"].shape[2] for inputs, _ in loader.inference(lambda images: images)] == [1, 7]
+
+    def test_what_is_not_there_is_said(self, tmp_path, scan):
+        path = save(tmp_path / "scan.mat", img=scan[0])
+        with pytest.raises(UnknownNameError, match=r"'h5-volumes' can read it if the dict says .* image_key='...'"):
+            find_reader(volume(path))
+        there = r"no dataset 'im'. The file holds 'img'. Did you mean 'img'?"
+        with pytest.raises(ReadError, match=there), open_scan(volume(path, image_key="im")):
+            pass
+        (tmp_path / "text.mat").write_text("text")
+        with pytest.raises(UnknownNameError, match="no reader knows this file"):
+            find_reader(volume(tmp_path / "text.mat", image_key="img"))
+
+    def test_two_readers_that_take_keys(self, plugins, tmp_path):
+        class Keyed(FakeReader):
+            def probe_keyed(self, path):
+                return path.read_bytes().startswith(self.magic)
+
+        one, other = Keyed("one", magic=b"ab"), Keyed("other", ".x", magic=b"abc")
+        for reader in (one, other):
+            register_reader(reader)
+        path = tmp_path / "file.mat"
+        path.write_bytes(b"ab")
+        assert find_reader(volume(path, image_key="k")) is one
+        path.write_bytes(b"abc")
+        with pytest.raises(AmbiguousReaderError, match=r"'one' of .* and 'other' of .* both claim this file"):
+            find_reader(volume(path, image_key="k"))
+        assert find_reader(volume(tmp_path / "file.x", image_key="k")) is other
+        register_reader(Keyed("failing", magic=None))
+        path.write_bytes(b"ab")
+        with pytest.warns(PluginWarning, match=r"'failing' .* passed over: probe_keyed"):
+            assert find_reader(volume(path, image_key="k")) is one
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".im", ".nii", ".nii.gz", ".hdf5", ".unknown", ".fake", ".failing"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path, suffix):
+    class Failing(FakeReader):
+        def open(self, record):
+            raise {".fake": ReadError("no magic", record.file_name), ".failing": KeyError("magic")}[suffix]
+
+    register_reader(Failing("fake", ".fake", ".failing"))
+    path = tmp_path / f"scan{suffix}"
+    path.write_text(POINTER)
+    d = volume(path) | ({"slice_id": 1, "scan_num_slices": 1} if suffix == ".im" else {})
+    for isolate in (False, True):
+        named = pytest.raises(ReadError, match=r"a Git LFS pointer: .* Run: git lfs pull")
+        with named as caught, accessing(Access(isolate=isolate)), open_scan(d):
+            pass
+        assert caught.value.path == path
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".nii.gz"])
+def test_a_mask_that_is_a_git_lfs_pointer(tmp_path, suffix):
+    write_volume(tmp_path / "scan.h5", make_scan()[0])
+    path = tmp_path / f"mask{suffix}"
+    path.write_text(POINTER)
+    d = volume(tmp_path / "scan.h5", image_key="volume", sem_seg_file=str(path))
+    with pytest.raises(ReadError, match="Run: git lfs pull") as caught, open_scan(d):
+        pass
+    assert caught.value.path == path
+    DatasetCatalog.register("pointers", lambda: [d])
+    assert [f.file for f in check_dataset("pointers").findings if f.kind == "file"] == [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "older version.*-v7.3"), (b"<!DOCTYPE html><html>", "a web page")],
+)
+def test_other_files_that_are_not_what_they_are_taken_for(tmp_path, content, words):
+    for name in ("scan.mat", "scan.h5", "scan.nii"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ReadError, match=words), open_scan(volume(tmp_path / name)):
+            pass

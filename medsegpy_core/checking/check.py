@@ -6,7 +6,9 @@ The HDF5 library runs in a helper process, so that a file that crashes or hangs 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from medsegpy_core.checking.elements import check_scan
 from medsegpy_core.checking.findings import Checked
 from medsegpy_core.checking.listing import listed, packed_manifests, required_channels_of, sound_records
 from medsegpy_core.hdf5.access import Access, accessing
-from medsegpy_core.loading.scans import Scan, group_scans
+from medsegpy_core.loading.scans import Opener, Scan, group_scans
 from medsegpy_core.packing.verify import verify_arrays
+from medsegpy_core.records import Record
 
 __all__ = ["check_dataset"]
 
@@ -47,6 +50,7 @@ def check_dataset(
         result.elements, result.scans, result.files = len(dicts), len(scans), len(files)
         result.scans_without_subject = sum(scan.records[0].subject_id is None for scan in scans)
         channels = required_channels_of(dataset, result)
+        _prepare(records)
         verified: set[Path] = set()
         directions: dict[str, list[Scan]] = {}
         for scan in watch(scans, len(scans), "Reading"):
@@ -55,6 +59,14 @@ def check_dataset(
         _check_directions(directions, result)
         _check_contents(files, result, watch)
     return result
+
+
+def _prepare(records: Sequence[Record]) -> None:
+    """Let readers look once into files that hold several scans."""
+    count = Counter(record.file_name for record in records)
+    shared = [record for record in records if count[record.file_name] > 1]
+    with suppress(Exception):  # what is wrong shows in the element that has it
+        Opener.of(shared).prepare(shared)
 
 
 def _check_directions(directions: dict[str, list[Scan]], result: Checked) -> None:

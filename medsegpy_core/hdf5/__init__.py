@@ -4,7 +4,7 @@ from medsegpy_core.hdf5.access import Access, accessing, current_access
 from medsegpy_core.hdf5.array import H5Array, open_array
 from medsegpy_core.hdf5.bitfield import pack_bitfield, unpack_bitfield
 from medsegpy_core.hdf5.looking import holds_dataset, is_hdf5, names_in, root_and_groups
-from medsegpy_core.hdf5.scan import H5Scan, open_h5_scan
+from medsegpy_core.hdf5.scan import H5Scan, open_h5_scan, prepare_h5_scans
 from medsegpy_core.hdf5.write import atomic_h5, write_slices, write_volume
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "open_array",
     "open_h5_scan",
     "pack_bitfield",
+    "prepare_h5_scans",
     "root_and_groups",
     "unpack_bitfield",
     "write_slices",

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from medsegpy_core.errors import ReadError
-from medsegpy_core.hdf5.layout import locate
+from medsegpy_core.hdf5.layout import locate, look_at_all
 from medsegpy_core.hdf5.looking import names_in, root_and_groups
 from medsegpy_core.hdf5.messages import receive, receive_header, send
+from medsegpy_core.hdf5.policy import regular_file
 from medsegpy_core.hdf5.reading import StaleError, is_current, read_located
-from medsegpy_core.stamps import Stamp
+from medsegpy_core.stamps import Stamp, stamp_of
 
 __all__ = ["serve"]
 
@@ -73,6 +74,10 @@ def _answer(operation: str, path: str, arguments: tuple[Any, ...]) -> tuple[tupl
     try:
         if operation == "locate":
             return ("done", locate(path, arguments[0])), b""
+        if operation == "locate all":
+            numbers = {keys: number for number, keys in enumerate(arguments[0])}
+            found = look_at_all(path, numbers, stamp_of(regular_file(path)))
+            return ("done", [(numbers[keys], layout) for keys, layout in found]), b""
         if operation == "groups":
             return ("done", root_and_groups(path, *arguments)), b""
         if operation == "names":

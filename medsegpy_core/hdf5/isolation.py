@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
     from medsegpy_core.typing import Array, Selection
 
-__all__ = ["groups_by_helper", "locate_by_helper", "names_by_helper", "read_by_helper"]
+__all__ = ["groups_by_helper", "locate_all_by_helper", "locate_by_helper", "names_by_helper", "read_by_helper"]
 
 _PROGRAM: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; from medsegpy_core.hdf5.helper import serve; serve(int(sys.argv[1]))"
@@ -232,6 +232,12 @@ def locate_by_helper(path: str, keys: Sequence[str]) -> Layout:
     """Do what `layout.locate` does."""
     layout: Layout = _ask("locate", path, (tuple(keys),))[1]
     return layout
+
+
+def locate_all_by_helper(path: str, wanted: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], Layout]]:
+    """Do what `layout.look_at_all` does."""
+    found: list[tuple[int, Layout]] = _ask("locate all", path, (tuple(wanted),))[1]
+    return [(wanted[number], layout) for number, layout in found]
 
 
 def read_by_helper(path: str, layout: Layout, selection: Selection, out: Array) -> bool:

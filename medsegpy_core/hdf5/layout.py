@@ -10,7 +10,8 @@ import math
 import os
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -20,19 +21,22 @@ from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import current_access
 from medsegpy_core.hdf5.attributes import Said, what_it_says
 from medsegpy_core.hdf5.locating import contiguous_offset, find_chunks
-from medsegpy_core.hdf5.policy import open_dataset, open_file, regular_file
+from medsegpy_core.hdf5.policy import library_errors, open_dataset, open_file, regular_file
 from medsegpy_core.hdf5.vetting import Vetted, vet
 from medsegpy_core.stamps import Stamp, is_young, stamp_of, wait_for_write
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Selection
 
-__all__ = ["Form", "Layout", "locate"]
+__all__ = ["Form", "Layout", "locate", "locate_all", "look_at_all"]
 
 _ATTEMPTS: Final = 3
 _GENERATION_BYTES: Final = 64 << 20
 _SMALL_LAYOUT_BYTES: Final = 320
 _MAX_FORMS: Final = 4096
+_MOST_TABLES: Final = 16 << 20  # bytes
+_ASKED_AT_ONCE: Final = 256
+_MOST_FAILURES: Final = 8
 
 Route = Literal["ranges", "library"]
 
@@ -168,22 +172,83 @@ def locate(path: str, keys: Sequence[str]) -> Layout:
 
 def _look(path: str, keys: Sequence[str], stamp: Stamp) -> Layout:
     with open_file(path) as file:
-        dataset, key = open_dataset(file, path, keys)
-        vetted = vet(dataset, path, key)
-        said = what_it_says(file, dataset, vetted, path, key)
-        if vetted.chunks is not None:
-            table = find_chunks(dataset, vetted, path, key)
-            return Layout(_form(vetted, said, "library" if table is None else "ranges"), key, stamp, -1, table)
-        offset = None if vetted.compact else contiguous_offset(dataset, vetted, path, key)
-        if offset is None:
-            return Layout(_form(vetted, said, "library"), key, stamp)
-        return Layout(_form(vetted, said, "ranges"), key, stamp, offset)
+        return _look_into(file, path, keys, stamp)
+
+
+def _look_into(file: Any, path: str, keys: Sequence[str], stamp: Stamp, compare: bool = True) -> Layout:
+    dataset, key = open_dataset(file, path, keys)
+    vetted = vet(dataset, path, key)
+    said = what_it_says(file, dataset, vetted, path, key)
+    if vetted.chunks is not None:
+        table = find_chunks(dataset, vetted, path, key)
+        return Layout(_form(vetted, said, "library" if table is None else "ranges"), key, stamp, -1, table)
+    offset = None if vetted.compact else contiguous_offset(dataset, vetted, path, key, compare)
+    if offset is None:
+        return Layout(_form(vetted, said, "library"), key, stamp)
+    return Layout(_form(vetted, said, "ranges"), key, stamp, offset)
+
+
+def locate_all(path: str, wanted: Iterable[Sequence[str]]) -> None:
+    """Find where many datasets of a file lie, with the file open once, and remember it for `locate`.
+
+    What cannot be read, or changes, is left for `locate` to report.
+
+    Args:
+        path: The file.
+        wanted: The keys of each dataset, as for `locate`.
+    """
+    with suppress(ReadError):
+        regular_file(path)
+        wait_for_write(path)
+        status = regular_file(path)
+        stamp = stamp_of(status)
+        todo = [keys for keys in wanted if (known := _remembered.get((path, keys))) is None or known.stamp != stamp]
+        if len(todo) < 2 or is_young(status):
+            return
+        found = _look_at_all_elsewhere(path, todo) if current_access().isolate else look_at_all(path, todo, stamp)
+        if stamp_of(regular_file(path)) == stamp:
+            for keys, layout in found:
+                if layout.stamp == stamp:
+                    _remembered.put((path, keys), layout)
+
+
+def look_at_all(path: str, wanted: Iterable[Sequence[str]], stamp: Stamp) -> list[tuple[Sequence[str], Layout]]:
+    """Return where those of some datasets lie that can be read, up to an amount of memory; see `locate_all`."""
+    found = []
+    size, failures, compared = 0, 0, False
+    with open_file(path) as file:
+        for keys in wanted:
+            try:
+                with library_errors(path):
+                    layout = _look_into(file, path, keys, stamp, not compared)
+            except ReadError:
+                failures += 1  # each may cost a listing of the file
+            else:
+                found.append((keys, layout))
+                compared = compared or (layout.offset >= 0 and layout.form.route == "ranges")
+                size += 0 if layout.table is None else layout.table.itemsize * len(layout.table)
+            if size > _MOST_TABLES or failures > _MOST_FAILURES:
+                break
+    return found
+
+
+def _look_at_all_elsewhere(path: str, wanted: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], Layout]]:
+    from medsegpy_core.hdf5.isolation import locate_all_by_helper
+
+    found = []
+    for first in range(0, len(wanted), _ASKED_AT_ONCE):
+        answers = locate_all_by_helper(path, wanted[first : first + _ASKED_AT_ONCE])
+        found += [(keys, _with_common_form(layout)) for keys, layout in answers]
+    return found
 
 
 def _look_elsewhere(path: str, keys: Sequence[str]) -> Layout:
     from medsegpy_core.hdf5.isolation import locate_by_helper
 
-    found = locate_by_helper(path, keys)
+    return _with_common_form(locate_by_helper(path, keys))
+
+
+def _with_common_form(found: Layout) -> Layout:
     form = _form(found.form.vetted, found.form.said, found.form.route)
     return Layout(form, found.key, found.stamp, found.offset, found.table)
 

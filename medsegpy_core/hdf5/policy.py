@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from medsegpy_core.errors import ReadError, closest_match
+from medsegpy_core.foreign_files import foreign_kind
 from medsegpy_core.limits import environment_bytes
 
 __all__ = [
@@ -126,7 +127,9 @@ def open_file(path: str) -> Iterator[Any]:
         try:
             file = _open(h5py, path)
         except OSError as error:
-            raise ReadError(f"not a readable HDF5 file: {_reason(error)}", path) from error
+            kind = foreign_kind(path)
+            what = f"not a readable HDF5 file: {_reason(error)}" if kind is None else f"not an HDF5 file, but {kind}"
+            raise ReadError(what, path) from error
         try:
             yield file
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,11 @@ from attrs import frozen
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.array import LazyReads, open_array
+from medsegpy_core.hdf5.layout import locate_all
 from medsegpy_core.hdf5.views import AtIndex, Bitfield, Stacked
 from medsegpy_core.records import Record
 
-__all__ = ["H5Scan", "open_h5_scan"]
+__all__ = ["H5Scan", "open_h5_scan", "prepare_h5_scans"]
 
 
 @frozen
@@ -52,7 +53,7 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
     parts = [open_array(image_path, key) for key in _image_keys(record, image_path == mask_path)]
     mask: LazyReads | None = None
     if mask_path is not None:
-        stored = open_array(mask_path, record.sem_seg_key or _mask_key(record, image_path == mask_path))
+        stored = open_array(mask_path, _mask_key(record, image_path == mask_path))
         # What the root of the image's own file says, the image may say otherwise.
         mask_metadata = stored.said.metadata(record.extra.get("sem_seg_axes"), own=image_path == mask_path)
         mask = stored if stored.said.bitfield is None else Bitfield(stored, stored.said.bitfield)
@@ -67,6 +68,24 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
     yield H5Scan(image, mask, parts[0].said.metadata(record.extra.get("image_axes")), mask_metadata)
 
 
+def prepare_h5_scans(records: Iterable[Record]) -> None:
+    """Look into the files of many records that will be opened: once into each file, whatever it holds.
+
+    What is wrong with one is reported when it is opened.
+    """
+    wanted: dict[str, dict[tuple[str, ...], None]] = {}
+    for record in records:
+        image_path, mask_path = record.files
+        keys = wanted.setdefault(image_path, {})
+        for key in _image_keys(record, image_path == mask_path):
+            keys[(key,) if isinstance(key, str) else key] = None
+        if mask_path is not None:
+            wanted.setdefault(mask_path, {})[_mask_key(record, image_path == mask_path),] = None
+    for path, keys in wanted.items():
+        if len(keys) > 1:
+            locate_all(path, keys)
+
+
 def _image_keys(record: Record, one_file: bool) -> list[str | tuple[str, ...]]:
     if record.image_key is not None:
         return [record.image_key] if isinstance(record.image_key, str) else list(record.image_key)
@@ -76,6 +95,8 @@ def _image_keys(record: Record, one_file: bool) -> list[str | tuple[str, ...]]:
 
 
 def _mask_key(record: Record, one_file: bool) -> str:
+    if record.sem_seg_key is not None:
+        return record.sem_seg_key
     if not one_file:
         return "data"
     beside = record.image_key if isinstance(record.image_key, str) else (record.image_key or ("",))[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +12,14 @@ from attrs import field, frozen
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
 from medsegpy_core.opening import CanonicalScan, GeometryCheck, declared_categories, open_record
-from medsegpy_core.readers import find_reader, reader_by_name
+from medsegpy_core.readers import find_reader, names_key, reader_by_name
 from medsegpy_core.records import Record, ScanKey
-from medsegpy_core.typing import CategoryId, Reader
+from medsegpy_core.typing import CategoryId, PreparingReader, Reader
 
 __all__ = ["Opener", "Scan", "group_scans"]
+
+# Dataset, reader, suffix or file, and for a file whether the record names its array.
+_ReaderKey = tuple[str, str | None, str, bool | None]
 
 # Opened records that are kept; each takes half a kilobyte.
 _KEPT_SCANS: Final = 1 << 16
@@ -83,7 +86,7 @@ def group_scans(records: Sequence[Record]) -> list[Scan]:
 class Opener:
     """Opens records with readers that were looked up once, so that no registration is needed in another process."""
 
-    readers: dict[tuple[str, str | None, str], Reader]
+    readers: dict[_ReaderKey, Reader]
     category_ids: dict[str, tuple[CategoryId, ...] | None]
     access: Access = DEFAULT_ACCESS
     geometry: GeometryCheck = field(factory=GeometryCheck, eq=False)
@@ -102,8 +105,8 @@ class Opener:
         Contradictions go to `report`, see `GeometryCheck`.
         """
         access = current_access() if access == DEFAULT_ACCESS else access
-        by_name: dict[tuple[str, str | None, str], Reader | None] = {}
-        by_content: dict[tuple[str, str | None, str], Reader] = {}
+        by_name: dict[_ReaderKey, Reader | None] = {}
+        by_content: dict[_ReaderKey, Reader] = {}
         with accessing(access):  # a reader may have to look into a file to say whether it is its own
             for record in records:
                 key = _reader_key(record)
@@ -115,6 +118,17 @@ class Opener:
         datasets = {record.dataset for record in records}
         geometry = GeometryCheck.of(datasets, report)
         return cls(readers, {name: declared_categories(name) for name in datasets}, access, geometry)
+
+    def prepare(self, records: Iterable[Record]) -> None:
+        """Let readers look into the files of many records that will be opened, see `PreparingReader`."""
+        chosen: dict[int, tuple[Reader, list[Record]]] = {}
+        for record in records:
+            reader = self._reader(record)
+            chosen.setdefault(id(reader), (reader, []))[1].append(record)
+        with accessing(self.access):
+            for reader, own in chosen.values():
+                if isinstance(reader, PreparingReader):
+                    reader.prepare(own)
 
     def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         """Open a record; its arrays are read as `access` says while it is open, in this thread."""
@@ -203,10 +217,10 @@ class _KeptScans:
         self._scans[id(record)] = (record, opened)
 
 
-def _reader_key(record: Record) -> tuple[str, str | None, str]:
+def _reader_key(record: Record) -> _ReaderKey:
     # Two parts, for ".nii.gz".
-    return record.dataset, record.reader, ".".join(record.file_name.name.rsplit(".", 2)[1:])
+    return record.dataset, record.reader, ".".join(record.file_name.name.rsplit(".", 2)[1:]), None
 
 
-def _file_key(record: Record) -> tuple[str, str | None, str]:
-    return record.dataset, record.reader, str(record.file_name)
+def _file_key(record: Record) -> _ReaderKey:
+    return record.dataset, record.reader, str(record.file_name), names_key(record)

@@ -82,6 +82,7 @@ class Setup:
         if not may_be_unknown:
             _refuse_unknown(records, collation)
         files = [ScanSource(scan, opener, collation) for scan in group_scans(records)]
+        opener.prepare(source.scan.records[0] for source in files)
         if not _is_single_slice(windows):
             _warn_of_gaps(files)
         sources = _preloaded(files, collation.channels) if cfg.PRELOAD_DATA else files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -28,6 +29,12 @@ class SlicesReader:
         from medsegpy_core.hdf5 import holds_dataset
 
         return holds_dataset(path, ["data"])
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        """Look into the files of many records, once into each."""
+        from medsegpy_core.hdf5 import prepare_h5_scans
+
+        prepare_h5_scans(records)
 
     def open(self, record: Record) -> AbstractContextManager[OpenScan]:
         """Open image and mask of a record."""

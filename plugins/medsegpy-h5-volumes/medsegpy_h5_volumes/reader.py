@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -28,6 +29,18 @@ class VolumesReader:
         from medsegpy_core.hdf5 import holds_dataset
 
         return holds_dataset(path, ["volume"], in_groups=True)
+
+    def probe_keyed(self, path: Path) -> bool:
+        """Say whether it is an HDF5 file, as those of MATLAB 7.3 are; the dict says which dataset is meant."""
+        from medsegpy_core.hdf5 import is_hdf5
+
+        return is_hdf5(path)
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        """Look into the files of many records, once into each."""
+        from medsegpy_core.hdf5 import prepare_h5_scans
+
+        prepare_h5_scans(records)
 
     def open(self, record: Record) -> AbstractContextManager[OpenScan]:
         """Open image and mask of a record."""

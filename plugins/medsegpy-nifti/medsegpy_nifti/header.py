@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import field, frozen
 
 from medsegpy_core import ReadError
+from medsegpy_core.foreign_files import foreign_kind
 from medsegpy_core.geometry import ERROR_VOXELS, Affine, Grid, checked_affine, corner_offset
 from medsegpy_core.stamps import Stamp, read_settled, stamp_of
 from medsegpy_nifti.files import opened_file, whole_file_errors
@@ -135,7 +136,7 @@ def fresh_header(path: Path) -> Header:
         compressed, head = _head(file.descriptor)
     size = _size_of(head)
     if size is None:
-        raise ReadError(_not_nifti(head), path)
+        raise ReadError(_not_nifti(head, path), path)
     head = head[:size]
     found = _header_of(*_parsed(head, size, path), path, file.stamp, compressed, head)
     _check_extent(found, file.stamp.size)
@@ -177,9 +178,11 @@ def _size_of(head: bytes) -> int | None:
     return next((size for size, (at, magic) in _MAGIC_AT.items() if head[at : at + len(magic)] == magic), None)
 
 
-def _not_nifti(head: bytes) -> str:
+def _not_nifti(head: bytes, path: Path) -> str:
     if any(head[at : at + len(magic)] == magic for at, magic in _PAIR_AT.values()):
         return "this is the header of a pair of files (.hdr and .img); convert it to one .nii file"
+    if (kind := foreign_kind(path)) is not None:
+        return f"this is not a NIfTI file, but {kind}"
     return "this is not a NIfTI file, or it is cut short"
 
 
