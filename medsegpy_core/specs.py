@@ -117,7 +117,7 @@ class LoaderOptions:
     reuse_buffers: bool = _switch()
     mask_dtype: str = field(default="float32", validator=_one_of("float32", "uint8"))
     mmap: bool = _switch()
-    isolate: bool = _switch()
+    isolate: bool | None = field(default=None, validator=validators.optional(_a(bool)))
 
 
 @frozen

@@ -383,3 +383,32 @@ def test_a_fork_while_the_helper_is_at_work(path, tmp_path, helper, asked_helper
     thread.join(120)
     assert np.array_equal(found[0], IMAGE[:4])
     assert helper() is process
+
+
+# -- which of both a loader takes
+
+
+@pytest.mark.parametrize("inside", ["built", "read", "both"])
+@pytest.mark.parametrize(("given", "around"), [(None, True), (None, False), (False, True), (True, False)])
+def test_a_loader_isolates_as_its_option_says_else_as_accessing_says(given, around, inside, tmp_path, asked_helper):
+    dicts = save_slices(tmp_path, *make_scan((6, 5, 4)))
+    said, silent = Access(isolate=around), Access()
+    cfg = Config(CATEGORIES=[0], NUM_WORKERS=0)
+    with accessing(silent if inside == "read" else said):
+        loader = build_loader(cfg, dicts, batch_size=2, isolate=given)
+    with accessing(silent if inside == "built" else said):
+        list(loader)
+    assert asked_helper.is_set() == (around if given is None else given)
+
+
+def test_a_loader_keeps_what_else_is_said_where_it_is_built(tmp_path):
+    dicts = save_slices(tmp_path, *make_scan((6, 5, 4)))
+    with accessing(Access(isolate=True, seconds=7)):
+        opener = build_loader(Config(CATEGORIES=[0]), dicts, mmap=True, isolate=False).setup.files[0].opener
+    assert opener.access == Access(mmap=True, isolate=False, seconds=7)
+
+
+def test_isolate_is_none_true_or_false(tmp_path):
+    dicts = save_slices(tmp_path, *make_scan((6, 5, 4)))
+    with pytest.raises(TypeError, match="isolate"):
+        build_loader(Config(CATEGORIES=[0]), dicts, isolate="yes")

@@ -15,9 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from scans import make_scan, save, save_slices, save_volume
+from scans import make_scan, same, save, save_slices, save_volume
 
-from medsegpy_core import Config, ReadError, build_loader, write_slices, write_volume
+from medsegpy_core import Config, MedSegPyError, ReadError, build_loader, write_slices, write_volume
 from medsegpy_core.hdf5 import open_array
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -69,6 +69,78 @@ def test_a_file_that_is_replaced_in_the_middle_of_an_epoch(slices, options):
     with pytest.raises(ReadError, match=r"changed since it was opened|shape") as caught:
         list(loader)
     assert caught.value.path in (path, Path(slices[9]["sem_seg_file"]))
+
+
+LOADERS = {
+    "DefaultDataLoader": (),
+    "S25dDataLoader": (6, 5, 3),
+    "N5dDataLoader": (6, 5, 3),
+    "PatchDataLoader": (3, 5, 4),
+    "RandomPatchDataLoader": (3, 5, 4),
+}
+
+
+# Shape, channels of the mask and type of the files that take the place of the real ones.
+REAL = ((6, 5, 8), 3, np.float32)
+OTHERS = {
+    "larger": ((9, 8, 8), 3, np.float32),
+    "smaller": ((3, 2, 8), 3, np.float32),
+    "channels of the mask": ((6, 5, 8), 1, np.float32),
+    "type": ((6, 5, 8), 3, np.float64),
+    "axes": REAL,
+    "missing": REAL,
+}
+
+
+def put_files(root, form, shape, channels, dtype):
+    image, mask = make_scan(shape, channels)
+    if form == "slices":
+        return save_slices(root, image.astype(dtype), mask)
+    return [save_volume(root, image.astype(dtype), mask, subject) for subject in (1, 2)]
+
+
+def put_others(root, form, what):
+    put_files(root, form, *OTHERS[what])
+    for path in root.iterdir():
+        if what == "missing":
+            path.unlink()
+        elif what == "axes":
+            save(path, data=np.zeros((2,) * 5), volume=np.zeros((2,) * 5))
+
+
+def scans_of(loader):
+    return [inputs["x"] for inputs, _ in loader.inference(lambda x: np.zeros((*x.shape[:-1], 2)))]
+
+
+def read_what_can_be_read(loader):
+    for i in range(len(loader)):
+        with contextlib.suppress(MedSegPyError):
+            loader[i]
+    with contextlib.suppress(MedSegPyError):
+        scans_of(loader)
+
+
+@pytest.mark.parametrize("others", OTHERS)
+@pytest.mark.parametrize("form", ["slices", "volumes"])
+@pytest.mark.parametrize("tag", LOADERS)
+def test_after_other_files_were_in_their_place_for_a_while_a_loader_works_again(tag, form, others, tmp_path):
+    if (tag, form) == ("N5dDataLoader", "slices"):
+        pytest.skip("windows of volumes")
+    root, away = tmp_path / "data", tmp_path / "away"
+    dicts = put_files(root, form, *REAL)
+    cfg = Config(CATEGORIES=[0, 2], SEED=0, TAG=tag, IMG_SIZE=LOADERS[tag], NUM_WORKERS=0)
+    read, inferred, unread = (build_loader(cfg, dicts, batch_size=2, drop_last=False) for _ in range(3))
+    expected, scans = list(read), scans_of(inferred)
+    root.rename(away)
+    put_others(root, form, others)
+    for loader in (read, inferred, unread):
+        read_what_can_be_read(loader)
+    shutil.rmtree(root)
+    away.rename(root)
+    for loader in (read, inferred, unread):
+        loader.set_epoch(0)
+        assert same(loader, expected)
+        assert all(map(np.array_equal, scans_of(loader), scans))
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "link to nowhere", "empty", "text"])

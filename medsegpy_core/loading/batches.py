@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import frozen
 
-from medsegpy_core.errors import ShapeError
+from medsegpy_core.errors import MedSegPyError, ShapeError
 from medsegpy_core.hdf5.kernels import kernels
 from medsegpy_core.hdf5.sharing import sharing_chunks
 from medsegpy_core.loading.boxes import read_at_once
@@ -111,8 +111,25 @@ class BatchMaker:
         return Element(row.source.record_at((d.start + d.stop) // 2), (h, w, d), number)
 
     def make(self, numbers: Iterable[int], epoch: int, buffers: Buffers = fresh_buffer) -> Batch:
-        """Make the batch of some elements in an epoch."""
-        return self.fill(self.rows(numbers, epoch), buffers)
+        """Make the batch of some elements in an epoch; see `fill`."""
+        numbers = list(numbers)
+        try:
+            rows = self.rows(numbers, epoch)
+            images, masks = self._filled(rows, buffers)
+        except MedSegPyError as error:
+            # What is kept of files may be of others that were in their place for a while.
+            self._forget(numbers)
+            try:
+                rows = self.rows(numbers, epoch)
+                images, masks = self._filled(rows, buffers)
+            except MedSegPyError:
+                raise error from None
+        return self._transformed(rows, images, masks)
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        for scan in {int(self.plan.scan[number]) for number in numbers}:
+            self.sources[scan].forget()
+            self.foreground.forget(scan)
 
     def rows(self, numbers: Iterable[int], epoch: int) -> list[Row]:
         """Say what the rows of a batch are to be filled with."""
@@ -128,6 +145,9 @@ class BatchMaker:
         Raises:
             ShapeError: The rows differ in size.
         """
+        return self._transformed(rows, *self._filled(rows, buffers))
+
+    def _filled(self, rows: Sequence[Row], buffers: Buffers) -> tuple[Array, Array]:
         size, channels = self._common_size(rows)
         images = self._images(len(rows), size, channels, buffers)
         masks = self._masks(len(rows), size, buffers)
@@ -135,7 +155,9 @@ class BatchMaker:
         with sharing_chunks():
             for i in left:
                 self._read(rows[i], images[i], masks[i])
-        images, masks = self._as_images(images, size, channels), self._as_masks(masks)
+        return self._as_images(images, size, channels), self._as_masks(masks)
+
+    def _transformed(self, rows: Sequence[Row], images: Array, masks: Array) -> Batch:
         if self.pipeline is None:
             return (images, masks, images.copy()) if self.keeps_raw else (images, masks)
         transformed = self._transform(rows, images, masks)

@@ -51,7 +51,7 @@ def build_loader(
     reuse_buffers: bool = False,
     mask_dtype: str = "float32",
     mmap: bool = False,
-    isolate: bool = False,
+    isolate: bool | None = None,
 ) -> Any:
     """Build the loader that the config's `TAG` names.
 
@@ -72,7 +72,8 @@ def build_loader(
         reuse_buffers: Whether a batch is valid only until the next but one is asked for, which is faster.
         mask_dtype: ``"float32"`` or ``"uint8"``.
         mmap: Whether files are mapped: faster in 3D, but a file that another program truncates ends the process.
-        isolate: Whether the HDF5 library runs in a helper process, so that no file can crash this one.
+        isolate: Whether the HDF5 library runs in a helper process, so that no file can crash this one; None: as
+            `accessing` says where the loader is built, or else where it is read.
 
     Returns:
         A `DataLoader`, or what the plugin's `LoaderSpec.build` returns.

@@ -54,6 +54,10 @@ class ForegroundIndex:
                     found = self._found[number] = self._read(number)
         return found
 
+    def forget(self, number: int) -> None:
+        """Read scan `number` again when it is next asked for."""
+        self._found.pop(number, None)
+
     def _read(self, number: int) -> tuple[Array, ...]:
         source = self._sources[number]
         h, w, d = source.geometry.shape

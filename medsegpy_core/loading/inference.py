@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import evolve, frozen
 
-from medsegpy_core.errors import RecordError, ShapeError
+from medsegpy_core.errors import MedSegPyError, RecordError, ShapeError
 from medsegpy_core.geometry import has_length, stated
 from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Row
@@ -111,14 +111,12 @@ def _infer(
     setup: Setup, scan: ScanToInfer, predict: Any, batch_size: int, output: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     started = time.perf_counter()
-    geometry, channels = scan.source.geometry, setup.maker.channels
-    voxels = int(np.prod(geometry.shape))
-    # Image, mask, the sum of the predictions, how many were added, and the result.
-    needed = voxels * (
-        4 * (geometry.channels or 1) + channels + 4 * channels + 4 + (channels if output == "labels" else 0)
-    )
-    check_memory(needed, f"Inference on scan {scan.original.key[1]!r} ({' x '.join(map(str, geometry.shape))})")
-    memory = _load(scan.source, channels, setup.cfg.NUM_WORKERS)
+    try:
+        memory = _load_checked(setup, scan, output)
+    except MedSegPyError:
+        # What is kept of files may be of others that were in their place for a while.
+        scan.source.forget()
+        memory = _load_checked(setup, scan, output)
     probabilities = _predict(setup.maker, memory, scan.number, predict, batch_size)
     outputs = {
         "y_true": memory.mask if scan.original.labelled else None,
@@ -126,6 +124,17 @@ def _infer(
         "time_elapsed": time.perf_counter() - started,
     }
     return scan.inputs(memory.image), outputs
+
+
+def _load_checked(setup: Setup, scan: ScanToInfer, output: str) -> MemorySource:
+    geometry, channels = scan.source.geometry, setup.maker.channels
+    voxels = int(np.prod(geometry.shape))
+    # Image, mask, the sum of the predictions, how many were added, and the result.
+    needed = voxels * (
+        4 * (geometry.channels or 1) + channels + 4 * channels + 4 + (channels if output == "labels" else 0)
+    )
+    check_memory(needed, f"Inference on scan {scan.original.key[1]!r} ({' x '.join(map(str, geometry.shape))})")
+    return _load(scan.source, channels, setup.cfg.NUM_WORKERS)
 
 
 def _load(files: ScanSource, channels: int, workers: int) -> MemorySource:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from medsegpy_core.errors import MedSegPyError
 from medsegpy_core.loading.batches import Batch, BatchMaker, Row
 from medsegpy_core.loading.buffers import Buffers
 from medsegpy_core.loading.order import Order, is_natural
@@ -33,12 +35,11 @@ def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) 
         return maker.rows(order.batch(numbers, i), epoch)
 
     def make(i: int, buffers: Buffers) -> Batch:
-        rows = rows_of(i)
         for ahead in waiting.to_ask_for(i, order.batches):
-            asked = rows if ahead == i else rows_of(ahead)
-            read_ahead(path for row in asked for path in row.files())
+            with suppress(MedSegPyError):  # what is wrong with a batch is an error when it is made
+                read_ahead(path for row in rows_of(ahead) for path in row.files())
         with waiting.measure():
-            return maker.fill(rows, buffers)
+            return maker.make(order.batch(numbers, i), epoch, buffers)
 
     return make
 

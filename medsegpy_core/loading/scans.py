@@ -90,21 +90,24 @@ class Opener:
     category_ids: dict[str, tuple[CategoryId, ...] | None]
     access: Access = DEFAULT_ACCESS
     geometry: GeometryCheck = field(factory=GeometryCheck, eq=False)
+    follows: bool = False  # what `accessing` says where a record is read
     _kept: _KeptScans = field(factory=lambda: _KeptScans(), eq=False, repr=False)  # noqa: PLW0108 -- it is defined below
 
     @classmethod
     def of(
         cls,
         records: Sequence[Record],
-        access: Access = DEFAULT_ACCESS,
+        access: Access | None = None,
         report: Callable[[str, str, Path], None] | None = None,
     ) -> Opener:
         """Look up the readers, and what they need, for all of the records.
 
-        Files are read as `access` says; where that is the default, as is said here and now, see `accessing`.
+        Files are read as `access` says; None: as `accessing` says here, and if it says nothing here, then as it says
+        where they are read.
         Contradictions go to `report`, see `GeometryCheck`.
         """
-        access = current_access() if access == DEFAULT_ACCESS else access
+        follows = access is None and current_access() == DEFAULT_ACCESS
+        access = current_access() if access is None else access
         by_name: dict[_ReaderKey, Reader | None] = {}
         by_content: dict[_ReaderKey, Reader] = {}
         with accessing(access):  # a reader may have to look into a file to say whether it is its own
@@ -117,7 +120,7 @@ class Opener:
         readers = {**by_content, **{key: reader for key, reader in by_name.items() if reader is not None}}
         datasets = {record.dataset for record in records}
         geometry = GeometryCheck.of(datasets, report)
-        return cls(readers, {name: declared_categories(name) for name in datasets}, access, geometry)
+        return cls(readers, {name: declared_categories(name) for name in datasets}, access, geometry, follows)
 
     def prepare(self, records: Iterable[Record]) -> None:
         """Let readers look into the files of many records that will be opened, see `PreparingReader`."""
@@ -132,7 +135,9 @@ class Opener:
 
     def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         """Open a record; its arrays are read as `access` says while it is open, in this thread."""
-        return self._open(record) if self.access == DEFAULT_ACCESS else self._open_so(record)
+        here = current_access()
+        as_here = self.follows or here is self.access or here == self.access
+        return self._open(record) if as_here else self._open_so(record)
 
     def opened(self, record: Record) -> CanonicalScan | None:
         """Return the arrays of a record, which hold no file; None: they do, and have to be opened for each read.
@@ -151,6 +156,11 @@ class Opener:
                 return opened
         self._kept.attached.add(reader.name)
         return None
+
+    def forget(self, records: Iterable[Record]) -> None:
+        """Open these records again when they are next read."""
+        for record in records:
+            self._kept.drop(record)
 
     def _reader(self, record: Record) -> Reader:
         return self.readers.get(_reader_key(record)) or self.readers[_file_key(record)]
@@ -210,6 +220,9 @@ class _KeptScans:
         kept = self._scans.get(id(record))
         # The number of a record that is gone may be that of another.
         return kept[1] if kept is not None and kept[0] is record else None
+
+    def drop(self, record: Record) -> None:
+        self._scans.pop(id(record), None)
 
     def put(self, record: Record, opened: CanonicalScan) -> None:
         if len(self._scans) >= _KEPT_SCANS:

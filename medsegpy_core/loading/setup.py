@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from medsegpy_core.catalog import MetadataCatalog
 from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import CategoryError, DataWarning, RecordError
-from medsegpy_core.hdf5.access import Access
+from medsegpy_core.hdf5.access import Access, current_access
 from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Plan
 from medsegpy_core.loading.checks import check_augmentation, check_preprocessing, role_names
@@ -76,7 +76,7 @@ class Setup:
         pipeline = build_transforms(cfg, request.transform)
         random = tuple(name for name, takes_rng in zip(cfg.PREPROCESSING, pipeline.random, strict=False) if takes_rng)
         check_preprocessing(random, names, cfg, request.is_test)
-        opener = Opener.of(records, Access(mmap=options.mmap, isolate=options.isolate))
+        opener = Opener.of(records, _access(options))
         may_be_unknown = request.is_test or options.keep_unlabelled
         collation = Collation(_category_ids(cfg, names, records, opener), cfg.INCLUDE_BACKGROUND, may_be_unknown)
         if not may_be_unknown:
@@ -98,6 +98,8 @@ class Setup:
             pipeline=pipeline if len(pipeline) else None,
             keeps_raw=request.is_test,
         )
+        for source in files:
+            source.keep_planned()
         metadata = {name: MetadataCatalog.get(name).view() for name in names if name}
         setup = cls(cfg, options, files, sources, metadata, maker, request.is_test, random)
         if not request.is_test:
@@ -126,6 +128,15 @@ class Setup:
             "IMG_PAD_SIZE, or "
             "use keep_unlabelled=True."
         )
+
+
+def _access(options: LoaderOptions) -> Access | None:
+    """Return how a loader reads, as its options say; None: they say nothing."""
+    here = current_access()
+    if options.isolate is None and not options.mmap:
+        return None
+    isolate = here.isolate if options.isolate is None else options.isolate
+    return evolve(here, mmap=options.mmap or here.mmap, isolate=isolate)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from attrs import define, frozen
 
-from medsegpy_core.errors import ShapeError
+from medsegpy_core.errors import ReadError, ShapeError
 from medsegpy_core.hdf5.kernels import makes_float32
 from medsegpy_core.hdf5.places import Place, place_of
 from medsegpy_core.lazy import full_selection, read_into
@@ -83,6 +83,9 @@ class Source(Protocol):
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """Read a box of the image, and of the mask; see `ScanSource.read`."""
 
+    def forget(self) -> None:
+        """Forget what files said of their shapes; see `ScanSource.forget`."""
+
 
 @define(eq=False)
 class ScanSource:
@@ -97,14 +100,29 @@ class ScanSource:
     opener: Opener
     collation: Collation
     _geometry: Geometry | None = None
+    _planned: Geometry | None = None
 
     @property
     def geometry(self) -> Geometry:
-        """The shape, from the header of the (first) file."""
+        """The shape, from the header of the (first) file.
+
+        Raises:
+            ReadError: The file cannot be read, or has another shape than when elements were planned.
+        """
         # Two threads may both read it: the same value, so no lock.
-        if self._geometry is None:
-            self._geometry = self._read_geometry()
-        return self._geometry
+        found = self._geometry
+        if found is None:
+            found = self._geometry = self._read_geometry()
+        return found
+
+    def keep_planned(self) -> None:
+        """Hold the shape, if it is known by now, for the one that elements were planned for."""
+        self._planned = self._geometry
+
+    def forget(self) -> None:
+        """Forget what files said of their shapes: for a while, other files may have been in their place."""
+        self._geometry = None
+        self.opener.forget(self.scan.records)
 
     def _read_geometry(self) -> Geometry:
         first = self.scan.records[0]
@@ -112,7 +130,10 @@ class ScanSource:
             shape, metadata = opened.image.shape, dict(opened.metadata)
         h, w, *rest = shape
         d = rest.pop(0) if self.scan.is_volume else (first.scan_num_slices or 1)
-        return Geometry((h, w, d), rest[0] if rest else None, metadata)
+        found, planned = Geometry((h, w, d), rest[0] if rest else None, metadata), self._planned
+        if planned is not None and (found.shape, found.channels) != (planned.shape, planned.channels):
+            raise _changed(first, (h, w, d, *rest), (*planned.shape, *([planned.channels] if planned.channels else [])))
+        return found
 
     def record_at(self, depth: int) -> Record:
         """Return the record that holds the slice at `depth` (from 0), or the nearest one that is there."""
@@ -214,6 +235,8 @@ class ScanSource:
     def _read_volume(self, box: Selection, image: Array | None, mask: Array | None, mask_box: Selection) -> None:
         record = self.scan.records[0]
         with self.opener.open(record) as opened:
+            if opened.image.shape != self._record_shape:
+                raise _changed(record, opened.image.shape, self._record_shape)
             if image is not None:
                 read_into(opened.image, (*box, *_rest(opened.image, 3)), image)
             if mask is not None:
@@ -284,6 +307,9 @@ class MemorySource:
         del box, mask_depth
         return None
 
+    def forget(self) -> None:
+        """See `ScanSource.forget`: what is in memory stays."""
+
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """See `ScanSource.read`."""
         if image is not None:
@@ -302,3 +328,12 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _rest(array: LazyArray, spatial: int) -> Selection:
     return full_selection(array.shape[spatial:])
+
+
+def _changed(record: Record, found: tuple[int, ...], expected: tuple[int, ...]) -> ReadError:
+    return ReadError(
+        f"the file changed since the loader looked at it: its image was {_by(expected)}, and is {_by(found)} now. Put "
+        "the old file back, or build the loader again",
+        record.file_name,
+        element=record.where(),
+    )
