@@ -7,14 +7,17 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from contextlib import suppress
 
 import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from medsegpy_core import ReadError
-from medsegpy_core.hdf5 import is_hdf5, open_array
+from medsegpy_core.hdf5 import Access, accessing, is_hdf5, open_array
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -346,6 +349,135 @@ def test_filters_that_only_the_library_undoes(path, number):
         d.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
         assert d.get_create_plist().get_filter(0)[0] == number
     assert np.array_equal(open_array(path, "data")[1:5, 2:], values[1:5, 2:])
+
+
+def nbit(precision=20, offset=0):
+    kind = h5py.h5t.STD_I32LE.copy()
+    kind.set_precision(precision)
+    kind.set_offset(offset)
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_filter(5, h5py.h5z.FLAG_OPTIONAL, ())
+    return kind, plan
+
+
+def scaleoffset(bits, dtype="<i4", digits=0, fill=False):
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if fill:
+        plan.set_fill_value(np.array(3, dtype))
+    plan.set_scaleoffset(*((h5py.h5z.SO_INT, bits) if dtype[1] == "i" else (h5py.h5z.SO_FLOAT_DSCALE, digits)))
+    return h5py.h5t.py_create(np.dtype(dtype)), plan
+
+
+def szip():
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_szip(h5py.h5z.SZIP_NN_OPTION_MASK, 8)
+    return h5py.h5t.STD_I32LE.copy(), plan
+
+
+def with_cut_chunk(path, kind, plan, cut, values, filters=()):
+    """Write one chunk of `values`, and take the last `cut` bytes away from it; returns what h5py reads of all of it."""
+    plan.set_chunk(values.shape)
+    for number, parameters in filters:
+        plan.set_filter(number, 0, parameters)
+    with h5py.File(path, "w") as f:
+        d = h5py.h5d.create(f.id, b"data", kind, h5py.h5s.create_simple(values.shape), plan)
+        d.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        whole = f["data"][...]
+        f.flush()
+        mask, stored = d.read_direct_chunk((0,) * values.ndim)
+        assert mask == 0
+        if cut:
+            d.write_direct_chunk((0,) * values.ndim, stored[: len(stored) - cut], mask)
+    return whole
+
+
+SMALL = {
+    "nbit": nbit,
+    "nbit of all bits but one": lambda: nbit(31),
+    "nbit in the middle": lambda: nbit(12, 7),
+    "scaleoffset": lambda: scaleoffset(0),
+    "scaleoffset of given bits": lambda: scaleoffset(13),
+    "scaleoffset with a fill value": lambda: scaleoffset(0, fill=True),
+    "scaleoffset of 16 bits": lambda: scaleoffset(0, "<i2"),
+    "scaleoffset of floats": lambda: scaleoffset(0, "<f4", 2),
+    "scaleoffset of doubles": lambda: scaleoffset(0, "<f8", 3),
+    "integers that keep all bits": lambda: scaleoffset(32),
+}
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+def test_chunks_that_only_the_library_decodes_are_whole(name, isolate, tmp_path):
+    """The library stores a byte more than it needs, and reads on behind what is too short."""
+    values = (np.arange(64).reshape(8, 8) * 29 % 2047).astype("<i4")
+    with accessing(Access(isolate=isolate)):
+        for cut in (0, 1, 2, 3, 9, 40):
+            path = tmp_path / f"{cut}.h5"
+            kind, plan = SMALL[name]()
+            whole = with_cut_chunk(path, kind, plan, cut, values.astype(kind.dtype))
+            if cut < (1 if name == "integers that keep all bits" else 2):
+                assert np.array_equal(open_array(path, "data")[...], whole)
+                assert np.array_equal(open_array(path, "data")[2:5], whole[2:5])
+            else:
+                refused(path, match=r"are needed|bytes instead of")
+
+
+@pytest.mark.parametrize("bits", [33, 64, 255, 1 << 31])
+def test_elements_of_more_bits_than_they_have(path, bits):
+    values = np.arange(64, dtype="<i4")
+    with_cut_chunk(path, *scaleoffset(0), 0, values)
+    with h5py.File(path, "r+") as f:
+        d = f["data"].id
+        d.write_direct_chunk(
+            (0,), struct.pack("<I", bits) + d.read_direct_chunk((0,))[1][4:] + bytes(64 * bits // 8 % 9999), 0
+        )
+    refused(path, match="which have 32")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["nbit", "scaleoffset", "floats"]), st.integers(1, 40), st.integers(16, 30), st.integers(0, 90))
+def test_no_chunk_that_is_too_short_is_read_and_none_that_is_whole_refused(tmp_path, filtered, size, bits, cut):
+    path = tmp_path / "a.h5"
+    values = np.random.default_rng(size).integers(0, 1 << bits, size).astype("<i4")
+    if filtered == "nbit":
+        kind, plan = nbit(bits + 1)
+    else:
+        kind, plan = scaleoffset(0, *(("<f4", 1) if filtered == "floats" else ("<i4",)))
+    whole = with_cut_chunk(path, kind, plan, 0, values.astype(kind.dtype))
+    with h5py.File(path, "r+") as f:
+        stored = f["data"].id.read_direct_chunk((0,))[1]
+        f["data"].id.write_direct_chunk((0,), stored[: max(1, len(stored) - cut)], 0)
+    if cut < 2:  # the library stores a byte more than it needs, if the bits end with a byte
+        with suppress(ReadError):
+            assert np.array_equal(open_array(path, "data")[...], whole)
+    else:
+        refused(path, match="are needed")
+    if cut == 0:
+        assert np.array_equal(open_array(path, "data")[...], whole)
+
+
+@pytest.mark.parametrize("filters", [[(2, (4,))], [(3, ())], [(1, (4,))]])
+def test_what_comes_after_these_filters_is_undone_first(path, filters):
+    values = np.arange(64, dtype="<i4")
+    whole = with_cut_chunk(path, *scaleoffset(0), 0, values, filters)
+    assert np.array_equal(open_array(path, "data")[...], whole)
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_szip_is_read_only_if_that_is_asked_for(path, isolate, tmp_path):
+    values = np.arange(64, dtype="<i4").reshape(8, 8)
+    whole = with_cut_chunk(path, *szip(), 0, values)
+    with accessing(Access(isolate=isolate)):
+        error = refused(path, match="szip")
+        assert f"h5repack -f GZIP=4 {path} {path.with_name('file-gzip.h5')}" in str(error)
+    with accessing(Access(isolate=isolate, szip=True)):
+        array = open_array(path, "data")
+        assert np.array_equal(array[2:5], whole[2:5])
+    # What was found out with it does not count without.
+    with accessing(Access(isolate=isolate)):
+        refused(path, match="szip")
+        with pytest.raises(ReadError, match="szip"):
+            array[...]
 
 
 def test_flipped_bytes_do_not_pass_a_checksum(path):

@@ -23,12 +23,15 @@ class Access:
         isolate: Whether the HDF5 library, and the C code of compression filters, run in one helper process with limits
             on memory and time, so that no file can crash or hang this one: such a file is a `ReadError`. Byte ranges
             are read here as ever.
+        szip: Whether data that are compressed with szip are read. The library gives other values, and no error, if such
+            data were cut short or damaged, and this package cannot tell: set it for files that you trust.
         seconds: How long the helper may take for one request, and a second more for each 10 MB that are read.
         memory: How many bytes of memory the helper may take beyond what it needs for itself and for the result.
     """
 
     mmap: bool = field(default=False, validator=validators.instance_of(bool))
     isolate: bool = field(default=False, validator=validators.instance_of(bool))
+    szip: bool = field(default=False, validator=validators.instance_of(bool), kw_only=True)
     seconds: float = field(default=60.0, validator=validators.gt(0))
     memory: int = field(default=4 << 30, validator=validators.gt(0))
 

@@ -16,7 +16,7 @@ from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.layout import Layout, locate
 from medsegpy_core.hdf5.places import Place, box_of
 from medsegpy_core.hdf5.policy import max_read, regular_file
-from medsegpy_core.hdf5.reading import StaleError, read_located
+from medsegpy_core.hdf5.reading import StaleError, read_located, refuse_szip
 from medsegpy_core.lazy import basic_selection
 from medsegpy_core.stamps import read_settled
 
@@ -232,4 +232,6 @@ def open_array(path: str | Path, key: str | Sequence[str]) -> H5Array:
         ```
     """
     name = os.fspath(path)
-    return H5Array(name, locate(name, (key,) if isinstance(key, str) else tuple(key)))
+    layout = locate(name, (key,) if isinstance(key, str) else tuple(key))
+    refuse_szip(name, layout)
+    return H5Array(name, layout)

@@ -26,6 +26,10 @@ Bytes = Any  # whatever gives contiguous bytes: bytes, memoryview, a NumPy array
 
 _CHECKSUM_BYTES: Final = 4
 _WORDS_AT_ONCE: Final = 1 << 16
+# Of nbit: kinds of types. Of scaleoffset: a kind of scaling, and the bytes before what is packed.
+_ATOMIC, _UNTOUCHED = 1, 4
+_SCALED_INTEGERS: Final = 2
+_SCALEOFFSET_HEADER: Final = 21
 
 
 class DecodeError(Exception):
@@ -249,14 +253,47 @@ def _szip_size(_values: tuple[int, ...], data: bytes) -> int:
     return int.from_bytes(data[:4], "little")
 
 
-def _elements_size(values: tuple[int, ...], _data: bytes) -> int:
-    """Nbit and scaleoffset make as many elements as the filter's own values say."""
-    return values[2] * values[4] if len(values) > 4 else 0
+def _nbit_size(values: tuple[int, ...], data: bytes) -> int:
+    """Return the size that nbit data decode to: as many elements as the values of the filter say; 0: not known.
+
+    The library reads on behind data that are too short. The values say whether nothing was packed, how many elements
+    there are, the class of their type, its bytes and, where it is atomic, the byte order and the bits that count.
+    """
+    _, unpacked, count, kind, size = values[:5] if len(values) > 4 else (0,) * 5
+    if unpacked:
+        return len(data)
+    bits = {_ATOMIC: values[6] if len(values) > 6 else 0, _UNTOUCHED: 8 * size}.get(kind, 0)
+    if not bits:
+        return 0
+    _check_length(data, -(-count * bits // 8))
+    return count * size
+
+
+def _scaleoffset_size(values: tuple[int, ...], data: bytes) -> int:
+    """Return the size that scaleoffset data decode to: as many elements as the values of the filter say; 0: not known.
+
+    The library reads on behind data that are too short. They begin with the bits that an element takes (4 bytes, little
+    endian) and the least value; what is packed follows at byte 21. Integers that are to keep all bits are left alone.
+    """
+    scale, factor, count, _, size = values[:5] if len(values) > 4 else (0,) * 5
+    if scale == _SCALED_INTEGERS and factor == 8 * size:
+        return len(data)
+    _check_length(data, _SCALEOFFSET_HEADER)
+    bits = int.from_bytes(data[:4], "little")
+    if bits > 8 * size:
+        raise DecodeError(f"elements of {bits:,} bits, which have {8 * size}")
+    _check_length(data, _SCALEOFFSET_HEADER + -(-count * bits // 8))
+    return count * size
+
+
+def _check_length(data: bytes, needed: int) -> None:
+    if len(data) < needed:
+        raise DecodeError(f"too little: {len(data):,} bytes are stored, and {needed:,} are needed")
 
 
 _CLAIMS: Final[dict[int, Callable[[tuple[int, ...], bytes], int]]] = {
     LZF: _lzf_size,
     SZIP: _szip_size,
-    NBIT: _elements_size,
-    SCALEOFFSET: _elements_size,
+    NBIT: _nbit_size,
+    SCALEOFFSET: _scaleoffset_size,
 }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.access import Access, accessing
 from medsegpy_core.hdf5.layout import locate, look_at_all
 from medsegpy_core.hdf5.looking import names_in, root_and_groups
 from medsegpy_core.hdf5.messages import receive, receive_header, send
@@ -39,7 +40,9 @@ def serve(fd: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     own = _own_memory()
-    with socket.socket(fileno=fd) as connection, contextlib.suppress(EOFError, ConnectionError):
+    # The other side has decided by now what it lets be read.
+    anything = accessing(Access(szip=True))
+    with anything, socket.socket(fileno=fd) as connection, contextlib.suppress(EOFError, ConnectionError):
         send(connection, None)
         while True:
             size, _ = receive_header(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Final
 
 from medsegpy_core.errors import ReadError
@@ -12,14 +13,14 @@ from medsegpy_core.hdf5.library import read_box
 from medsegpy_core.hdf5.maps import SMALLEST_MAP, kept_map, map_file
 from medsegpy_core.hdf5.policy import regular_file
 from medsegpy_core.hdf5.ranges import read_contiguous
-from medsegpy_core.hdf5.vetting import PLUGIN_FILTERS
+from medsegpy_core.hdf5.vetting import PLUGIN_FILTERS, uses_szip
 from medsegpy_core.stamps import Stamp, stamp_of
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
     from medsegpy_core.typing import Array, Selection
 
-__all__ = ["StaleError", "is_current", "read_located"]
+__all__ = ["StaleError", "is_current", "read_located", "refuse_szip"]
 
 # Without O_NONBLOCK, opening a pipe that took the place of a file would wait for ever.
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -27,6 +28,23 @@ _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBL
 
 class StaleError(Exception):
     """The file is not the one that was located, or has changed since the read began; what was read does not count."""
+
+
+def refuse_szip(path: str, layout: Layout) -> None:
+    """Refuse data that are compressed with szip, unless `Access.szip` allows them.
+
+    Raises:
+        ReadError: They are not allowed.
+    """
+    if uses_szip(layout.form.vetted) and not current_access().szip:
+        name, ending = os.path.splitext(path)  # noqa: PTH122
+        command = f"h5repack -f GZIP=4 {shlex.quote(path)} {shlex.quote(f'{name}-gzip{ending}')}"
+        raise ReadError(
+            "it is compressed with szip, and if such data were cut short, the HDF5 library gives other values and no "
+            f"error. Compress it with gzip: {command}. Or read it anyway, if you trust the file: Access(szip=True)",
+            path,
+            layout.key,
+        )
 
 
 def read_located(path: str, layout: Layout, selection: Selection, out: Array) -> None:
@@ -38,6 +56,8 @@ def read_located(path: str, layout: Layout, selection: Selection, out: Array) ->
     """
     access = current_access()
     try:
+        if layout.form.route == "library":
+            refuse_szip(path, layout)
         if access.isolate and _needs_c_code(layout):
             _read_elsewhere(path, layout, selection, out)
         elif layout.form.route == "ranges":

@@ -25,6 +25,7 @@ __all__ = [
     "SZIP",
     "Vetted",
     "registered_filters",
+    "uses_szip",
     "vet",
 ]
 
@@ -124,6 +125,11 @@ def vet(dataset: Any, path: str, key: str) -> Vetted:
             plan.get_fill_value(fill)
     value = b"" if defined == h5py.h5d.FILL_VALUE_UNDEFINED else fill.tobytes()
     return Vetted(shape, dtype, exact, chunks, storage == h5py.h5d.COMPACT, filters, value)
+
+
+def uses_szip(vetted: Vetted) -> bool:
+    """Say whether data are compressed with szip, of which nobody can tell whether a chunk is whole."""
+    return any(number == SZIP for number, _ in vetted.filters)
 
 
 def _vet_type(stored: Any, path: str, key: str) -> tuple[np.dtype[Any], bool]:
