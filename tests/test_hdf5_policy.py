@@ -311,11 +311,24 @@ def test_plain_chunks_of_another_size(path, stored):
     refused(path, match="chunk")
 
 
-@pytest.mark.parametrize("name", ["lzf", "Blosc", "Blosc2", "Zstd", "LZ4", "Bitshuffle", "BZip2"])
+FILTERS = {
+    **{name: {"compression": getattr(hdf5plugin, name)()} for name in ("Blosc", "Blosc2", "Zstd", "LZ4", "Bitshuffle")},
+    "BZip2": {"compression": hdf5plugin.BZip2()},
+    "lzf": {"compression": "lzf"},
+    "gzip": {"compression": "gzip"},
+    "gzip, shuffle": {"compression": "gzip", "shuffle": True},
+    "shuffle": {"shuffle": True},
+    "fletcher32": {"fletcher32": True},
+    "shuffle, fletcher32": {"shuffle": True, "fletcher32": True},
+    "gzip, fletcher32": {"compression": "gzip", "fletcher32": True},
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("rows", [30, 120])
-def test_chunks_of_other_filters_that_do_not_decode_to_their_size(path, name, rows):
+def test_chunks_that_do_not_decode_to_their_size(path, name, rows):
     """A sound chunk of another dataset, with fewer or more rows, put in the place of the right one."""
-    options = {"compression": "lzf" if name == "lzf" else getattr(hdf5plugin, name)()}
+    options = FILTERS[name]
     other = np.zeros((rows, 80), np.float32)
     with h5py.File(path.with_name("other.h5"), "w") as f:
         d = f.create_dataset("data", data=other, chunks=other.shape, **options)
