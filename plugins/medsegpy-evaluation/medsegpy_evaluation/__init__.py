@@ -15,6 +15,7 @@ from medsegpy_evaluation.plugin import (
 )
 
 if TYPE_CHECKING:
+    from medsegpy_evaluation.compare import Comparison, ComparisonError, compare_results
     from medsegpy_evaluation.evaluator import SemSegEvaluator, build_evaluator, inference_on_dataset
     from medsegpy_evaluation.metrics import score_masks
     from medsegpy_evaluation.policy import MissingPolicy
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from medsegpy_evaluation.surfaces import SurfaceDistances, surface_distances
 
 __all__ = [
+    "Comparison",
+    "ComparisonError",
     "MissingPolicy",
     "SemSegEvaluator",
     "SurfaceDistances",
     "build_evaluator",
+    "compare_results",
     "evaluate_predictions",
     "inference_on_dataset",
     "medsegpy_register_commands",
@@ -37,6 +41,7 @@ __all__ = [
 
 # module -> the public names that it has; the same table as the imports above, which only type checkers read.
 _MODULES = {
+    "compare": "Comparison ComparisonError compare_results",
     "evaluator": "SemSegEvaluator build_evaluator inference_on_dataset",
     "metrics": "score_masks",
     "policy": "MissingPolicy",

@@ -10,11 +10,10 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from medsegpy_evaluation.metrics import Metric
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings
 from medsegpy_evaluation.statistics import Bootstrap, grouped_means, rms_cv, summarize
 
-__all__ = ["FailedScan", "counted", "document_of", "ranking_metric", "unknown_line", "worst_first"]
+__all__ = ["FailedScan", "counted", "document_of", "ranking_metric", "unknown_line", "versions", "worst_first"]
 
 _FORMAT: Final = 1
 
@@ -58,7 +57,7 @@ def document_of(
         "dataset": dataset,
         "settings": _settings(settings, bootstrap),
         "policy": settings.policy.as_dict(),
-        "versions": _versions(settings.metrics),
+        "versions": versions() | {f"metric {m.name}": m.owner for m in settings.metrics if " " in m.owner},
         "failed": [{"scan": f.scan, "problems": list(f.problems)} for f in sorted(failed, key=lambda f: f.scan)],
         "summary": summarize(scans, categories, metrics, bootstrap),
         "rms_cv": rms_cv(scans, categories),
@@ -95,6 +94,7 @@ def _scan(scan: ScanScores) -> dict[str, Any]:
                 "predicted_voxels": structure.voxels[0],
                 "true_voxels": structure.voxels[1],
                 "unknown_voxels": structure.unknown,
+                "truth": structure.truth,
                 "predicted_volume": None if volume is None else structure.voxels[0] * volume,
                 "true_volume": None if volume is None else structure.voxels[1] * volume,
             }
@@ -124,14 +124,15 @@ def _settings(settings: ScoreSettings, bootstrap: Bootstrap) -> dict[str, Any]:
     }
 
 
-def _versions(metrics: Sequence[Metric]) -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
     found = {"python": platform.python_version()}
     for name in ("medsegpy-core", "medsegpy-evaluation", "numpy", "scipy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed as a distribution"
-    return found | {f"metric {metric.name}": metric.owner for metric in metrics if " " in metric.owner}
+    return found
 
 
 def counted(number: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from medsegpy_core.masks import UNLABELLED, UNLABELLED_UINT8
 from medsegpy_evaluation.metrics import MaskPair, Metric
 from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
+from medsegpy_evaluation.surfaces import joint_box
 
 if TYPE_CHECKING:
     Array: TypeAlias = NDArray[Any]
@@ -27,6 +29,7 @@ __all__ = [
     "largest_channel",
     "problems_of",
     "score_scan",
+    "truth_fingerprint",
     "unknown_voxels",
     "workers",
     "wrong_values",
@@ -98,6 +101,7 @@ class StructureScores:
         voxels: How many voxels it has in the prediction and in the truth, unknown ones left out.
         unknown: How many voxels of the scan are unknown in the truth.
         errors: Wrong voxels in each slice (last spatial axis), where asked for.
+        truth: A text that differs if the truth differs: a voxel, what is unknown, or the shape. None: not recorded.
     """
 
     category: str
@@ -106,6 +110,7 @@ class StructureScores:
     voxels: tuple[int, int]
     unknown: int = 0
     errors: tuple[int, ...] = field(default=(), repr=False)
+    truth: str | None = field(default=None, kw_only=True)
 
 
 @frozen
@@ -257,10 +262,13 @@ def _score_structure(task: tuple[Any, ...]) -> StructureScores:
     # The planes lie strided among the other channels: brought together once, they are read many times faster.
     mask = np.ascontiguousarray(truth)
     found = np.ascontiguousarray(np.greater(pred, threshold) if label is None else np.equal(pred, label))
-    mask, unknown = _without_unknown(mask, found)
+    mask, hidden = _without_unknown(mask, found)
+    unknown = 0 if hidden is None else int(np.count_nonzero(hidden))
     pair = MaskPair(found, mask, identity["spacing"], settings.tolerance)
+    mark = truth_fingerprint(pair, hidden)
     if unknown == mask.size:
-        return StructureScores(name, "unknown", dict.fromkeys(m.name for m in settings.metrics), (0, 0), unknown)
+        undefined = dict.fromkeys(m.name for m in settings.metrics)
+        return StructureScores(name, "unknown", undefined, (0, 0), unknown, truth=mark)
     values = {}
     for metric in settings.metrics:
         try:
@@ -269,17 +277,40 @@ def _score_structure(task: tuple[Any, ...]) -> StructureScores:
             error.add_note(f"This was the metric {metric.name!r} of {name!r} in scan {identity['scan']!r}.")
             raise
     errors = _errors(pair) if with_errors else ()
-    return StructureScores(name, status_of(pair), values, pair.counts[:2], unknown, errors)
+    return StructureScores(name, status_of(pair), values, pair.counts[:2], unknown, errors, truth=mark)
 
 
-def _without_unknown(truth: Array, found: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
-    """Return the truth as a mask in which unknown voxels are background, as they are in `found` from now on, and their
-    number. A structure that goes on into unknown voxels ends at them in both masks, as at the border of the scan."""
+def truth_fingerprint(pair: MaskPair, unknown: NDArray[np.bool_] | None = None) -> str:
+    """Return a short text that differs where the truth of a structure differs, whatever was predicted.
+
+    Args:
+        pair: The masks; of the prediction only the box is used, which is known already.
+        unknown: Where the truth is unknown; None: nowhere.
+    """
+    mark = hashlib.blake2b(digest_size=16)
+    mark.update(repr(pair.truth.shape).encode())
+    if pair.box is not None:
+        # Only the structure's own box: a few percent of the scan, so that this costs next to nothing.
+        inside = pair.truth[pair.box]
+        if (own := joint_box(inside)) is not None:
+            corners = [(outer.start + s.start, outer.start + s.stop) for outer, s in zip(pair.box, own, strict=True)]
+            mark.update(repr(corners).encode())
+            mark.update(np.packbits(inside[own]).tobytes())
+    if unknown is not None and unknown.any():
+        mark.update(b"unknown")
+        mark.update(np.packbits(unknown).tobytes())
+    return mark.hexdigest()
+
+
+def _without_unknown(truth: Array, found: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """Return the truth as a mask in which unknown voxels are background, as they are in `found` from now on, and where
+    they are (None: nowhere). A structure that goes on into unknown voxels ends at them in both masks, as at the border
+    of the scan."""
     if truth.dtype.kind == "b" or (truth.max() <= 1 and (truth.dtype.kind == "u" or truth.min() >= 0)):
-        return truth.view(np.bool_) if truth.dtype == np.uint8 else truth.astype(np.bool_), 0
+        return truth.view(np.bool_) if truth.dtype == np.uint8 else truth.astype(np.bool_), None
     unknown = unknown_voxels(truth)
     found[unknown] = False
-    return (truth != 0) & ~unknown, int(np.count_nonzero(unknown))
+    return (truth != 0) & ~unknown, unknown
 
 
 def _errors(pair: MaskPair) -> tuple[int, ...]:

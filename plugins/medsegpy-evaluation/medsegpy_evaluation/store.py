@@ -20,7 +20,7 @@ from medsegpy_evaluation.writers import json_text, replace_file
 
 __all__ = ["Content", "ScanStore", "contents_of", "fingerprint", "is_content"]
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
@@ -146,6 +146,7 @@ def _plain(scores: ScanScores) -> dict[str, Any]:
                 "values": dict(s.values),
                 "voxels": s.voxels,
                 "unknown": s.unknown,
+                "truth": s.truth,
             }
             for s in scores.structures
         ],
@@ -161,7 +162,7 @@ def _scores(plain: Mapping[str, Any]) -> ScanScores:
         spacing=None if plain["spacing"] is None else tuple(plain["spacing"]),
         shape=tuple(plain["shape"]),
         structures=tuple(
-            StructureScores(s["category"], s["status"], s["values"], (s["voxels"][0], s["voxels"][1]), s["unknown"])
+            StructureScores(s["category"], s["status"], s["values"], tuple(s["voxels"]), s["unknown"], truth=s["truth"])
             for s in plain["structures"]
         ),
         picture=None if plain["picture"] is None else base64.b64decode(plain["picture"]),
