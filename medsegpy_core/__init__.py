@@ -16,7 +16,7 @@ from medsegpy_core import discovery
 if TYPE_CHECKING:
     from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
     from medsegpy_core.config import Config
-    from medsegpy_core.datasets import scan_directory
+    from medsegpy_core.datasets import open_scan, scan_directory
     from medsegpy_core.errors import (
         AmbiguousReaderError,
         AugmentationError,
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     )
     from medsegpy_core.metadata import Metadata
     from medsegpy_core.naming import SliceName, parse_slice_name
-    from medsegpy_core.opening import open_scan
     from medsegpy_core.packing import pack_dataset, packed_dicts, packed_metadata, register_packed
     from medsegpy_core.readers import register_reader
     from medsegpy_core.records import Record
@@ -146,7 +145,7 @@ __all__ = [
 _MODULES = {
     "catalog": "DatasetCatalog MetadataCatalog",
     "config": "Config",
-    "datasets": "scan_directory",
+    "datasets": "open_scan scan_directory",
     "errors": "AmbiguousReaderError AugmentationError CategoryError ConfigError ConfigWarning DataWarning "
     "DuplicateNameError GeometryError LeakageError MedSegPyError MedSegPyWarning MemoryLimitError "
     "MetadataConflictError MetadataError PluginError PluginWarning ReadError RecordError ShapeError UnknownNameError",
@@ -156,7 +155,6 @@ _MODULES = {
     "compute_patches filter_dicts load_scan",
     "metadata": "Metadata",
     "naming": "SliceName parse_slice_name",
-    "opening": "open_scan",
     "packing": "pack_dataset packed_dicts packed_metadata register_packed",
     "readers": "register_reader",
     "records": "Record",

@@ -15,6 +15,8 @@ from medsegpy_core.metadata import Metadata
 from medsegpy_core.metadata_layers import Layer, SetValues
 from medsegpy_core.plugin_records import Owner, current_stage
 from medsegpy_core.plugins import PluginManager, default_manager
+from medsegpy_core.readers import find_reader
+from medsegpy_core.record_maker import RecordMaker, datasets_root
 from medsegpy_core.records import Record
 from medsegpy_core.registry import Registry
 from medsegpy_core.specs import Augmentation, DatasetSpec
@@ -223,13 +225,11 @@ def _file_says(name: str, scan: Mapping[Any, Any] | Record) -> Mapping[str, Any]
     file_name = scan.file_name if isinstance(scan, Record) else scan.get("file_name")
     if not isinstance(file_name, str | os.PathLike):
         return {}
-    from medsegpy_core.datasets import datasets_root, make_records
-    from medsegpy_core.readers import find_reader
-
     if not (datasets_root() / file_name).is_file():
         return {}
     try:
-        record = scan if isinstance(scan, Record) else make_records([dict(scan)], [name])[0]
+        maker = RecordMaker([name], MetadataCatalog.get)
+        record = scan if isinstance(scan, Record) else maker.make(dict(scan), name, 0)
         reader = find_reader(record)
     except (RecordError, UnknownNameError):
         return {}  # a custom dict, for a custom loader

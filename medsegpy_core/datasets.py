@@ -1,40 +1,37 @@
-"""From dataset dicts to records, and from directories to dataset dicts."""
+"""From dataset dicts to records and open arrays, and from directories to dataset dicts."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve
-
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
+from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import DataWarning, DuplicateNameError, ReadError, RecordError, UnknownNameError
 from medsegpy_core.naming import parse_identity
-from medsegpy_core.plugins import default_manager
-from medsegpy_core.readers import all_readers, named_reader
-from medsegpy_core.records import LAYOUT_KEYS, Record, ScanKey, augmentation_in_name, own_dataset
+from medsegpy_core.opening import CanonicalScan, GeometryCheck, open_record
+from medsegpy_core.readers import all_readers, find_reader, named_reader
+from medsegpy_core.record_maker import RecordMaker, check_unique, datasets_root
+from medsegpy_core.records import Record, own_dataset
 
 if TYPE_CHECKING:
-    from medsegpy_core.typing import DatasetDict, Reader
+    from medsegpy_core.typing import CategoryId, DatasetDict, Reader
 
 __all__ = [
     "augmentation_numbers",
     "dataset_names",
-    "datasets_root",
+    "declared_categories",
+    "geometry_check",
     "list_dataset",
     "load_records",
     "make_records",
+    "open_scan",
     "scan_directory",
 ]
-
-
-def datasets_root() -> Path:
-    """Return the folder that relative paths in dataset dicts are relative to: ``MEDSEGPY_DATASETS``."""
-    return Path(os.environ.get("MEDSEGPY_DATASETS") or "datasets").absolute()
 
 
 def load_records(name: str) -> list[Record]:
@@ -100,7 +97,7 @@ def augmentation_numbers(dicts: Sequence[DatasetDict]) -> list[int | None]:
         UnknownNameError: A dict names a dataset that is unknown in this process.
     """
     names = dataset_names(dicts)
-    maker = _RecordMaker(names)
+    maker = RecordMaker(names, MetadataCatalog.get)
     return [maker.augmentation(d, name) for d, name in zip(dicts, names, strict=True)]
 
 
@@ -118,145 +115,58 @@ def make_records(dicts: Sequence[DatasetDict], datasets: Sequence[str]) -> list[
     """
     own = dataset_names(dicts) if "" in datasets else datasets
     names = [given or name for given, name in zip(datasets, own, strict=True)]
-    maker = _RecordMaker(names)
+    maker = RecordMaker(names, MetadataCatalog.get)
     counts: dict[str, int] = {}
     records = []
     for d, name in zip(dicts, names, strict=True):
         index = counts.get(name, 0)
         counts[name] = index + 1
         records.append(maker.make(d, name, index))
-    _check_unique(records)
+    check_unique(records)
     return records
 
 
-class _RecordMaker:
-    """Makes the records of some datasets: absolute paths, file layouts, augmentation numbers."""
+@contextmanager
+def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[CanonicalScan]:
+    """Open the image and the mask that a dataset dict names.
 
-    def __init__(self, datasets: Iterable[str]):
-        self._root = datasets_root()
-        self._layouts = {name: _layout(name) for name in set(datasets)}
-        found = {name: _container(name, self._root) for name in self._layouts}
-        self._containers = {name: container for name, container in found.items() if container is not None}
+    Args:
+        dataset_dict: A standard dataset dict.
+        dataset: The dataset it is of, whose metadata say how its files are laid out where the dict does not; empty: its
+            `dataset_name`, if it has one.
 
-    def make(self, d: DatasetDict, dataset: str, index: int) -> Record:
-        """Return the record of a dict.
+    Yields:
+        `image` (H x W [x D] [x K]) and `mask` (H x W [x D] x C, or None), lazily, in the file's own type and
+        native byte order, and `metadata`.
 
-        Raises:
-            RecordError: It lacks a key or has a wrong type.
-            ReadError: A file lies outside the dataset's `scan_root`, whose metadata say that it is `contained`.
-        """
-        record = _absolute(Record.from_dict(d, dataset, index), self._root)
-        if dataset in self._containers:
-            self._containers[dataset].check(record)
-        if layout := {key: value for key, value in self._layouts[dataset].items() if record.extra.get(key) is None}:
-            record = record.with_extra(layout)
-        _check_labels(record)
-        if dataset and d.get("augmentation") is None and augmentation_in_name(d) is None:
-            tag = default_manager().tag_augmentation(dataset, record)
-            record = evolve(record, augmentation=tag) if tag else record
-        return record
+    Raises:
+        RecordError: The dict is not a standard dataset dict.
+        UnknownNameError: Its `dataset_name` is unknown in this process.
+        ReadError: A file is missing, broken, or not what the dict says.
+        GeometryError: The mask lies elsewhere than the image, by what their files say.
 
-    def augmentation(self, d: DatasetDict, dataset: str) -> int | None:
-        """Return the augmentation number of a dict; plugins are asked about standard dicts only."""
-        number: int | None = d.get("augmentation")
-        if number is not None or "file_name" not in d:
-            return number
-        number = augmentation_in_name(d)
-        if number is None and dataset:
-            with contextlib.suppress(RecordError):
-                number = self.make(d, dataset, 0).augmentation
-        return number or 0
+    Example:
+        ```python
+        with open_scan(DatasetCatalog.get("abdomen_volumes_train")[0]) as scan:
+            rows = scan.image[10:20]
+        ```
+    """
+    (record,) = make_records([dataset_dict], [dataset])
+    geometry = geometry_check([record.dataset])
+    with open_record(record, find_reader(record), declared_categories(record.dataset), geometry) as scan:
+        yield scan
 
 
-def _layout(dataset: str) -> dict[str, Any]:
-    """Return what the metadata say of the files of a dataset."""
-    if not dataset:
-        return {}
-    metadata = MetadataCatalog.get(dataset)
-    values = {key: metadata.get(key) for key in LAYOUT_KEYS}
-    # Arrays, which metadata may hold, would make records that cannot be compared.
-    return {
-        key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items() if value is not None
-    }
+def declared_categories(dataset: str) -> tuple[CategoryId, ...] | None:
+    """Return the `category_ids` of a dataset, which say what the values of its label maps mean; None: it has none."""
+    category_ids = MetadataCatalog.get(dataset).get("category_ids") if dataset else None
+    return None if category_ids is None else normalize_category_ids(category_ids)
 
 
-def _check_labels(record: Record) -> None:
-    """Raise `RecordError` if what a dict and the metadata say of label values does not fit together."""
-    extra = record.extra
-    values, ignored = extra.get("label_values"), extra.get("ignore_values")
-    if (values or ignored) and extra.get("label_map") is None:
-        key = "label_values" if values else "ignore_values"
-        raise RecordError(
-            f"{record.where()} has {key}={extra[key]!r}, which speaks of a label map. Declare label_map=True as well "
-            "(or label_map=False, if its masks have a channel for each category)."
-        )
-
-
-def _absolute(record: Record, root: Path) -> Record:
-    image, mask = record.files
-    if os.path.isabs(image) and (mask is None or os.path.isabs(mask)):  # noqa: PTH117
-        return record
-    return evolve(record, file_name=root / image, sem_seg_file=None if mask is None else root / mask)
-
-
-class _Container:
-    """A folder that the files of a dataset may not leave, neither by ``..`` nor by a link."""
-
-    def __init__(self, root: Path):
-        self._root = root
-        self._real = os.path.realpath(root)
-        self._folders: dict[str, str] = {}  # what a folder really is: few folders hold many files
-
-    def check(self, record: Record) -> None:
-        """Raise `ReadError` if a file of the record lies elsewhere."""
-        for path in filter(None, (record.file_name, record.sem_seg_file)):
-            if not self._holds(str(path)):
-                raise ReadError(
-                    f"{record.where()} names this file, which is not in {self._root}"
-                    f"{'' if os.path.realpath(path) == str(path) else f' (it leads to {os.path.realpath(path)})'}. The "
-                    "metadata of the dataset say contained=True: only files inside its scan_root are read",
-                    path,
-                )
-
-    def _holds(self, path: str) -> bool:
-        folder, name = os.path.split(path)
-        if name in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114 -- there may be 200,000
-            real = os.path.realpath(path)
-        else:
-            real_folder = self._folders.get(folder)
-            if real_folder is None:
-                real_folder = self._folders[folder] = os.path.realpath(folder)
-            real = f"{real_folder}{os.sep}{name}"
-        return real.startswith(self._real.rstrip(os.sep) + os.sep)
-
-
-def _container(dataset: str, root: Path) -> _Container | None:
-    """Return what the files of a dataset may not leave; None: they may lie anywhere."""
-    metadata = MetadataCatalog.get(dataset) if dataset else None
-    if metadata is None or not metadata.get("contained"):
-        return None
-    return _Container(root / Path(metadata.view().require("scan_root").scan_root).expanduser())
-
-
-def _check_unique(records: Sequence[Record]) -> None:
-    slices: dict[tuple[ScanKey, int | None], Record] = {}
-    scans: dict[ScanKey, Record] = {}
-    for record in records:
-        other = slices.setdefault((record.scan_key, record.slice_id), record)
-        if other is not record:
-            what = "volume" if record.kind == "volume" else f"slice {record.slice_id}"
-            raise RecordError(
-                f"{record.where()} ({record.file_name}) and element {other.index} ({other.file_name}) are both {what} "
-                "of "
-                f"scan {record.scan_id!r}, augmentation {record.augmentation}. Give each scan its own scan_id."
-            )
-        first = scans.setdefault(record.scan_key, record)
-        if (first.kind, first.scan_num_slices) != (record.kind, record.scan_num_slices):
-            raise RecordError(
-                f"{record.where()} is a {record.kind} with scan_num_slices={record.scan_num_slices}, but element "
-                f"{first.index} of the same scan {record.scan_id!r} is a {first.kind} with "
-                f"scan_num_slices={first.scan_num_slices}. scan_num_slices is the depth of the scan."
-            )
+def geometry_check(datasets: Iterable[str], report: Callable[[str, str, Path], None] | None = None) -> GeometryCheck:
+    """Return a comparison of what files state with the spacings in the metadata of datasets; see `GeometryCheck`."""
+    spacings = {name: MetadataCatalog.get(name).get("spacing") for name in set(datasets) if name}
+    return GeometryCheck({name: spacing for name, spacing in spacings.items() if spacing is not None}, report)
 
 
 def scan_directory(root: str | os.PathLike[str], reader: str | None = None) -> list[DatasetDict]:

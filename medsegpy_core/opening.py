@@ -1,9 +1,9 @@
-"""`open_scan`: the arrays of a dataset dict, lazily, with their axes in the order that everybody expects."""
+"""The arrays of a record, lazily, with their axes in canonical order, and checked against each other."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,23 +11,20 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.errors import DataWarning, GeometryError, MedSegPyError, ReadError
 from medsegpy_core.foreign_files import foreign_kind
 from medsegpy_core.geometry import ERROR_VOXELS, WARNING_VOXELS, Grid, corner_offset, describe, same_spacing, stated
 from medsegpy_core.lazy import AxesView
 from medsegpy_core.masks import AnnotatedView, LabelMapView, Labels, annotated_channels
-from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
 from medsegpy_core.typing import (
     CategoryId,
-    DatasetDict,
     LazyArray,
     OpenScan,
     Reader,
 )
 
-__all__ = ["CanonicalScan", "GeometryCheck", "declared_categories", "open_record", "open_scan"]
+__all__ = ["CanonicalScan", "GeometryCheck", "canonical", "open_record"]
 
 
 @frozen
@@ -45,47 +42,6 @@ class CanonicalScan:
     mask: LazyArray | None
     metadata: Mapping[str, Any] = field(factory=dict)
     detached: bool = False
-
-
-@contextmanager
-def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[CanonicalScan]:
-    """Open the image and the mask that a dataset dict names.
-
-    Args:
-        dataset_dict: A standard dataset dict.
-        dataset: The dataset it is of, whose metadata say how its files are laid out where the dict does not; empty: its
-            `dataset_name`, if it has one.
-
-    Yields:
-        `image` (H x W [x D] [x K]) and `mask` (H x W [x D] x C, or None), lazily, in the file's own type and
-        native byte order, and `metadata`.
-
-    Raises:
-        RecordError: The dict is not a standard dataset dict.
-        UnknownNameError: Its `dataset_name` is unknown in this process.
-        ReadError: A file is missing, broken, or not what the dict says.
-        GeometryError: The mask lies elsewhere than the image, by what their files say.
-
-    Example:
-        ```python
-        with open_scan(DatasetCatalog.get("abdomen_volumes_train")[0]) as scan:
-            rows = scan.image[10:20]
-        ```
-    """
-    from medsegpy_core.datasets import make_records
-
-    (record,) = make_records([dataset_dict], [dataset])
-    geometry = GeometryCheck.of([record.dataset])
-    with open_record(record, find_reader(record), declared_categories(record.dataset), geometry) as scan:
-        yield scan
-
-
-def declared_categories(dataset: str) -> tuple[CategoryId, ...] | None:
-    """Return the `category_ids` of a dataset, which say what the values of its label maps mean; None: it has none."""
-    from medsegpy_core.catalog import MetadataCatalog
-
-    category_ids = MetadataCatalog.get(dataset).get("category_ids") if dataset else None
-    return None if category_ids is None else normalize_category_ids(category_ids)
 
 
 @contextmanager
@@ -180,14 +136,6 @@ class GeometryCheck:
     spacings: Mapping[str, Sequence[float]] = field(factory=dict)
     report: Callable[[str, str, Path], None] | None = None
     _warned: set[tuple[str, str]] = field(factory=set)
-
-    @classmethod
-    def of(cls, datasets: Iterable[str], report: Callable[[str, str, Path], None] | None = None) -> GeometryCheck:
-        """Look up the spacings in the metadata of datasets."""
-        from medsegpy_core.catalog import MetadataCatalog
-
-        spacings = {name: MetadataCatalog.get(name).get("spacing") for name in set(datasets) if name}
-        return cls({name: spacing for name, spacing in spacings.items() if spacing is not None}, report)
 
     def image(self, scan: OpenScan, record: Record, depth: int) -> dict[str, Any]:
         """Return what the file of an image states, in one form, and report how it contradicts itself or the metadata.

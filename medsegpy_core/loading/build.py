@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from medsegpy_core.datasets import augmentation_numbers, dataset_names, list_dataset, load_records, make_records
+from medsegpy_core.datasets import (
+    augmentation_numbers,
+    dataset_names,
+    declared_categories,
+    geometry_check,
+    list_dataset,
+    load_records,
+    make_records,
+)
 from medsegpy_core.errors import RecordError, ShapeError, UnknownNameError, closest_match
 from medsegpy_core.loading.checks import by_dataset, check_leakage, config_datasets
 from medsegpy_core.loading.loaders import BUILT_IN
 from medsegpy_core.loading.scans import group_scans
 from medsegpy_core.loading.setup import role_dataset
-from medsegpy_core.opening import GeometryCheck, declared_categories, open_record
+from medsegpy_core.opening import open_record
 from medsegpy_core.readers import find_reader
 from medsegpy_core.registry import Registry
 from medsegpy_core.specs import LoaderOptions, LoaderRequest, LoaderSpec
@@ -170,7 +178,7 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
             "one with open_scan."
         )
     images, masks = [], []
-    category_ids, geometry = declared_categories(name), GeometryCheck.of([name])
+    category_ids, geometry = declared_categories(name), geometry_check([name])
     for record in scan.records:
         with open_record(record, find_reader(record), category_ids, geometry) as opened:
             images.append(opened.image[...])

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
+from medsegpy_core.datasets import declared_categories, geometry_check
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
-from medsegpy_core.opening import CanonicalScan, GeometryCheck, declared_categories, open_record
+from medsegpy_core.opening import CanonicalScan, GeometryCheck, open_record
 from medsegpy_core.readers import find_reader, names_key, reader_by_name
 from medsegpy_core.records import Record, ScanKey
 from medsegpy_core.typing import CategoryId, PreparingReader, Reader
@@ -119,7 +120,7 @@ class Opener:
                     by_content[file] = find_reader(record)
         readers = {**by_content, **{key: reader for key, reader in by_name.items() if reader is not None}}
         datasets = {record.dataset for record in records}
-        geometry = GeometryCheck.of(datasets, report)
+        geometry = geometry_check(datasets, report)
         return cls(readers, {name: declared_categories(name) for name in datasets}, access, geometry, follows)
 
     def prepare(self, records: Iterable[Record]) -> None:

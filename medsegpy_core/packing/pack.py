@@ -22,7 +22,7 @@ from typing import Any
 from attrs import frozen
 
 from medsegpy_core.catalog import MetadataCatalog, collection_of, dataset_spec
-from medsegpy_core.datasets import datasets_root, load_records
+from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, ReadError, RecordError
 from medsegpy_core.hdf5.assembling import copy_contents
 from medsegpy_core.hdf5.staging import Staging
@@ -34,6 +34,7 @@ from medsegpy_core.packing.manifest import Manifest, decoded, manifest_dict, rea
 from medsegpy_core.packing.scans import Task, described_scan, pack_scan
 from medsegpy_core.packing.sources import Source, all_unchanged, hashed, source_files
 from medsegpy_core.packing.verify import verify_arrays
+from medsegpy_core.record_maker import datasets_root
 from medsegpy_core.records import LAYOUT_KEYS
 
 __all__ = ["Packed", "PackingError", "pack_dataset"]

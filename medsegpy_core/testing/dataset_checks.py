@@ -16,11 +16,11 @@ from medsegpy_core.catalog import (
     named_dicts,
 )
 from medsegpy_core.categories import normalize_category_ids, required_channels
-from medsegpy_core.datasets import load_records
+from medsegpy_core.datasets import declared_categories, geometry_check, load_records
 from medsegpy_core.errors import MedSegPyError, RecordError
 from medsegpy_core.loading.collate import check_mask
 from medsegpy_core.loading.scans import group_scans
-from medsegpy_core.opening import GeometryCheck, declared_categories, open_record
+from medsegpy_core.opening import open_record
 from medsegpy_core.plugins import default_manager
 from medsegpy_core.readers import find_reader
 from medsegpy_core.records import Record
@@ -181,7 +181,7 @@ def check_files(name: str, scans: int = 3) -> None:
 
 def _check_file(record: Record, channels: int | None) -> None:
     try:
-        geometry = GeometryCheck.of([record.dataset])
+        geometry = geometry_check([record.dataset])
         with open_record(record, find_reader(record), declared_categories(record.dataset), geometry) as scan:
             box = tuple(itertools.repeat(slice(0, 1), len(scan.image.shape)))
             scan.image[box]
