@@ -204,6 +204,54 @@ def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, c
     assert set(outcomes) == {"good", "refused"}
 
 
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads are interrupted between two calls of preadv")
+@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize("writes", [1, 2, 1000])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_voxels_of_two_writes_are_never_mixed(tmp_path, compression, writes, restored, monkeypatch):
+    """Somebody writes into the file in the middle of the read; it may even look as before, but for its change time."""
+    path, shape = tmp_path / "a.h5", (8, 32, 32)
+    versions = []
+    for value in (1, 2):
+        with h5py.File(tmp_path / "version.h5", "w") as file:
+            options = {"chunks": (1, 32, 32), "compression": compression} if compression else {}
+            file.create_dataset("data", data=np.full(shape, value, np.float32), **options)
+        versions.append((tmp_path / "version.h5").read_bytes())
+    assert len(versions[0]) == len(versions[1])
+    path.write_bytes(versions[0])
+    os.utime(path, ns=(10**18, 10**18))
+    array = open_array(path, "data")
+    assert (array[...] == 1).all()
+    done = 0
+
+    def write():
+        nonlocal done
+        done += 1
+        before = path.stat()
+        while path.stat().st_ctime_ns == before.st_ctime_ns:  # until the clock of the file system has moved on
+            with path.open("rb+") as file:
+                file.write(versions[done % 2])
+        if restored:
+            os.utime(path, ns=(10**18, 10**18))
+
+    def half_read(fd, buffers, offset, real=os.preadv):
+        (buffer,) = buffers
+        view = memoryview(buffer).cast("B")
+        read = real(fd, [view[: max(1, len(view) // 2)]], offset)
+        if done < writes:
+            write()
+        return read
+
+    monkeypatch.setattr(os, "preadv", half_read)
+    if writes == 1000:
+        with pytest.raises(ReadError) as caught:
+            array[...]
+        assert caught.value.path == path
+    else:
+        assert (array[...] == 1 + writes % 2).all()  # as it is in the end
+    assert done >= min(writes, 3)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("stored", "compression"), [("slices", None), ("volume", None), ("volume", "gzip")])
 def test_a_loader_reads_no_more_at_once_than_is_allowed(tmp_path, stored, compression, workers, options, monkeypatch):
