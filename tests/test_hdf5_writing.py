@@ -253,12 +253,12 @@ def test_bit_fields(tmp_path):
         np.testing.assert_array_equal(scan.mask.packed[2:], packed[2:])
 
 
-@pytest.mark.parametrize(("channels", "format_"), [(17, 1), (0, 1), (8, 1), (1.5, 1), (11, 2)])
+@pytest.mark.parametrize(("channels", "format_"), [(17, 1), (0, 1), (8, 1), (1.5, 1), (11, 2), (11, 3)])
 def test_bit_fields_that_cannot_be(tmp_path, channels, format_):
     path = tmp_path / "a.h5"
     with atomic_h5(path) as f:
         f["seg"] = np.zeros((5, 4, 2), np.uint8)
         f["seg"].attrs["medsegpy_bitfield"] = channels
         f["seg"].attrs["medsegpy_format"] = format_
-    with pytest.raises(ReadError, match="packed in format 2" if format_ == 2 else "medsegpy_bitfield says"):
+    with pytest.raises(ReadError, match="packed in format 3" if format_ == 3 else "medsegpy_bitfield says"):
         open_array(path, "seg")
