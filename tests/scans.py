@@ -1,6 +1,7 @@
 """Scans in files, written with h5py alone, and what NumPy alone says of their batches: what tests of loaders share."""
 
 import itertools
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -108,3 +109,19 @@ def same(batches, others):
         )
         for one, other in zip(batches, others, strict=True)
     )
+
+
+def sent_by_child(method, target, *arguments):
+    """Return what a function sends in a process that is forked or spawned: `target(*arguments, connection)`.
+
+    A child that dies is an EOFError, not a wait without end.
+    """
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*arguments, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()

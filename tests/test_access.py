@@ -1,7 +1,6 @@
 """`mmap` and `isolate`: the same values as ever, and what a file can no longer do to this process."""
 
 import gc
-import multiprocessing
 import os
 import pickle
 import signal
@@ -17,7 +16,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from scans import make_scan, save_slices, save_volume, settle
+from scans import make_scan, save_slices, save_volume, sent_by_child, settle
 
 from medsegpy_core import Config, ReadError, build_loader
 from medsegpy_core.hdf5 import holds_dataset, isolation, maps, open_array
@@ -136,24 +135,14 @@ def test_the_library_is_not_even_loaded(dicts):
     assert done.returncode == 0, done.stderr
 
 
-def run(target, method):
-    context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    process = context.Process(target=target, args=(queue,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return queue.get()
-
-
 class Sums:
     """What a child process makes of a loader."""
 
     def __init__(self, loader):
         self.loader = loader
 
-    def __call__(self, queue):
-        queue.put([float(images.sum()) for images, _ in self.loader])
+    def __call__(self, connection):
+        connection.send([float(images.sum()) for images, _ in self.loader])
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -166,7 +155,7 @@ def test_other_processes(tmp_path, method, options, helper):
     expected = [float(images.sum()) for images, _ in loader]
     loader.set_epoch(0)
     before = helper().pid if "isolate" in options else None
-    assert run(Sums(loader), method) == expected
+    assert sent_by_child(method, Sums(loader)) == expected
     if before is not None:
         assert helper().pid == before
         assert helper().poll() is None
@@ -374,11 +363,11 @@ def test_a_fork_while_the_helper_is_at_work(path, tmp_path, helper, asked_helper
     thread.start()
     assert asked_helper.wait(120)
 
-    def child(queue):
+    def child(connection):
         with accessing(ISOLATED):
-            queue.put(float(open_array(other, "data")[...].sum()))
+            connection.send(float(open_array(other, "data")[...].sum()))
 
-    assert run(child, "fork") == float(IMAGE[:4].sum())
+    assert sent_by_child("fork", child) == float(IMAGE[:4].sum())
     process.send_signal(signal.SIGCONT)
     thread.join(120)
     assert np.array_equal(found[0], IMAGE[:4])

@@ -1,6 +1,5 @@
 """The default loader: batches of slices from both formats, equal to what h5py reads; who else may make them."""
 
-import multiprocessing
 import pickle
 import threading
 import time
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scans import everything, make_scan, same, save, save_slices, save_volume
+from scans import everything, make_scan, same, save, save_slices, save_volume, sent_by_child
 
 from medsegpy_core import (
     DatasetCatalog,
@@ -278,7 +277,7 @@ def test_where_suffixes_do_not_decide_each_file_is_looked_at(tmp_path):
 
 
 def _digest(loader, out):
-    out.put([[array.tobytes() for array in batch] for batch in loader])
+    out.send([[array.tobytes() for array in batch] for batch in loader])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -288,21 +287,15 @@ def test_another_process_makes_the_same_batches_without_registrations(both, meth
     loader = build_loader(Config(SEED=1, NUM_WORKERS=2), "here_only", batch_size=5)
     expected = [[array.tobytes() for array in batch] for batch in loader]
     loader.set_epoch(0)
-    context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    process = context.Process(target=_run, args=(_pickled(loader, method), queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    assert found == expected
+    assert sent_by_child(method, _run, _pickled(loader, method)) == expected
 
 
 def _pickled(loader, method):
     return pickle.dumps(loader) if method == "spawn" else loader
 
 
-def _run(loader, queue):
-    _digest(pickle.loads(loader) if isinstance(loader, bytes) else loader, queue)
+def _run(loader, out):
+    _digest(pickle.loads(loader) if isinstance(loader, bytes) else loader, out)
 
 
 def test_a_child_forked_in_the_middle_of_a_pass(both):
@@ -315,12 +308,7 @@ def test_a_child_forked_in_the_middle_of_a_pass(both):
         loader.set_epoch(0)
         iterator = iter(loader)
         next(iterator)
-        context = multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        process = context.Process(target=_digest, args=(loader, queue))
-        process.start()
-        assert queue.get() == expected
-        process.join()
+        assert sent_by_child("fork", _digest, loader) == expected
         assert len(list(iterator)) == len(expected) - 1
 
 
@@ -337,12 +325,7 @@ def test_a_child_goes_on_with_the_pass_of_its_parent(both, reuse):
     loader.set_epoch(0)
     iterator = iter(loader)
     next(iterator)
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_digest, args=(iterator, queue))
-    process.start()
-    assert queue.get() == expected[1:]
-    process.join()
+    assert sent_by_child("fork", _digest, iterator) == expected[1:]
     assert [[array.tobytes() for array in batch] for batch in iterator] == expected[1:]
 
 
