@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Final
+
+from attrs import frozen
 
 from medsegpy_core.drawing import PALETTE, hex_color
 from medsegpy_core.text import printable
 
-__all__ = ["distribution_chart", "html"]
+__all__ = ["Differences", "difference_chart", "distribution_chart", "html"]
 
 _ROW: Final = 34
 _LEFT: Final = 190
 _WIDTH: Final = 620
 _RIGHT: Final = 30
 _MARKED: Final = hex_color(PALETTE[0])
+_INTERVAL: Final = hex_color(PALETTE[1])
 
 
 def html(text: str, lines: bool = False) -> str:
@@ -38,20 +41,9 @@ def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) 
     values = [value for row in points.values() for _, value, _ in row]
     if not values:
         return "<p>No value is defined.</p>"
-    ticks = _ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
-
-    def x(value: float) -> float:
-        return round(_LEFT + _WIDTH * (value - low) / (high - low), 1)
-
-    height = _ROW * len(points) + 26
-    parts = [f'<svg role="img" viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {height}" width="100%">']
-    for tick in ticks:
-        parts.append(f'<line x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="{height - 22}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x(tick)}" y="{height - 6}" text-anchor="middle">{tick:g}</text>')
-    for position, (name, row) in enumerate(points.items()):
+    x, parts = _frame(values, list(points))
+    for position, row in enumerate(points.values()):
         middle = _ROW * position + _ROW / 2
-        parts.append(f'<text x="{_LEFT - 10}" y="{middle + 4}" text-anchor="end">{html(name)}</text>')
         if row:
             first, median, third = _quartiles([value for _, value, _ in row])
             parts.append(
@@ -63,14 +55,81 @@ def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) 
                 'stroke-width="2"/>'
             )
         for number, (scan, value, marked) in enumerate(row):
-            # Dots of equal values are laid apart, the same way each time.
-            y = middle + ((number * 5) % 13 - 6)
-            color, radius = (_MARKED, 4) if marked else ("#333", 2.6)
+            parts.append(_dot(number, x(value), middle, f"{scan}: {value:.4g}", marked=marked))
+    return "".join([*parts, "</svg>"])
+
+
+@frozen
+class Differences:
+    """A row of a chart of differences: dots, and an interval around their mean.
+
+    Attributes:
+        name: Stands beside it.
+        dots: What each dot is called, and where it lies.
+        mean: The mean; None: there is none.
+        interval: Of the mean; None: there is none.
+    """
+
+    name: str
+    dots: Sequence[tuple[str, float]]
+    mean: float | None
+    interval: tuple[float, float] | None
+
+
+def difference_chart(rows: Sequence[Differences]) -> str:
+    """Return an SVG of differences around zero: dots, and over them the interval of their mean."""
+    ends = [end for row in rows for end in row.interval or ()]
+    values = [*ends, *(value for row in rows for _, value in row.dots)]
+    if not values:
+        return "<p>No difference is defined.</p>"
+    x, parts = _frame([0.0, *values], [row.name for row in rows])
+    parts.append(f'<line x1="{x(0)}" x2="{x(0)}" y1="0" y2="{_ROW * len(rows) + 4}" stroke="#333"/>')
+    for position, row in enumerate(rows):
+        middle = _ROW * position + _ROW / 2
+        for number, (name, value) in enumerate(row.dots):
+            parts.append(_dot(number, x(value), middle, f"{name}: {value:.4g}"))
+        if row.interval is not None:
+            low, high = map(x, row.interval)
+            said = f"mean difference {row.mean:.4g}, 95 % interval {row.interval[0]:.4g} to {row.interval[1]:.4g}"
             parts.append(
-                f'<circle cx="{x(value)}" cy="{y}" r="{radius}" fill="{color}" fill-opacity=".65">'
-                f"<title>{html(scan)}: {value:.4g}</title></circle>"
+                f'<line x1="{low}" x2="{high}" y1="{middle}" y2="{middle}" stroke="{_INTERVAL}" stroke-width="5" '
+                f'stroke-opacity=".75" stroke-linecap="round"><title>{said}</title></line>'
+            )
+        if row.mean is not None:
+            parts.append(
+                f'<circle cx="{x(row.mean)}" cy="{middle}" r="5" fill="#fff" stroke="{_INTERVAL}" stroke-width="2.5">'
+                f"<title>mean difference {row.mean:.4g}</title></circle>"
             )
     return "".join([*parts, "</svg>"])
+
+
+def _frame(values: Sequence[float], names: Sequence[str]) -> tuple[Callable[[float], float], list[str]]:
+    """Begin an SVG: return where a value lies, and the axis with the names of the rows."""
+    ticks = _ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
+
+    def x(value: float) -> float:
+        return round(_LEFT + _WIDTH * (value - low) / (high - low), 1)
+
+    height = _ROW * len(names) + 26
+    parts = [f'<svg role="img" viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {height}" width="100%">']
+    for tick in ticks:
+        parts.append(f'<line x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="{height - 22}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x(tick)}" y="{height - 6}" text-anchor="middle">{tick:g}</text>')
+    for position, name in enumerate(names):
+        middle = _ROW * position + _ROW / 2
+        parts.append(f'<text x="{_LEFT - 10}" y="{middle + 4}" text-anchor="end">{html(name)}</text>')
+    return x, parts
+
+
+def _dot(number: int, x: float, middle: float, title: str, *, marked: bool = False) -> str:
+    # Dots of equal values are laid apart, the same way each time.
+    y = middle + ((number * 5) % 13 - 6)
+    color, radius = (_MARKED, 4) if marked else ("#333", 2.6)
+    return (
+        f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{color}" fill-opacity=".65">'
+        f"<title>{html(title)}</title></circle>"
+    )
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-__all__ = ["evaluate"]
+__all__ = ["comma_list", "evaluate"]
 
 
 def _thresholds(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> Any:  # noqa: ARG001
@@ -31,7 +31,8 @@ def _thresholds(context: click.Context, parameter: click.Parameter, texts: tuple
     return named or common
 
 
-def _names(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:  # noqa: ARG001
+def comma_list(context: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:  # noqa: ARG001
+    """Read an option that is a comma list."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
@@ -49,9 +50,9 @@ def _names(context: click.Context, parameter: click.Parameter, text: str | None)
     help="Where tables and report go. Default: MEDSEGPY_RESULTS/DATASET.",
 )
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A config file.")
-@click.option("--metrics", callback=_names, help="Comma list, instead of the config's TEST_METRICS.")
+@click.option("--metrics", callback=comma_list, help="Comma list, instead of the config's TEST_METRICS.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Of NSD, in mm, instead of the config's NSD_TOLERANCE.")
-@click.option("--channels", callback=_names, help="Comma list: the predictions' channels by name.")
+@click.option("--channels", callback=comma_list, help="Comma list: the predictions' channels by name.")
 @click.option("--threshold", multiple=True, callback=_thresholds, help="NUMBER, or NAME=NUMBER, several times.")
 @click.option("--argmax", is_flag=True, help="The largest channel counts, the background among them.")
 @click.option("--keep-going", is_flag=True, help="Score what can be scored, and list the rest.")

@@ -103,7 +103,7 @@ class Comparison:
         return {"format": _FORMAT, **{name: getattr(self, name) for name in names}}
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``compare.csv`` (the rows) and ``compare.json`` (everything).
+        """Write ``compare.csv`` (the rows), ``compare.json`` (everything) and ``compare.html``.
 
         Args:
             folder: Made if it does not exist.
@@ -111,9 +111,12 @@ class Comparison:
         Raises:
             OSError: A file cannot be written.
         """
+        from medsegpy_evaluation.compare_page import comparison_page
+
         folder = Path(folder)
         replace_file(folder / "compare.csv", csv_text(COLUMNS, self.rows))
         replace_file(folder / "compare.json", json_text(self.as_dict()))
+        replace_file(folder / "compare.html", comparison_page(self))
 
 
 def compare_results(
@@ -122,7 +125,7 @@ def compare_results(
     *more: Source,
     metrics: Sequence[str] | None = None,
     categories: Sequence[str] | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | None] | None = None,
     output_folder: str | os.PathLike[str] | None = None,
     flips: int = 100_000,
     resamples: int = 2000,
@@ -140,8 +143,8 @@ def compare_results(
         more: Of further models: all pairs are compared.
         metrics: Names; None: all that were measured, without `TrueVolume`.
         categories: Names; None: all.
-        names: What to call the models; None: as their folders, or a, b, c.
-        output_folder: Where ``compare.csv`` and ``compare.json`` go; None: nowhere.
+        names: What to call the models; None, for one or for all: as its folder, or a, b, c.
+        output_folder: Where ``compare.csv``, ``compare.json`` and ``compare.html`` go; None: nowhere.
         flips: How many random sign flips, if more than 32 differences are not zero; up to there the test is exact.
         resamples: How often subjects are drawn, for the intervals of ranks.
         seed: Of random flips and draws.

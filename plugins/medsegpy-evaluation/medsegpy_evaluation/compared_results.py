@@ -174,28 +174,31 @@ def _values(document: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, floa
     return values
 
 
-def named(sources: Sequence[Source], names: Sequence[str] | None) -> list[str]:
-    """Return a name for each model: those given, else the names of the folders, else a, b, c.
+def named(sources: Sequence[Source], names: Sequence[str | None] | None) -> list[str]:
+    """Return a name for each model: the one given, else the name of its folder, else a letter.
 
     Raises:
         ComparisonError: Not one name for each, or two that are alike.
     """
-    if names is None:
-        paths = [Path(source).resolve() if isinstance(source, str | os.PathLike) else None for source in sources]
-        found = [_letters(n) if path is None else path.name for n, path in enumerate(paths)]
-        if len(set(found)) < len(found):
-            found = [_letters(n) if path is None else str(path) for n, path in enumerate(paths)]
-    else:
-        found = list(names)
-    if len(found) != len(sources) or len(set(found)) != len(found) or not all(found):
+    asked = [None] * len(sources) if names is None else list(names)
+    if len(asked) != len(sources):
         raise ComparisonError(
-            f"{counted(len(sources), 'model')} with the names {', '.join(map(repr, found))}: names must be given for "
-            "all, and differ."
+            f"{counted(len(sources), 'model')}, but {counted(len(asked), 'name')}: give one for each."
         )
+    paths = [Path(source).resolve() if isinstance(source, str | os.PathLike) else None for source in sources]
+    shown = [_letter(number) if path is None else path.name for number, path in enumerate(paths)]
+    shown = [default if name is None else name for name, default in zip(asked, shown, strict=True)]
+    # Folders of one name are told apart by their paths.
+    found = [
+        str(path) if path is not None and name is None and shown.count(default) > 1 else default
+        for name, default, path in zip(asked, shown, paths, strict=True)
+    ]
+    if len(set(found)) != len(found) or not all(found):
+        raise ComparisonError(f"The models have the names {', '.join(map(repr, found))}: each needs one of its own.")
     return found
 
 
-def _letters(number: int) -> str:
+def _letter(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else f"model {number + 1}"
 
 

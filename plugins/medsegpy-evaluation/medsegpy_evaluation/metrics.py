@@ -162,18 +162,22 @@ class Metric:
 
 
 def _assd(pair: MaskPair) -> float:
+    """Average symmetric surface distance: the mean of all distances from either surface to the other."""
     return pair.distances.assd()
 
 
 def _hd95(pair: MaskPair) -> float:
+    """The 95th percentile, linearly interpolated, of all distances from either surface to the other."""
     return pair.distances.hd95()
 
 
 def _hd(pair: MaskPair) -> float:
+    """Hausdorff distance: the largest of all distances from either surface to the other."""
     return pair.distances.hd()
 
 
 def _nsd(pair: MaskPair) -> float:
+    """Normalized surface distance: the share of both surfaces that is within the tolerance of the other one."""
     return pair.distances.nsd(pair.tolerance)
 
 

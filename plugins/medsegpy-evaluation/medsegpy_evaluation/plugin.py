@@ -67,7 +67,8 @@ def medsegpy_register_metrics() -> list[MetricSpec]:
 
 @hookimpl
 def medsegpy_register_commands() -> list[click.Command]:
-    """Bring ``medsegpy evaluate``."""
+    """Bring ``medsegpy evaluate`` and ``medsegpy compare``."""
     from medsegpy_evaluation.command import evaluate
+    from medsegpy_evaluation.compare_command import compare
 
-    return [evaluate]
+    return [evaluate, compare]

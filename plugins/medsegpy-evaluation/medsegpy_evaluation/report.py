@@ -1,4 +1,4 @@
-"""``report.html``: one file with everything in it, no script, nothing fetched from anywhere."""
+"""``report.html``: one file with everything in it, nothing fetched from anywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from string import Template
 from typing import Any, Final
 
 from medsegpy_evaluation.charts import distribution_chart, html
+from medsegpy_evaluation.pages import HEAD, SCRIPT, number, span, table
 from medsegpy_evaluation.results import counted, ranking_metric, unknown_line, worst_first
 from medsegpy_evaluation.writers import replace_file
 
@@ -20,24 +21,8 @@ _PICTURES: Final = 12
 _PAGE: Final = Template("""<!doctype html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+$head
 <title>Evaluation of $dataset</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.2; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child, td.text, th.text { text-align: left; }
-thead th { border-bottom: 2px solid #888; }
-figure { margin: 1rem 0 2rem; }
-figure img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc; }
-figcaption, .note { color: #555; }
-.bad { background: #fde8e6; }
-.key { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -.1em; }
-svg text { font: 12px system-ui, sans-serif; fill: #222; }
-details pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; }
-</style>
 </head>
 <body>
 <h1>Evaluation of $dataset</h1>
@@ -58,6 +43,7 @@ $charts
 $worst
 <h2>How it was measured</h2>
 <details><summary>Settings, policy and versions</summary><pre>$settings</pre></details>
+$script
 </body>
 </html>
 """)
@@ -80,6 +66,8 @@ def write_report(
     from medsegpy_evaluation.writers import json_text
 
     parts = {
+        "head": HEAD,
+        "script": SCRIPT,
         "dataset": html(document["dataset"]),
         "overview": _overview(document),
         "failed": _failed(document["failed"]),
@@ -106,7 +94,7 @@ def _failed(failed: Sequence[Mapping[str, Any]]) -> str:
     rows = [[scan["scan"], "; ".join(scan["problems"])] for scan in failed]
     return (
         f"<h2>Not scored</h2><p>{counted(len(failed), 'scan')} could not be scored, in none of the numbers below.</p>"
-        + _table(["scan", "problem"], rows, text=2)
+        + table(["scan", "problem"], rows, text=2)
     )
 
 
@@ -122,15 +110,15 @@ def _summary(document: Mapping[str, Any]) -> str:
                 row["category"],
                 title,
                 str(row["n"]),
-                _number(row["mean"]),
-                _span(row["ci_low"], row["ci_high"]),
-                _number(row["sd"]),
-                _number(row["median"]),
-                _span(row["q1"], row["q3"]),
+                number(row["mean"]),
+                span(row["ci_low"], row["ci_high"]),
+                number(row["sd"]),
+                number(row["median"]),
+                span(row["q1"], row["q3"]),
             ]
         )
-    cvs = "; ".join(f"{html(name)} {_number(value)}" for name, value in document["rms_cv"].items())
-    return _table(header, rows, text=2) + f"<p>Root mean square of the volumes' coefficients of variation: {cvs}.</p>"
+    cvs = "; ".join(f"{html(name)} {number(value)[0]}" for name, value in document["rms_cv"].items())
+    return table(header, rows, text=2) + f"<p>Root mean square of the volumes' coefficients of variation: {cvs}.</p>"
 
 
 def _missing(scans: Sequence[Mapping[str, Any]]) -> str:
@@ -141,7 +129,7 @@ def _missing(scans: Sequence[Mapping[str, Any]]) -> str:
         if structure["status"] in ("missed", "hallucinated")
         for voxels in [structure["true_voxels"] + structure["predicted_voxels"]]
     ]
-    return _table(["scan", "category", "", "voxels"], rows, text=3, bad=True) if rows else "<p>None.</p>"
+    return table(["scan", "category", "", "voxels"], rows, text=3, bad=True) if rows else "<p>None.</p>"
 
 
 def _unknown(document: Mapping[str, Any]) -> str:
@@ -152,9 +140,7 @@ def _unknown(document: Mapping[str, Any]) -> str:
         for structure in scan["structures"]
         if structure["unknown_voxels"]
     ]
-    return (
-        f"<h2>Unknown voxels</h2><p>{line}</p>" + _table(["scan", "category", "voxels"], rows, text=2) if line else ""
-    )
+    return f"<h2>Unknown voxels</h2><p>{line}</p>" + table(["scan", "category", "voxels"], rows, text=2) if line else ""
 
 
 def _charts(document: Mapping[str, Any]) -> str:
@@ -191,7 +177,7 @@ def _worst(
         ]
     parts.append("</p>")
     for scan, mean in ranked[:_PICTURES]:
-        caption = f"<figcaption>{html(scan)}: {name} {_number(mean)}</figcaption>"
+        caption = f"<figcaption>{html(scan)}: {name} {number(mean)[0]}</figcaption>"
         if scan in pictures:
             data = base64.b64encode(pictures[scan]).decode()
             image = f'<img alt="Truth and prediction" src="data:image/png;base64,{data}">'
@@ -199,23 +185,3 @@ def _worst(
         else:
             parts.append(f"<figure>{caption}</figure>")
     return "\n".join(parts)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, bad: bool = False) -> str:
-    """Return a table whose first `text` columns are text, to the left; the others are numbers."""
-
-    def cells(values: Sequence[str], tag: str) -> str:
-        starts = (f'<{tag} class="text">' if position < text else f"<{tag}>" for position in range(len(values)))
-        return "".join(f"{start}{html(value)}</{tag}>" for start, value in zip(starts, values, strict=True))
-
-    start = '<tr class="bad">' if bad else "<tr>"
-    body = "".join(f"{start}{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><thead><tr>{cells(header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{_number(low)} to {_number(high)}"

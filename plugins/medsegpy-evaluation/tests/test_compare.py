@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from medsegpy_core import Config, MetadataCatalog, UnknownNameError
+from medsegpy_core.cli import cli
 from medsegpy_evaluation import ComparisonError, MissingPolicy, SemSegEvaluator, compare_results
+from medsegpy_evaluation.compare_page import comparison_page
 from medsegpy_evaluation.metrics import builtin
 from medsegpy_evaluation.paired import EXACT, holm, mean_interval, sign_flip_tests
 from medsegpy_evaluation.results import FailedScan, document_of
@@ -440,7 +446,7 @@ def test_folders_that_hold_no_results(tmp_path):
 
 @pytest.mark.parametrize("names", [["x"], ["x", "x"], ["x", ""], ["x", "y", "z"]])
 def test_names_that_do_not_fit(names):
-    refused(document({"s1": 0.5}), document({"s1": 0.5}), "names", names=names)
+    refused(document({"s1": 0.5}), document({"s1": 0.5}), "name", names=names)
 
 
 # --- from masks to files
@@ -553,6 +559,94 @@ def test_files(dataset, tmp_path):
     assert document["rows"] == found.rows
     assert len(document["subjects"]) == 4 * 8
     assert "medsegpy-evaluation" in document["versions"]
+
+
+def test_the_page(dataset, tmp_path):
+    evaluated(dataset, tmp_path / "unet", 1)
+    evaluated(dataset, tmp_path / "vnet", 2)
+    found = compare_results(tmp_path / "unet", tmp_path / "vnet", output_folder=tmp_path)
+    page = (tmp_path / "compare.html").read_text()
+    assert not re.search(r"(src|href|url)\s*[=(]", page)
+    assert page.count("<script") == 1
+    assert page.count("<svg") == 2
+    # A dot per subject and category, and one for each mean.
+    assert page.count("<circle") == 2 * 2 * (8 + 1)
+    assert "&lt;b&gt;cat&lt;/b&gt;" in page
+    assert "unet in 4 of 8, vnet in 0" in page
+    assert f'data-value="{found.rows[0]["mean_difference"]!r}"' in page
+    assert "Dice similarity coefficient, 2 |P and T| / (|P| + |T|)." in page
+    assert "the diagonal of the scan in mm" in page
+    assert "Right of zero unet is better" in page  # DSC
+    assert "Right of zero vnet is better" in page  # HD95
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_the_page_in_a_browser(tmp_path):
+    values = {f"s{n}": 0.5 + n / 100 for n in range(7)}
+    compare_results(document(values), document(values), output_folder=tmp_path)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = ["chromium", *options, (tmp_path / "compare.html").as_uri()]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    # The script ran, which the page's own policy allows by its hash.
+    assert '<button type="button">category</button>' in shown.stdout, shown.stderr
+
+
+def test_the_page_of_three_models_without_values():
+    nothing = document(dict.fromkeys(["s0", "s1"]), metrics=["RVD"])
+    page = comparison_page(compare_results(nothing, nothing, nothing))
+    assert "No difference is defined." in page
+    assert "No p-value for 0 subjects" in page
+    assert "a - c" in page
+
+
+# --- the command
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli, ["compare", *map(str, arguments)])
+
+
+def saved(folder, values, subjects=None, **options):
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(document(values, subjects, **options)))
+    return folder
+
+
+def test_command(tmp_path):
+    values = {f"s{n}": 0.5 + n / 100 for n in range(7)}
+    unet = saved(tmp_path / "unet", {scan: value + 0.1 for scan, value in values.items()})
+    fold_1 = saved(tmp_path / "v, net=1", {s: v for s, v in values.items() if s < "s4"})
+    fold_2 = saved(tmp_path / "vnet2", {s: v for s, v in values.items() if s >= "s4"})
+    whole = saved(tmp_path / "vnet", values)
+    done = command(unet, whole, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "unet - vnet  liver     DSC" in done.output
+    assert "unet in 7 of 7, vnet in 0" in done.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.csv", "compare.html", "compare.json"]
+    printed = command(unet, f"folds={tmp_path / 'vnet2'}", "--json")
+    assert (printed.exit_code, "4 scans" in printed.output) == (1, True)
+    two = saved(tmp_path / "vnet1", {s: v for s, v in values.items() if s < "s4"})
+    printed = json.loads(command(unet, f"folds={two},{fold_2}", "--json").stdout)
+    assert [model["name"] for model in printed["models"]] == ["unet", "folds"]
+    assert printed["rows"][0]["mean_difference"] == pytest.approx(0.1)
+    assert printed["rows"][0]["p"] == 2 / 2**7
+    odd = command(fold_1, f"x={fold_1}", "--json")
+    assert odd.exit_code == 0, odd.output
+    named = command(unet, whole, whole, "--names", "x,y,z", "--metrics", "DSC", "--categories", "liver", "--json")
+    assert [row["b"] for row in json.loads(named.stdout)["rows"]] == ["y", "z", "z"]
+
+
+def test_exit_statuses(tmp_path):
+    one, other = saved(tmp_path / "a", {"s1": 0.5}), saved(tmp_path / "b", {"s2": 0.5})
+    assert command(one).exit_code == 2
+    assert command().exit_code == 2
+    assert command(one, "=").exit_code == 2
+    assert command(one, "x=").exit_code == 2
+    refusal = command(one, other)
+    assert refusal.exit_code == 1
+    assert "1 scan ('s1') in 'a', not in 'b'" in refusal.output
+    assert command(one, tmp_path / "nothing").exit_code == 1
+    assert command(one, one, "--names", "x,y", "--metrics", "dice").exit_code == 1
 
 
 # --- simulation

@@ -28,7 +28,14 @@ from medsegpy_core import (
 )
 from medsegpy_core.cli import cli
 from medsegpy_core.stamps import is_young
-from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions, inference_on_dataset, predictions, store
+from medsegpy_evaluation import (
+    SemSegEvaluator,
+    compare_results,
+    evaluate_predictions,
+    inference_on_dataset,
+    predictions,
+    store,
+)
 
 METRICS = ["DSC", "VOE", "ASSD", "HD95", "NSD", "RVD"]
 NAMES = ["dog", "human", "pet"]
@@ -129,6 +136,8 @@ def test_the_same_as_from_a_model(dataset, folder, tmp_path):
     expected = of_the_loader(dataset)
     assert document["metrics"] == expected["metrics"]
     assert document["summary"] == expected["summary"]
+    assert document["scans"] == expected["scans"]  # the fingerprints of the truth among them
+    assert compare_results(run(dataset, folder, tmp_path / "out"), expected).truth == "same"
     assert [s["time_point"] for s in document["scans"]] == [0, 0, 1]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"] == document["metrics"]
     assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 3

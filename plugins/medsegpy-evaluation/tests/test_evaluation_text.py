@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, UnknownNameError, scan_directory, write_volume
 from medsegpy_core.cli import cli
 from medsegpy_core.text import printable
-from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions, score_masks
+from medsegpy_evaluation import SemSegEvaluator, compare_results, evaluate_predictions, score_masks
+from medsegpy_evaluation.pages import SCRIPT
 from medsegpy_evaluation.statistics import Bootstrap
 from medsegpy_evaluation.writers import csv_text, json_text
 
@@ -75,6 +76,34 @@ class Tags(HTMLParser):
         self.tags |= {name for name, _ in attrs if name.startswith("on")}
 
 
+def check_page(page):
+    page = page.replace(SCRIPT, "")
+    assert Tags(page).tags.isdisjoint({"script", "b", "onerror"})
+    assert re.search(r"&lt;script&gt;alert", page)
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page)
+
+
+def test_hostile_names_in_a_comparison(hostile, tmp_path):
+    truth = np.zeros((6, 5, 4, len(HOSTILE)), np.uint8)
+    truth[2:4, 2:4, 1:3] = 1
+    made = []
+    for shift in (0, 1):
+        evaluator = SemSegEvaluator(hostile, Config(TEST_METRICS=["DSC", "HD"]), None)
+        for name in HOSTILE:
+            pred = np.roll(truth, shift, axis=0).astype(np.float32)
+            evaluator.process([{"scan_id": name, "subject_id": name}], [{"y_true": truth, "y_pred": pred}])
+        made.append(evaluator.evaluate())
+    for number in range(0, len(HOSTILE) - 1, 2):
+        found = compare_results(*made, names=HOSTILE[number : number + 2], output_folder=tmp_path)
+        check_page((tmp_path / "compare.html").read_text(encoding="utf-8"))
+        with (tmp_path / "compare.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        texts = [row[key] for row in rows for key in ("category", "metric", "a", "b")]
+        assert not [text for text in texts if text[:1] in ("=", "+", "-", "@", "\t", "\r")]
+        kept = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+        assert kept == json.loads(json.dumps(found.as_dict()))
+
+
 def test_hostile_names_in_every_output(hostile, tmp_path):
     evaluator = SemSegEvaluator(hostile, Config(TEST_METRICS=["DSC", "HD"]), tmp_path, save_predictions="labels")
     rng = np.random.default_rng(0)
@@ -94,9 +123,7 @@ def test_hostile_names_in_every_output(hostile, tmp_path):
     found = [row["subject"].removeprefix("'") for row in rows]
     assert found == [printable(row["subject"]) for row in document["metrics"]]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert Tags(page).tags.isdisjoint({"script", "b", "onerror"})
-    assert re.search(r"&lt;script&gt;alert", page)
-    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page)
+    check_page(page)
 
 
 def test_a_file_name_that_is_not_utf8(tmp_path):
