@@ -333,7 +333,7 @@ def _notes(models: Sequence[Model], rows: Sequence[Mapping[str, Any]], *, same_t
     if all(scan.subject == name for name, scan in scans.items()):
         yield (
             "Each subject has the id of its only scan. If the dataset does not declare subjects, and some people were "
-            "scanned twice, the p-values are too small."
+            "scanned twice, p-values may be too small."
         )
     if any(row["only_a"] or row["only_b"] for row in rows):
         yield (
