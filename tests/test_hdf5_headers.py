@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medsegpy_core.hdf5 import open_array
-from medsegpy_core.hdf5.headers import fixed_array_entries
+from medsegpy_core.hdf5.headers import Headers
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -27,7 +27,8 @@ def test_room_of_an_index(tmp_path, libver, limit):
                 made.attrs[f"a{i}"] = np.zeros(50)
             header = h5py.h5o.get_info(made.id).addr
         expected = -(-limit[0] // 2) * 9 if libver == "latest" and None not in limit else None
-        assert fixed_array_entries(str(path), user_block, header) == expected
+        with Headers(str(path), user_block) as headers:
+            assert headers.fixed_array_entries(header) == expected
         array = open_array(path, "data")[...]
         assert array[:2].min() == 3
         assert not array[2:].any()
@@ -38,5 +39,9 @@ def test_what_is_no_header(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(200):
         path.write_bytes(b"OHDR\x02" + rng.bytes(300))
-        assert fixed_array_entries(str(path), 0, 0) is None
-    assert fixed_array_entries(str(path), 0, 1 << 63) is None
+        with Headers(str(path), 0) as headers:
+            assert headers.fixed_array_entries(0) is None
+            assert headers.fixed_array_entries(1 << 63) is None
+            assert headers.at(0).fault is None
+            assert headers.at(1 << 63) == (None, None)
+            assert headers.root >= 0

@@ -27,5 +27,5 @@ def copy_contents(parts: Iterable[str], file: h5py.File) -> None:
 
     for part in parts:
         with open_file(part) as source:
-            for name, _ in list_links(source):
+            for name, _ in list_links(source, part):
                 h5py.h5o.copy(source, name.encode(), file.id, name.encode())

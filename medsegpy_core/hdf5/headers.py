@@ -1,71 +1,217 @@
-"""Reading in the header of a dataset what the HDF5 library does not look at before it relies on it.
+"""Reading in the headers of objects what the HDF5 library does not look at before it relies on it.
 
-Source: HDF5 File Format Specification, version 3: "Data Object Header Prefix" (version 2), "Data Layout Message"
-(version 4), "Fixed Array Index".
+The library follows a B-tree that leads back into itself until its stack is used up, and computes with what a virtual
+dataset claims while it opens it; both end the process. So headers are read here first, and what an object is (a group,
+a dataset) is told from its header as well, without the library.
+
+Source: HDF5 File Format Specification, version 3: "Superblock", "Data Object Headers" (both versions), "Data Layout
+Message", "Symbol Table Message", "Version 1 B-trees", "Fixed Array Index".
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Final
+from types import TracebackType
+from typing import Final, Literal, NamedTuple, Self
 
-__all__ = ["fixed_array_entries"]
+__all__ = ["Header", "Headers", "Kind"]
 
-_LAYOUT, _CONTINUATION = 0x08, 0x10
-_CHUNKED, _FIXED_ARRAY = 2, 3
-_MAX_HEADER: Final = 1 << 20
-_MAX_BLOCKS: Final = 64
+_LINK_INFO, _TYPE, _LINK, _LAYOUT = 0x02, 0x03, 0x06, 0x08
+_CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
+_CHUNKED, _VIRTUAL = 2, 3
+_FIXED_ARRAY: Final = 3
+_GROUP_NODE, _CHUNK_NODE = 0, 1
+_MOST_IN_BLOCK: Final = 1 << 20
+_MOST_BLOCKS: Final = 1024
+_MOST_NODES: Final = 1 << 20
+
+Kind = Literal["group", "dataset", "type"]
 
 
-def fixed_array_entries(path: str, base: int, header: int) -> int | None:
-    """Return how many chunks the index of a dataset has room for, if that index is a fixed array.
+class Header(NamedTuple):
+    """What the header of an object says.
 
-    The library looks a chunk up at the place that the shape says, in memory that is as large as the index says.
+    Attributes:
+        kind: What it is the header of; None: it cannot be read.
+        fault: Why the library must not open it; None: it may.
+    """
+
+    kind: Kind | None
+    fault: str | None
+
+
+class Headers:
+    """The headers of the objects of a file; use it as a context.
 
     Args:
         path: The file.
         base: Where HDF5 begins in it: behind the user block.
-        header: Where the header of the dataset is, from there.
-
-    Returns:
-        None for an index of another kind, or where the header is not of the kind that can have one.
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-    try:
-        for kind, body in _messages(fd, base, base + header):
-            if kind == _LAYOUT and len(body) > 5 and body[0] >= 4 and body[1] == _CHUNKED:
-                # Version, class, flags, rank, bytes of a size; the sizes; the kind of the index and its one parameter.
-                at = 5 + body[3] * body[4]
-                if len(body) < at + 10 or body[at] != _FIXED_ARRAY:
-                    return None
-                array = os.pread(fd, 16, base + int.from_bytes(body[at + 2 : at + 10], "little"))
-                return int.from_bytes(array[8:16], "little") if array[:4] == b"FAHD" else None
-    except (OSError, OverflowError):
-        pass
-    finally:
-        os.close(fd)
-    return None
+
+    def __init__(self, path: str, base: int):
+        self._base = base
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        start = self._read(0, 16)
+        at = 9 if start[8:9] in (b"\2", b"\3") else 13
+        # Bytes of an address and of a length.
+        self._address, self._length = (start[at], start[at + 1]) if len(start) == 16 else (8, 8)
+
+    @property
+    def root(self) -> int:
+        """The address of the header of the root group."""
+        start = self._read(0, 44 + 8 * self._address)
+        older = {0: 24, 1: 28}
+        # Four other addresses come before it in older files, and in its entry the place of its name; else three.
+        at = older[start[8]] + 5 * self._address if start[8:9] in (b"\0", b"\1") else 12 + 3 * self._address
+        return self._number(start, at)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def at(self, address: int) -> Header:
+        """Read a header; its address is counted from where HDF5 begins."""
+        kind: Kind | None = None
+        try:
+            for message, body in self._messages(address):
+                if message == _LAYOUT:
+                    kind = "dataset"
+                elif message in (_SYMBOL_TABLE, _LINK_INFO, _LINK):
+                    kind = kind or "group"
+                elif message == _TYPE:
+                    kind = kind or "type"
+                fault = self._fault(message, body)
+                if fault is not None:
+                    return Header(kind, fault)
+        except OSError:
+            return Header(None, None)  # the library says what it makes of it
+        # A dataset has a type as well, and that may come first.
+        return Header(kind, None)
+
+    def fixed_array_entries(self, address: int) -> int | None:
+        """Return how many chunks the index of a dataset has room for, if that index is a fixed array; else None.
+
+        The library looks a chunk up at the place that the shape says, in memory that is as large as the index says.
+        """
+        for message, body in self._messages(address):
+            if message == _LAYOUT and (index := self._index(body)) is not None and index[0] == _FIXED_ARRAY:
+                array = self._read(index[1], 8 + self._length)
+                return int.from_bytes(array[8:], "little") if array[:4] == b"FAHD" else None
+        return None
+
+    # -- what is wrong
+
+    def _fault(self, message: int, body: bytes) -> str | None:
+        if message == _LAYOUT:
+            return self._layout_fault(body)
+        if message == _SYMBOL_TABLE:
+            return self._tree_fault(self._number(body, 0), _GROUP_NODE, self._length)
+        return None
+
+    def _layout_fault(self, body: bytes) -> str | None:
+        if len(body) < 3:
+            return None
+        version, layout = body[0], body[2] if body[0] < 3 else body[1]
+        if version >= 4 and layout == _VIRTUAL:
+            return "a virtual dataset, whose data lie elsewhere; only what is in the file itself is read"
+        if version < 4 and layout == _CHUNKED:
+            rank, at = (body[1], 8) if version < 3 else (body[2], 3)
+            return self._tree_fault(self._number(body, at), _CHUNK_NODE, 8 + 8 * rank)
+        return None
+
+    def _index(self, body: bytes) -> tuple[int, int] | None:
+        """Return kind and address of the index of chunks in the newer layout message."""
+        if len(body) < 6 or body[0] < 4 or body[1] != _CHUNKED:
+            return None
+        # Version, class, flags, rank, bytes of a size; the sizes; the kind of the index and its parameters.
+        at = 5 + body[3] * body[4]
+        if at >= len(body):
+            return None
+        return body[at], self._number(body, at + 1 + (1 if body[at] == _FIXED_ARRAY else 0))
+
+    def _tree_fault(self, root: int, kind: int, key: int) -> str | None:
+        """Look at a B-tree of version 1: each node has to lie one level below its parent, and to have one parent."""
+        if root == self._nowhere:
+            return None
+        seen, todo = {root}, [(root, int.from_bytes(self._read(root + 5, 1), "little"))]
+        for address, level in todo:  # which grows on the way
+            children = self._children(address, level, kind, key)
+            if children is None or not seen.isdisjoint(children) or len(set(children)) < len(children):
+                return "its index is damaged: a node of its B-tree is not where it belongs"
+            seen.update(children)
+            todo += [(child, level - 1) for child in children]
+            if len(todo) > _MOST_NODES:
+                return "its index is damaged: a B-tree of too many nodes"
+        return None
+
+    def _children(self, address: int, level: int, kind: int, key: int) -> list[int] | None:
+        """Return the nodes below a node; None: it is not the node that it should be."""
+        head = 8 + 2 * self._address
+        node = self._read(address, head)
+        if node[:4] != b"TREE" or node[4] != kind or node[5] != level:
+            return None
+        count = int.from_bytes(node[6:8], "little") if level else 0
+        entries = self._read(address + head, count * (key + self._address))
+        step = key + self._address
+        return [self._number(entries, i * step + key) for i in range(count)] if len(entries) == count * step else None
+
+    # -- bytes
+
+    @property
+    def _nowhere(self) -> int:
+        return (1 << 8 * self._address) - 1
+
+    def _number(self, data: bytes, at: int) -> int:
+        """Return the address there; beyond the end: nowhere."""
+        part = data[at : at + self._address]
+        return int.from_bytes(part, "little") if len(part) == self._address else self._nowhere
+
+    def _read(self, address: int, size: int) -> bytes:
+        """Return bytes of the file, fewer where it ends, none where nothing can be."""
+        at = self._base + address
+        return os.pread(self._fd, size, at) if size and at + size < 1 << 63 else b""
+
+    def _messages(self, address: int) -> Iterator[tuple[int, bytes]]:
+        """Yield kind and body of the messages of an object header, continuations included."""
+        start = self._read(address, 40)
+        newer = start[:5] == b"OHDR\x02"
+        if newer:
+            flags = start[5]
+            first = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
+            width = 1 << (flags & 3)
+            blocks = [(address + first + width, int.from_bytes(start[first : first + width], "little"))]
+            head = 6 if flags & 4 else 4
+        elif start[:1] == b"\1":
+            blocks, head = [(address + 16, int.from_bytes(start[8:12], "little"))], 8
+        else:
+            return
+        known = set(blocks)
+        for at, size in blocks:  # which grows on the way
+            for kind, body in _in_block(self._read(at, min(size, _MOST_IN_BLOCK)), head, newer):
+                if kind == _CONTINUATION and len(blocks) < _MOST_BLOCKS:
+                    more, length = (
+                        self._number(body, 0),
+                        int.from_bytes(body[self._address :][: self._length], "little"),
+                    )
+                    # Those of the newer version have a signature and a checksum.
+                    block = (more + 4, length - 8) if newer else (more, length)
+                    if block not in known and block[1] > 0:
+                        known.add(block)
+                        blocks.append(block)
+                yield kind, body
 
 
-def _messages(fd: int, base: int, at: int) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and body of the messages of an object header of version 2, continuations included."""
-    start = os.pread(fd, 40, at)
-    if start[:5] != b"OHDR\x02":
-        return
-    flags = start[5]
-    first = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
-    width = 1 << (flags & 3)
-    blocks = [(at + first + width, int.from_bytes(start[first : first + width], "little"))]
-    head = 6 if flags & 4 else 4
-    for count, (place, size) in enumerate(blocks):  # which grows on the way
-        block = os.pread(fd, min(size, _MAX_HEADER), place)
-        i = 0
-        while i + head <= len(block):
-            kind, length = block[i], int.from_bytes(block[i + 1 : i + 3], "little")
-            body = block[i + head : i + head + length]
-            i += head + length
-            if kind == _CONTINUATION and len(body) == 16 and count < _MAX_BLOCKS:
-                offset, length = (int.from_bytes(body[j : j + 8], "little") for j in (0, 8))
-                blocks.append((base + offset + 4, length - 8))  # without its signature and its checksum
-            yield kind, body
+def _in_block(block: bytes, head: int, newer: bool) -> Iterator[tuple[int, bytes]]:
+    i = 0
+    while i + head <= len(block):
+        if newer:
+            kind, size = block[i], int.from_bytes(block[i + 1 : i + 3], "little")
+        else:
+            kind, size = (int.from_bytes(block[j : j + 2], "little") for j in (i, i + 2))
+        yield kind, block[i + head : i + head + size]
+        i += head + size

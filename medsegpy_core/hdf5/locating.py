@@ -11,7 +11,7 @@ import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.decode import can_decode
-from medsegpy_core.hdf5.headers import fixed_array_entries
+from medsegpy_core.hdf5.headers import Headers
 from medsegpy_core.hdf5.policy import library_errors
 from medsegpy_core.hdf5.ranges import read_bytes
 from medsegpy_core.hdf5.vetting import Vetted
@@ -126,7 +126,8 @@ def _index_is_short(dataset: Any, vetted: Vetted, path: str) -> bool:
     if any(n is None or n >= h5py.h5s.UNLIMITED for n in most):
         return False  # other kinds of index, which the library looks up with care
     user_block = h5py.h5i.get_file_id(dataset).get_create_plist().get_userblock()
-    room = fixed_array_entries(path, user_block, h5py.h5o.get_info(dataset).addr)
+    with Headers(path, user_block) as headers:
+        room = headers.fixed_array_entries(h5py.h5o.get_info(dataset).addr)
     return room is not None and room < math.prod(-(-n // c) for n, c in zip(most, vetted.chunks or (), strict=True))
 
 

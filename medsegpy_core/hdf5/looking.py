@@ -63,16 +63,13 @@ def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dic
         from medsegpy_core.hdf5.isolation import groups_by_helper
 
         return groups_by_helper(path, into_groups)
-    import h5py
-
     with open_file(path) as file:
-        links = list_links(file)
-        root = [name for name, kind in links if kind == h5py.h5o.TYPE_DATASET]
+        links = list_links(file, path)
+        root = [name for name, kind in links if kind == "dataset"]
         groups: dict[str, list[str]] = {}
         for name, kind in links if into_groups else []:
-            if kind == h5py.h5o.TYPE_GROUP:
-                inner = list_links(h5py.h5g.open(file, name.encode()))
-                groups[name] = [key for key, what in inner if what == h5py.h5o.TYPE_DATASET]
+            if kind == "group":
+                groups[name] = [key for key, what in list_links(file, path, name) if what == "dataset"]
     return root, groups
 
 

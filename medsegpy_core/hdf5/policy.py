@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from medsegpy_core.errors import ReadError, closest_match
 from medsegpy_core.foreign_files import foreign_kind
+from medsegpy_core.hdf5.headers import Header, Headers, Kind
 from medsegpy_core.limits import environment_bytes
 
 __all__ = [
@@ -202,7 +203,7 @@ def open_dataset(file: Any, path: str, keys: Sequence[str]) -> tuple[Any, str]:
         dataset = _follow(file, path, key)
         if dataset is not None:
             return dataset, key
-    there = list_arrays(file)
+    there = list_arrays(file, path)
     shown = ", ".join(map(repr, there[:_LISTED_KEYS])) + (", ..." if len(there) > _LISTED_KEYS else "")
     wanted = " nor ".join(map(repr, keys))
     raise ReadError(
@@ -216,44 +217,83 @@ def open_dataset(file: Any, path: str, keys: Sequence[str]) -> tuple[Any, str]:
 def _follow(file: Any, path: str, key: str) -> Any:
     """Return the dataset at `key`, or None where a step of the way does not exist."""
     h5py = _h5py()
-    node = h5py.h5g.open(file, b"/")
     steps = [step.encode() for step in key.split("/") if step not in ("", ".")]
-    for i, step in enumerate(steps):
-        if not isinstance(node, h5py.h5g.GroupID) or b"\0" in step or not node.links.exists(step):
-            return None
-        link = node.links.get_info(step).type
-        if link != h5py.h5l.TYPE_HARD:
-            kind = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link to another file"}
-            at = "/".join(s.decode() for s in steps[: i + 1])
-            raise ReadError(f"{at!r} is {kind.get(link, 'a link')}; only what is in the file itself is read", path, key)
-        node = h5py.h5o.open(node, step)
-    if isinstance(node, h5py.h5g.GroupID):
-        inside = ", ".join(repr(name) for name in list_arrays(node)[:_LISTED_KEYS])
-        raise ReadError(f"a group, not a dataset. It holds {inside or 'no datasets'}", path, key)
+    with _headers(file, path) as headers:
+        address = headers.root
+        _refuse(headers.at(address), path, key)
+        node = h5py.h5g.open(file, b"/")
+        for i, step in enumerate(steps):
+            if not isinstance(node, h5py.h5g.GroupID) or b"\0" in step or not node.links.exists(step):
+                return None
+            link = node.links.get_info(step)
+            if link.type != h5py.h5l.TYPE_HARD:
+                kind = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link to another file"}
+                kind_of_link, at = kind.get(link.type, "a link"), "/".join(s.decode() for s in steps[: i + 1])
+                raise ReadError(f"{at!r} is {kind_of_link}; only what is in the file itself is read", path, key)
+            address = link.u
+            _refuse(headers.at(address), path, key)
+            node = h5py.h5o.open(node, step)
+        if isinstance(node, h5py.h5g.GroupID):
+            inside = ", ".join(repr(name) for name in _arrays_in(node, headers, _LISTED_DEPTH)[:_LISTED_KEYS])
+            raise ReadError(f"a group, not a dataset. It holds {inside or 'no datasets'}", path, key)
     if not isinstance(node, h5py.h5d.DatasetID):
         raise ReadError("not a dataset, but a named type", path, key)
     return node
 
 
-def list_arrays(group: Any, depth: int = _LISTED_DEPTH) -> list[str]:
-    """Return the keys of the datasets that hard links lead to, at most `depth` steps down; groups first come last."""
+def _headers(file: Any, path: str) -> Headers:
+    return Headers(path, file.get_create_plist().get_userblock())
+
+
+def _refuse(header: Header, path: str, key: str | None = None) -> None:
+    if header.fault is not None:
+        raise ReadError(header.fault, path, key)
+
+
+def list_arrays(file: Any, path: str) -> list[str]:
+    """Return the keys of the datasets that hard links lead to, at most three steps down; groups first come last."""
+    with _headers(file, path) as headers:
+        _refuse(headers.at(headers.root), path)
+        return _arrays_in(_h5py().h5g.open(file, b"/"), headers, _LISTED_DEPTH)
+
+
+def _arrays_in(group: Any, headers: Headers, depth: int) -> list[str]:
     h5py = _h5py()
     found: list[str] = []
-    for name, kind in list_links(group):
-        if kind == h5py.h5o.TYPE_DATASET:
+    for name, header in _links_of(group, headers):
+        if header.kind == "dataset":
             found.append(name)
-        elif kind == h5py.h5o.TYPE_GROUP and depth > 1 and len(found) <= _LISTED_KEYS:
+        elif header.kind == "group" and header.fault is None and depth > 1 and len(found) <= _LISTED_KEYS:
             inner = h5py.h5g.open(group, name.encode())
-            found += [f"{name}/{key}" for key in list_arrays(inner, depth - 1)]
+            found += [f"{name}/{key}" for key in _arrays_in(inner, headers, depth - 1)]
     return found
 
 
-def list_links(group: Any) -> list[tuple[str, int]]:
-    """Return name and object type (``h5py.h5o.TYPE_DATASET``, ...) of what hard links of a group lead to, by name."""
+def list_links(file: Any, path: str, group: str = "/") -> list[tuple[str, Kind | None]]:
+    """Return what hard links of a group lead to: names, in order, and what each is the name of; None: not known.
+
+    No object that a link leads to is opened: the library may crash on it.
+
+    Args:
+        file: What `open_file` gives.
+        path: Its path.
+        group: The root, or the name of a group there.
+    """
     h5py = _h5py()
-    if not isinstance(group, h5py.h5g.GroupID):
-        group = h5py.h5g.open(group, b"/")
+    with _headers(file, path) as headers:
+        _refuse(headers.at(headers.root), path)
+        node = h5py.h5g.open(file, b"/")
+        if group != "/":
+            _refuse(headers.at(node.links.get_info(group.encode()).u), path)
+            node = h5py.h5g.open(file, group.encode())
+        return [(name, header.kind) for name, header in _links_of(node, headers)]
+
+
+def _links_of(group: Any, headers: Headers) -> list[tuple[str, Header]]:
+    """Return names of the hard links of a group, in order, and the headers that they lead to."""
+    h5py = _h5py()
     names: list[bytes] = []
     group.links.iterate(names.append)
-    hard = [name for name in sorted(names) if group.links.get_info(name).type == h5py.h5l.TYPE_HARD]
-    return [(name.decode(errors="replace"), h5py.h5o.get_info(group, name).type) for name in hard]
+    links = [(name, group.links.get_info(name)) for name in sorted(names)]
+    hard = [(name, link.u) for name, link in links if link.type == h5py.h5l.TYPE_HARD]
+    return [(name.decode(errors="replace"), headers.at(address)) for name, address in hard]
