@@ -6,11 +6,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from medsegpy_core.hookspecs import PROJECT, HookSpecs
+from medsegpy_core.plugins.hookspecs import PROJECT, HookSpecs
 
 PAGE = Path(__file__).parent / "hooks.md"
 HEAD = """\
-<!-- Made by docs/make_hook_reference.py from medsegpy_core/hookspecs.py; do not edit. -->
+<!-- Made by docs/make_hook_reference.py from medsegpy_core/plugins/hookspecs.py; do not edit. -->
 # Hook reference
 
 A plugin is a module with functions of these names, marked `@hookimpl`, and named by an entry point of the group

@@ -9,29 +9,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from medsegpy_core._util.locks import ForkSafeLock
+from medsegpy_core.data.metadata import Layer, Metadata, SetValues
+from medsegpy_core.data.records import Record
 from medsegpy_core.errors import RecordError, UnknownNameError, closest_match
-from medsegpy_core.locks import ForkSafeLock
-from medsegpy_core.metadata import Metadata
-from medsegpy_core.metadata_layers import Layer, SetValues
-from medsegpy_core.plugin_records import Owner, current_stage
-from medsegpy_core.plugins import PluginManager, default_manager
-from medsegpy_core.readers import find_reader
-from medsegpy_core.record_maker import RecordMaker, datasets_root
-from medsegpy_core.records import Record
-from medsegpy_core.registry import Registry
-from medsegpy_core.specs import Augmentation, DatasetSpec
+from medsegpy_core.plugins.kinds import Owner, current_stage
+from medsegpy_core.plugins.manager import PluginManager, default_manager
+from medsegpy_core.plugins.registry import Registry
+from medsegpy_core.plugins.specs import Augmentation, DatasetSpec
+from medsegpy_core.reading.readers import find_reader
+from medsegpy_core.reading.record_maker import RecordMaker, datasets_root
 from medsegpy_core.typing import DatasetDict, GetDicts
-
-__all__ = [
-    "PROCESS_COLLECTION",
-    "DatasetCatalog",
-    "MetadataCatalog",
-    "collection_of",
-    "dataset_owner",
-    "dataset_spec",
-    "declared_augmentation",
-    "named_dicts",
-]
 
 # The collection of all that is registered in the process, where its metadata names no other.
 PROCESS_COLLECTION = "(this process)"

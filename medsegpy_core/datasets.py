@@ -10,28 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
-from medsegpy_core.categories import normalize_category_ids
+from medsegpy_core.data.categories import normalize_category_ids
+from medsegpy_core.data.naming import parse_identity
+from medsegpy_core.data.records import Record, own_dataset
 from medsegpy_core.errors import DataWarning, DuplicateNameError, ReadError, RecordError, UnknownNameError
-from medsegpy_core.naming import parse_identity
-from medsegpy_core.opening import CanonicalScan, GeometryCheck, open_record
-from medsegpy_core.readers import all_readers, find_reader, named_reader
-from medsegpy_core.record_maker import RecordMaker, check_unique, datasets_root
-from medsegpy_core.records import Record, own_dataset
+from medsegpy_core.reading.canonical_scan import CanonicalScan, GeometryCheck, open_record
+from medsegpy_core.reading.readers import all_readers, find_reader, named_reader
+from medsegpy_core.reading.record_maker import RecordMaker, check_unique, datasets_root
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import CategoryId, DatasetDict, Reader
-
-__all__ = [
-    "augmentation_numbers",
-    "dataset_names",
-    "declared_categories",
-    "geometry_check",
-    "list_dataset",
-    "load_records",
-    "make_records",
-    "open_scan",
-    "scan_directory",
-]
 
 
 def load_records(name: str) -> list[Record]:

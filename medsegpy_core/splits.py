@@ -9,12 +9,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Final
 
+from medsegpy_core.data.naming import parse_identity
 from medsegpy_core.datasets import augmentation_numbers
 from medsegpy_core.errors import DataWarning, RecordError
-from medsegpy_core.naming import parse_identity
 from medsegpy_core.typing import DatasetDict
-
-__all__ = ["FRACTIONS", "known_subject", "split_by_subject", "subject_of", "warn_of_unknown_subjects"]
 
 FRACTIONS: Final[Mapping[str, float]] = {"train": 0.7, "val": 0.15, "test": 0.15}
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from medsegpy_core.records import Record
+    from medsegpy_core.data.records import Record
 
     Array: TypeAlias = NDArray[Any]
 

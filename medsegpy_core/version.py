@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["API_VERSION", "__version__"]
-
 __version__: Final = "0.1.0"
 
 # Counted up when a hook changes so that plugins written for the one before would break. A plugin module may say which

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from medsegpy_core import catalog, readers, transform_registry
-from medsegpy_core.discovery import find_entry_points
+from medsegpy_core import catalog, transforms
 from medsegpy_core.hdf5 import isolation
-from medsegpy_core.hdf5.kernels import kernels
-from medsegpy_core.plugins import PluginManager, use_manager
+from medsegpy_core.hdf5.native import kernels
+from medsegpy_core.plugins.discovery import find_entry_points
+from medsegpy_core.plugins.manager import PluginManager, use_manager
+from medsegpy_core.reading import readers
 
 
 @pytest.fixture(params=["kernels", "numpy"])
@@ -120,7 +121,7 @@ def plugins(site):
 @pytest.fixture(autouse=True)
 def _clean_catalogs():
     """What a test registers in the process is gone after it."""
-    registries = [catalog.DatasetCatalog.registry, readers._registry, transform_registry._registry]
+    registries = [catalog.DatasetCatalog.registry, readers._registry, transforms._registry]
     before = [registry._own for registry in registries]
     metadata = dict(catalog.MetadataCatalog._metadata)
     yield

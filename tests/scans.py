@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from medsegpy_core.stamps import is_young
+from medsegpy_core._util.stamps import is_young
 
 
 def make_scan(shape=(6, 5, 7), channels=3, seed=0):

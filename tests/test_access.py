@@ -19,8 +19,8 @@ import pytest
 from scans import make_scan, save_slices, save_volume, sent_by_child, settle
 
 from medsegpy_core import Config, ReadError, build_loader
-from medsegpy_core.hdf5 import holds_dataset, isolation, maps, open_array
-from medsegpy_core.hdf5.access import Access, accessing, current_access
+from medsegpy_core.hdf5 import extents, holds_dataset, isolation, open_array
+from medsegpy_core.hdf5.options import Access, accessing, current_access
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -180,7 +180,7 @@ def helpers():
     """Return the helpers of this process."""
     listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
-    return [int(pid) for pid, parent, what in rows if int(parent) == os.getpid() and "hdf5.helper" in what]
+    return [int(pid) for pid, parent, what in rows if int(parent) == os.getpid() and "isolation_worker" in what]
 
 
 def test_a_file_that_is_known_costs_nothing(path, helper):
@@ -273,8 +273,9 @@ def test_errors_are_those_of_the_library_here(tmp_path, monkeypatch):
 
 def test_nothing_is_left_when_the_process_ends(path):
     code = f"""
-        from medsegpy_core.hdf5 import isolation, open_array
-        from medsegpy_core.hdf5.access import Access, accessing
+        from medsegpy_core.hdf5 import open_array
+        from medsegpy_core.hdf5 import isolation
+        from medsegpy_core.hdf5.options import Access, accessing
         with accessing(Access(isolate=True)):
             open_array({str(path)!r}, "data")
         print(isolation._helper._process.pid, flush=True)
@@ -302,11 +303,11 @@ def running(pid):
     return not state.strip().startswith("Z") and state.strip() != ""
 
 
-# -- maps
+# -- extents
 
 
 def test_maps_hold_no_file_open_and_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(maps, "_MAX_MAPS", 3)
+    monkeypatch.setattr(extents, "_MAX_MAPS", 3)
     paths = [write(tmp_path / f"{i}.h5", IMAGE + i) for i in range(5)]
     settle(*paths)
     open_files = len(os.listdir("/dev/fd"))
@@ -315,7 +316,7 @@ def test_maps_hold_no_file_open_and_are_bounded(tmp_path, monkeypatch):
             assert np.array_equal(open_array(paths[i], "data")[:, 5], (IMAGE + i)[:, 5])
     assert len(os.listdir("/dev/fd")) == open_files
     # What was used last stays.
-    assert list(maps._maps)[-3:] == [str(paths[i]) for i in (0, 3, 4)]
+    assert list(extents._maps)[-3:] == [str(paths[i]) for i in (0, 3, 4)]
     if sys.platform == "linux":
         gc.collect()
         assert str(paths[1]) not in Path("/proc/self/maps").read_text()
@@ -333,7 +334,7 @@ def test_small_files_are_read_without_a_map(tmp_path):
     path = write(tmp_path / "small.h5", IMAGE[:2])
     with accessing(Access(mmap=True)):
         assert np.array_equal(open_array(path, "data")[...], IMAGE[:2])
-    assert str(path) not in maps._maps
+    assert str(path) not in extents._maps
 
 
 def test_a_mapped_chunk_beyond_the_end(path):

@@ -18,7 +18,7 @@ from medsegpy_core import (
     UnknownNameError,
 )
 from medsegpy_core.catalog import PROCESS_COLLECTION, collection_of, dataset_owner, dataset_spec
-from medsegpy_core.plugin_records import PROCESS
+from medsegpy_core.plugins.kinds import PROCESS
 
 KNEE = """
 from medsegpy_core import DatasetSpec, hookimpl

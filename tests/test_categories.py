@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scans import collated, everything, make_scan, save_slices, save_volume
 
 from medsegpy_core import CategoryError, Config, DefaultDataLoader, MetadataCatalog, PatchDataLoader, build_loader
-from medsegpy_core.categories import channels_of, normalize_category_id, normalize_category_ids, required_channels
+from medsegpy_core.data.categories import channels_of, normalize_category_id, normalize_category_ids, required_channels
 
 IMAGE, MASK = make_scan((5, 4, 3), channels=5)
 

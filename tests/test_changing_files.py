@@ -11,7 +11,8 @@ import pytest
 from scans import settle
 
 from medsegpy_core import Config, ReadError, build_loader
-from medsegpy_core.hdf5 import Access, accessing, open_array, places, reading
+from medsegpy_core.hdf5 import Access, accessing, extents, open_array
+from medsegpy_core.hdf5 import read as reading
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -66,7 +67,7 @@ def found(loader):
 
 @pytest.fixture(autouse=True)
 def _small_maps(monkeypatch):
-    for module in (places, reading):
+    for module in (extents, reading):
         monkeypatch.setattr(module, "SMALLEST_MAP", 0)
 
 

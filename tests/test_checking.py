@@ -23,8 +23,8 @@ from medsegpy_core import (
     write_slices,
     write_volume,
 )
-from medsegpy_core.checking import check_dataset
 from medsegpy_core.cli import cli
+from medsegpy_core.diagnostics import check_dataset
 from medsegpy_core.hdf5 import isolation
 
 

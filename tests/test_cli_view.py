@@ -8,9 +8,8 @@ from PIL import Image
 
 from medsegpy_core import DatasetCatalog, MetadataCatalog, scan_directory, write_slices, write_volume
 from medsegpy_core.cli import cli
-from medsegpy_core.cli.montage import Panel, draw, gray_window, shown_classes, spread_slices
-from medsegpy_core.drawing import PALETTE
-from medsegpy_core.metadata import MetadataView
+from medsegpy_core.data.metadata import MetadataView
+from medsegpy_core.drawing import PALETTE, Panel, draw, gray_window, shown_classes, spread_slices
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 

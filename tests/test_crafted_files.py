@@ -134,7 +134,7 @@ def test_no_crafted_file_ends_the_process(craft, tmp_path):
 @pytest.mark.parametrize("ordered", [False, True])
 def test_what_objects_are_is_told_from_their_headers(libver, user_block, ordered, tmp_path):
     """Against the library, in files of all versions: small and large groups, many attributes, all kinds of storage."""
-    from medsegpy_core.hdf5.policy import list_links, open_file
+    from medsegpy_core.hdf5.files import list_links, open_file
 
     path = str(tmp_path / "a.h5")
     with h5py.File(path, "w", libver=libver, userblock_size=user_block, track_order=ordered) as file:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medsegpy_core import discovery
-from medsegpy_core.discovery import EntryPoint, find_entry_points, installed
+from medsegpy_core.plugins import discovery
+from medsegpy_core.plugins.discovery import EntryPoint, find_entry_points, installed
 
 
 def reference(path=None):
@@ -112,7 +112,7 @@ def test_a_plugin_behind_an_empty_folder_is_installed(site):
         (site.folder / f"medsegpy_knee-{version}.dist-info" / "METADATA").touch()
     done = site.run(
         "import sys\n"
-        "from medsegpy_core.discovery import installed\n"
+        "from medsegpy_core.plugins.discovery import installed\n"
         "print([(e.name, e.version) for e in installed() if e.name == 'knee'], installed() is installed())"
     )
     assert done.stdout.strip() == "[('knee', '2.0')] True", done.stderr

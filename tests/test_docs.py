@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import medsegpy_core
-from medsegpy_core.discovery import EntryPoint
-from medsegpy_core.hookspecs import HookSpecs
-from medsegpy_core.plugins import PluginManager
+from medsegpy_core.plugins.discovery import EntryPoint
+from medsegpy_core.plugins.hookspecs import HookSpecs
+from medsegpy_core.plugins.manager import PluginManager
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -108,7 +108,7 @@ def test_every_public_name_is_in_the_api_reference():
 
 
 def test_every_key_of_the_config_is_on_its_page():
-    from medsegpy_core.config_keys import OWN_KEYS
+    from medsegpy_core.config.keys import OWN_KEYS
 
     page = (ROOT / "docs" / "config.md").read_text()
     assert not [key for key in OWN_KEYS if f"`{key}`" not in page]

@@ -32,7 +32,7 @@ from medsegpy_core import (
     write_slices,
     write_volume,
 )
-from medsegpy_core.checking import check_dataset
+from medsegpy_core.diagnostics import check_dataset
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsegpy_core.geometry import (
+from medsegpy_core.data.geometry import (
     Alignment,
     Grid,
     align,

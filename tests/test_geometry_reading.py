@@ -28,7 +28,7 @@ from medsegpy_core import (
     write_slices,
     write_volume,
 )
-from medsegpy_core.checking import check_dataset
+from medsegpy_core.diagnostics import check_dataset
 from medsegpy_core.errors import MetadataError
 
 IMAGE, MASK = make_scan((6, 5, 4), channels=2)

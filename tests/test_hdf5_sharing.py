@@ -6,8 +6,8 @@ import pytest
 from scans import settle
 
 from medsegpy_core import Config, build_loader
-from medsegpy_core.hdf5 import chunks, inflating, open_array
-from medsegpy_core.hdf5.sharing import sharing_chunks
+from medsegpy_core.hdf5 import chunks, open_array
+from medsegpy_core.hdf5.chunks import sharing_chunks
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -21,13 +21,13 @@ def decoded(monkeypatch, backend):
         seen.append(bytes(stored))
         return decode(stored, *rest)
 
-    def counting_many(*args, run=inflating.run_inflate):
+    def counting_many(*args, run=chunks.run_inflate):
         seen.extend(args[4][:, 0].tolist())
         return run(*args)
 
     monkeypatch.setattr(chunks, "decode", counting)
-    monkeypatch.setattr(inflating, "run_inflate", counting_many)
-    if backend == "kernels" and inflating.inflate_kernel() is None:
+    monkeypatch.setattr(chunks, "run_inflate", counting_many)
+    if backend == "kernels" and chunks.inflate_kernel() is None:
         pytest.skip("libdeflate is not installed")
     return seen
 

@@ -1,6 +1,11 @@
+import ast
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import medsegpy_core
 
@@ -21,11 +26,18 @@ def test_importing_the_core_is_light(site):
     # What a site-packages of a development environment imports by itself does not count.
     bare = modules_after("import importlib", site)
     loaded = modules_after("import medsegpy_core", site) - bare
-    assert "medsegpy_core.discovery" in loaded
+    assert "medsegpy_core.plugins.discovery" in loaded
     heavy = {"numpy", "h5py", "click", "rich", "yaml", "importlib.metadata", "attr", "pluggy", "scipy", "PIL", "email"}
     assert not loaded & heavy
     assert not {name for name in loaded if name.startswith(("fake_", "medsegpy_")) and "medsegpy_core" not in name}
-    assert {name for name in loaded if name.startswith("medsegpy_core")} == {"medsegpy_core", "medsegpy_core.discovery"}
+    ours = {name for name in loaded if name.startswith("medsegpy_core")}
+    assert ours == {
+        "medsegpy_core",
+        "medsegpy_core._util",
+        "medsegpy_core._util.exports",
+        "medsegpy_core.plugins",
+        "medsegpy_core.plugins.discovery",
+    }
 
 
 def test_catalogs_need_no_numpy():
@@ -46,8 +58,17 @@ def test_every_public_name_is_there():
     assert medsegpy_core.API_VERSION == 1
 
 
-def test_all_lists_what_the_tables_have():
-    assert set(medsegpy_core._MODULE_OF) == set(medsegpy_core.__all__)
+@pytest.mark.parametrize("package", ["", ".data", ".plugins", ".reading", ".testing"])
+def test_types_and_run_time_agree_about_the_public_names(package):
+    module = importlib.import_module(f"medsegpy_core{package}")
+    stub = Path(module.__file__).with_suffix(".pyi").read_text()
+    declared = {}
+    for node in ast.parse(stub).body:
+        for alias in node.names:
+            assert alias.asname == alias.name
+            declared[alias.name] = getattr(importlib.import_module(node.module), alias.name)
+    assert sorted(declared) == module.__all__
+    assert all(getattr(module, name) is value for name, value in declared.items())
 
 
 def test_an_unknown_name_is_an_attribute_error():

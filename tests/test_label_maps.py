@@ -25,12 +25,12 @@ from medsegpy_core import (
     load_scan,
     open_scan,
 )
-from medsegpy_core.checking import check_dataset
 from medsegpy_core.cli.app import cli
+from medsegpy_core.diagnostics import check_dataset
 from medsegpy_core.hdf5 import pack_bitfield, unpack_bitfield
 from medsegpy_core.loading.collate import Collation
-from medsegpy_core.masks import ValueCodes
 from medsegpy_core.packing import pack_dataset, register_packed
+from medsegpy_core.reading.masks import ValueCodes
 
 SHAPE = (6, 5, 7)
 VALUES = (17, 2035, 1001)

@@ -6,8 +6,8 @@ import pytest
 from scans import make_scan, save_slices
 
 from medsegpy_core import Config, build_loader, open_scan
-from medsegpy_core.loading import passes, readahead
-from medsegpy_core.loading.readahead import Waiting
+from medsegpy_core.loading import prefetch
+from medsegpy_core.loading.prefetch import Waiting
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 def asked(monkeypatch):
     """The files that are asked for, in order."""
     found = []
-    monkeypatch.setattr(passes, "read_ahead", found.extend)
+    monkeypatch.setattr(prefetch, "read_ahead", found.extend)
     return found
 
 
@@ -43,7 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(readahead, "time", made)
+    monkeypatch.setattr(prefetch, "time", made)
     return made
 
 

@@ -11,7 +11,7 @@ import pytest
 from scans import make_scan, save_volume
 
 from medsegpy_core import DatasetCatalog, pack_dataset
-from medsegpy_core.locks import lock_file
+from medsegpy_core._util.locks import lock_file
 from medsegpy_core.packing.pack import PackingError
 
 WITHOUT = sorted({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
@@ -51,7 +51,7 @@ def test_a_held_lock_names_who_holds_it(tmp_path):
     path = tmp_path / "a.lock"
     code = f"""
 from pathlib import Path
-from medsegpy_core.locks import lock_file
+from medsegpy_core._util.locks import lock_file
 with lock_file(Path({str(path)!r})):
     print("held", flush=True)
     input()

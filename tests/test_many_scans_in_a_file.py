@@ -9,9 +9,10 @@ import pytest
 from scans import make_scan, save, save_volume
 
 from medsegpy_core import Config, DatasetCatalog, ReadError, build_loader, scan_directory
-from medsegpy_core.checking import check_dataset
-from medsegpy_core.hdf5 import isolation, layout, policy
-from medsegpy_core.stamps import is_young
+from medsegpy_core._util.stamps import is_young
+from medsegpy_core.diagnostics import check_dataset
+from medsegpy_core.hdf5 import files as policy
+from medsegpy_core.hdf5 import isolation, layout
 
 COUNT = 40
 

@@ -15,8 +15,7 @@ from medsegpy_core import (
     MetadataError,
     Record,
 )
-from medsegpy_core.metadata import MetadataView
-from medsegpy_core.metadata_layers import RESERVED_KEYS, Layer
+from medsegpy_core.data.metadata import RESERVED_KEYS, Layer, MetadataView
 
 PET = {
     "scan_root": "/data/pets",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsegpy_core import SliceName, parse_slice_name
-from medsegpy_core.naming import parse_identity, parse_scan_name, scan_name
+from medsegpy_core.data.naming import parse_identity, parse_scan_name, scan_name
 
 naturals = st.integers(0, 10**12)
 names = st.builds(SliceName, naturals, naturals, naturals, st.integers(1, 10**6))

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from medsegpy_core import write_volume
 from medsegpy_core.cli import cli
-from medsegpy_core.cli import scaffold as scaffold_module
+from medsegpy_core.cli import new_plugin as scaffold_module
 from medsegpy_core.testing import example_scan, write_slice_files, write_volume_file
 
 BIN = Path(sys.executable).parent

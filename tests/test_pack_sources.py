@@ -13,7 +13,8 @@ from scans import make_scan, save, save_slices, save_volume
 
 from medsegpy_core import DatasetCatalog, ReadError, load_scan, pack_dataset, register_packed, register_reader
 from medsegpy_core.hdf5 import open_array
-from medsegpy_core.packing import sources, verify_packed
+from medsegpy_core.packing import manifest as sources
+from medsegpy_core.packing import verify_packed
 
 OLD = 10**18
 

@@ -21,10 +21,10 @@ from medsegpy_core import (
     UnknownNameError,
     hookimpl,
 )
-from medsegpy_core.discovery import EntryPoint
-from medsegpy_core.hookspecs import HookSpecs
-from medsegpy_core.plugin_records import KINDS
-from medsegpy_core.plugins import PluginManager
+from medsegpy_core.plugins.discovery import EntryPoint
+from medsegpy_core.plugins.hookspecs import HookSpecs
+from medsegpy_core.plugins.kinds import KINDS
+from medsegpy_core.plugins.manager import PluginManager
 
 DATASET = """
 from medsegpy_core import DatasetSpec, hookimpl
@@ -404,7 +404,7 @@ def test_warnings_as_errors_leave_no_half_load(site):
     done = site.run(
         """
         from medsegpy_core import DatasetCatalog, PluginWarning
-        from medsegpy_core.plugins import default_manager
+        from medsegpy_core.plugins.manager import default_manager
         try:
             DatasetCatalog.list()
         except PluginWarning as warning:

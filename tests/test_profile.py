@@ -13,11 +13,11 @@ from scans import make_scan, save_slices, save_volume, settle
 from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, build_loader, pack_dataset, register_packed
 from medsegpy_core.cli.app import cli
 from medsegpy_core.datasets import load_records
+from medsegpy_core.diagnostics import access_costs, compared, profile
+from medsegpy_core.diagnostics.stages import STAGES, stage_seconds
 from medsegpy_core.hdf5 import open_array
-from medsegpy_core.hdf5.observing import observed
+from medsegpy_core.hdf5.costs import observed
 from medsegpy_core.loading.scans import Opener, group_scans
-from medsegpy_core.profiling import access_costs, compared, profile
-from medsegpy_core.profiling.stages import STAGES, stage_seconds
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -26,9 +26,9 @@ from medsegpy_core import (
     register_transform,
     write_volume,
 )
-from medsegpy_core.checking import check_dataset
-from medsegpy_core.readers import all_readers, find_reader, named_reader, reader_names
-from medsegpy_core.transform_registry import build_transform, transform_names
+from medsegpy_core.diagnostics import check_dataset
+from medsegpy_core.reading.readers import all_readers, find_reader, named_reader, reader_names
+from medsegpy_core.transforms import build_transform, transform_names
 
 
 class FakeReader:

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
+from medsegpy_core._util.stamps import YOUNG_NS, Stamp, file_hash, is_young, read_settled, stamp_of
 from medsegpy_core.errors import ReadError
-from medsegpy_core.stamps import YOUNG_NS, Stamp, file_hash, is_young, read_settled, stamp_of
 
 OLD = 10**9 * 10**9
 

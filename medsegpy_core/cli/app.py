@@ -12,11 +12,9 @@ import click
 
 from medsegpy_core.cli.output import tolerant_streams
 from medsegpy_core.errors import MedSegPyError, MedSegPyWarning
-from medsegpy_core.plugins import default_manager
+from medsegpy_core.plugins.manager import default_manager
 from medsegpy_core.text import printable
 from medsegpy_core.version import __version__
-
-__all__ = ["cli", "main"]
 
 # command -> its module and the line that --help shows, so that --help imports none of them.
 _COMMANDS: Final = {

@@ -14,7 +14,6 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Baseline", "body_coordinates", "box_mean", "find_body"]
 
 _GRAYS: Final = 32  # bins of brightness, and as many of the surroundings' brightness
 _PLACES: Final = 32  # bins of place along each axis

@@ -14,10 +14,7 @@ from medsegpy_core.errors import MedSegPyError
 from medsegpy_core.text import printable
 
 if TYPE_CHECKING:
-    from medsegpy_core.checking import Checked
-    from medsegpy_core.profiling import AccessCost
-
-__all__ = ["command"]
+    from medsegpy_core.diagnostics import AccessCost, Checked
 
 
 @click.group("datasets")
@@ -53,7 +50,7 @@ def list_datasets(as_json: bool) -> None:
 @click.option("--fast", is_flag=True, help="Read one header a scan: no voxels are counted.")
 def show_dataset(name: str, as_json: bool, fast: bool) -> None:
     """Say what is in the dataset NAME: subjects, scans, slices, shapes, voxels of each class."""
-    from medsegpy_core.cli.survey import survey
+    from medsegpy_core.diagnostics.survey import survey
 
     identity = _identity(name, must_exist=True)
     watch = partial(track, description=f"Reading {name}")
@@ -72,8 +69,8 @@ def show_dataset(name: str, as_json: bool, fast: bool) -> None:
 def _access_costs(name: str) -> list[AccessCost]:
     """Return what reading a slice and a patch of the first scan costs."""
     from medsegpy_core.datasets import load_records
+    from medsegpy_core.diagnostics import access_costs
     from medsegpy_core.loading.scans import Opener, group_scans
-    from medsegpy_core.profiling import access_costs
 
     records = load_records(name)
     return access_costs(group_scans(records)[0], Opener.of(records)) if records else []
@@ -99,10 +96,10 @@ def check_dataset(ctx: click.Context, target: str, as_json: bool, timeout: float
 
     No file can crash or hang the check: the HDF5 library runs in a process of its own.
     """
-    from medsegpy_core import checking
+    from medsegpy_core import diagnostics
 
     watch = partial(_watch, target)
-    checked = checking.check_dataset(target, seconds=timeout, watch=watch)
+    checked = diagnostics.check_dataset(target, seconds=timeout, watch=watch)
     if as_json:
         print_json(checked.as_dict())
     else:

@@ -13,24 +13,22 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
-from medsegpy_core.categories import normalize_category_ids
 from medsegpy_core.cli.baseline import Baseline
-from medsegpy_core.cli.montage import Panel, draw, gray_window, spread_slices
 from medsegpy_core.cli.output import by, console, table, track
 from medsegpy_core.cli.plugins import show_plugins
 from medsegpy_core.config import Config
+from medsegpy_core.data.categories import normalize_category_ids
 from medsegpy_core.datasets import load_records
-from medsegpy_core.drawing import Color, Upright, class_colors
+from medsegpy_core.drawing import Color, Panel, Upright, class_colors, draw, gray_window, spread_slices
 from medsegpy_core.errors import UnknownNameError
 from medsegpy_core.loading import build_loader
-from medsegpy_core.plugins import default_manager
+from medsegpy_core.plugins.manager import default_manager
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from medsegpy_core.typing import Array
 
-__all__ = ["command"]
 
 _TRAIN, _VAL, _TEST = (f"abdomen_slices_{split}" for split in ("train", "val", "test"))
 _VOLUMES: Final = "abdomen_volumes_train"

@@ -11,9 +11,7 @@ import click
 from medsegpy_core.cli.output import counted, echo, print_json, track
 
 if TYPE_CHECKING:
-    from medsegpy_core.packing.layout import Compression, LayoutName
-
-__all__ = ["command", "sizes"]
+    from medsegpy_core.packing.scans import Compression, LayoutName
 
 
 def sizes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, int, int] | None:

@@ -11,9 +11,8 @@ from medsegpy_core.cli.output import console, counted, print_json, table
 from medsegpy_core.cli.pack import sizes
 
 if TYPE_CHECKING:
-    from medsegpy_core.profiling import Profile
+    from medsegpy_core.diagnostics import Profile
 
-__all__ = ["command"]
 
 _TAG = "DefaultDataLoader"
 
@@ -42,7 +41,7 @@ def command(
     Everything is measured on a sample; one scan is packed into a temporary folder.
     """
     from medsegpy_core.config import Config
-    from medsegpy_core.profiling import profile
+    from medsegpy_core.diagnostics import profile
 
     cfg = Config(TRAIN_DATASET=name, TAG=tag, SEED=0, IMG_SIZE=size or ())
     if categories is not None:

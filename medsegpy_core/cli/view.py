@@ -13,22 +13,20 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.catalog import MetadataCatalog
-from medsegpy_core.categories import channels_of, normalize_category_ids
-from medsegpy_core.cli.montage import Panel, draw, gray_window, shown_classes, spread_slices
 from medsegpy_core.cli.output import by, echo
+from medsegpy_core.data.categories import channels_of, normalize_category_ids
 from medsegpy_core.datasets import load_records
-from medsegpy_core.drawing import Color, Upright, class_colors
+from medsegpy_core.drawing import Color, Panel, Upright, class_colors, draw, gray_window, shown_classes, spread_slices
 from medsegpy_core.errors import MedSegPyError, RecordError, UnknownNameError, closest_match
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
-from medsegpy_core.masks import LabelMapView
+from medsegpy_core.reading.masks import LabelMapView
 
 if TYPE_CHECKING:
-    from medsegpy_core.metadata import MetadataView
-    from medsegpy_core.opening import CanonicalScan
+    from medsegpy_core.data.metadata import MetadataView
+    from medsegpy_core.reading.canonical_scan import CanonicalScan
     from medsegpy_core.typing import Array, CategoryId, LazyArray, Selection
 
-__all__ = ["command"]
 
 _BYTES_AT_ONCE: Final = 2**27  # of a mask
 _LABEL_BYTES: Final = 8  # of a voxel, while it is looked up

@@ -1,10 +1,9 @@
 """The HDF5 engine: files are read as untrusted input, by byte ranges where possible, and written atomically."""
 
-from medsegpy_core.hdf5.access import Access, accessing, current_access
 from medsegpy_core.hdf5.array import H5Array, open_array
-from medsegpy_core.hdf5.bitfield import pack_bitfield, unpack_bitfield
-from medsegpy_core.hdf5.looking import holds_dataset, is_hdf5, names_in, root_and_groups
-from medsegpy_core.hdf5.scan import H5Scan, open_h5_scan, prepare_h5_scans
+from medsegpy_core.hdf5.options import Access, accessing, current_access
+from medsegpy_core.hdf5.probe import holds_dataset, is_hdf5, names_in, root_and_groups
+from medsegpy_core.hdf5.scan import H5Scan, open_h5_scan, pack_bitfield, prepare_h5_scans, unpack_bitfield
 from medsegpy_core.hdf5.write import atomic_h5, write_slices, write_volume
 
 __all__ = [

@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medsegpy_core._util.stamps import read_settled
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.extents import Place, box_of
+from medsegpy_core.hdf5.files import max_read, regular_file
 from medsegpy_core.hdf5.layout import Layout, locate
-from medsegpy_core.hdf5.places import Place, box_of
-from medsegpy_core.hdf5.policy import max_read, regular_file
-from medsegpy_core.hdf5.reading import StaleError, read_located, refuse_szip
-from medsegpy_core.lazy import basic_selection
-from medsegpy_core.stamps import read_settled
+from medsegpy_core.hdf5.read import StaleError, read_located, refuse_szip
+from medsegpy_core.reading.lazy_arrays import basic_selection
 
 if TYPE_CHECKING:
-    from medsegpy_core.hdf5.attributes import Said
+    from medsegpy_core.hdf5.dataset_info import Said
     from medsegpy_core.typing import Array, Selection
-
-__all__ = ["H5Array", "LazyReads", "open_array"]
 
 
 class LazyReads:

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
 
-__all__ = ["Header", "Headers", "Kind"]
-
 _LINK_INFO, _TYPE, _LINK, _LAYOUT = 0x02, 0x03, 0x06, 0x08
 _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
 _CHUNKED, _VIRTUAL = 2, 3

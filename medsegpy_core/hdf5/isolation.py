@@ -1,8 +1,6 @@
-"""The HDF5 library in a helper process: a file that crashes or hangs it is a `ReadError` here.
+"""The helper process that runs the HDF5 library for `Access(isolate=True)`, seen from this process.
 
-There is one helper for each process. It is started when it is first needed, as a new interpreter (a fork would take
-over locks and threads), and replaced when a file has ended it. It opens files and says where their data lie, which is
-remembered here, so that an epoch over files that are known asks it for nothing; it reads what byte ranges cannot.
+Messages are a header, a pickle of plain values, and raw bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -21,21 +20,74 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medsegpy_core._util.locks import ForkSafeLock
+from medsegpy_core._util.stamps import Stamp, is_young, stamp_of
 from medsegpy_core.errors import ReadError
-from medsegpy_core.hdf5.access import current_access
-from medsegpy_core.hdf5.messages import receive, receive_header, send
-from medsegpy_core.hdf5.policy import regular_file
-from medsegpy_core.locks import ForkSafeLock
-from medsegpy_core.stamps import Stamp, is_young, stamp_of
+from medsegpy_core.hdf5.files import regular_file
+from medsegpy_core.hdf5.options import current_access
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.layout import Layout
     from medsegpy_core.typing import Array, Selection
 
-__all__ = ["groups_by_helper", "locate_all_by_helper", "locate_by_helper", "names_by_helper", "read_by_helper"]
+
+_HEADER: Final = struct.Struct("<QQ")  # bytes of the pickle, bytes after it
+
+
+def send(connection: socket.socket, message: Any, extra: Any = b"", deadline: float | None = None) -> None:
+    """Send a message, and bytes after it.
+
+    Raises:
+        TimeoutError: The deadline (of `time.monotonic`) passed.
+        OSError: The other side is gone.
+    """
+    pickled = pickle.dumps(message, protocol=5)
+    body = memoryview(extra).cast("B") if len(extra) else memoryview(b"")
+    _set_timeout(connection, deadline)
+    connection.sendall(_HEADER.pack(len(pickled), body.nbytes) + pickled)
+    if body.nbytes:
+        connection.sendall(body)
+
+
+def receive_header(connection: socket.socket, deadline: float | None = None) -> tuple[int, int]:
+    """Return how many bytes the pickle has that follows, and how many come after it; see `receive`."""
+    header = bytearray(_HEADER.size)
+    receive(connection, header, deadline)
+    size, extra = _HEADER.unpack(header)
+    return size, extra
+
+
+def receive(connection: socket.socket, buffer: Any, deadline: float | None = None) -> None:
+    """Fill a buffer.
+
+    Raises:
+        TimeoutError: The deadline passed.
+        EOFError: The other side is gone.
+        OSError: The connection broke.
+    """
+    view = memoryview(buffer)
+    done = 0
+    while done < len(view):
+        _set_timeout(connection, deadline)
+        more = connection.recv_into(view[done:])
+        if more == 0:
+            raise EOFError
+        done += more
+
+
+def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        connection.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+
 
 _PROGRAM: Final = (
-    "import sys; sys.path[:] = sys.argv[2:]; from medsegpy_core.hdf5.helper import serve; serve(int(sys.argv[1]))"
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from medsegpy_core.hdf5.isolation_worker import serve; serve(int(sys.argv[1]))"
 )
 _START_SECONDS: Final = 60.0
 # A process that crashes closes its connection before it has ended, and may write a core file in between.
@@ -49,11 +101,11 @@ _ANSWERS: Final = frozenset(
     {
         ("array", "_array_reconstructor"),
         ("array", "array"),
-        ("medsegpy_core.hdf5.attributes", "Said"),
+        ("medsegpy_core.hdf5.dataset_info", "Said"),
         ("medsegpy_core.hdf5.layout", "Form"),
         ("medsegpy_core.hdf5.layout", "Layout"),
-        ("medsegpy_core.hdf5.vetting", "Vetted"),
-        ("medsegpy_core.stamps", "Stamp"),
+        ("medsegpy_core.hdf5.dataset_info", "Vetted"),
+        ("medsegpy_core._util.stamps", "Stamp"),
         ("numpy", "dtype"),
     }
 )
@@ -99,7 +151,7 @@ class _Helper:
             status = self._process.returncode
             raise ReadError(
                 f"the helper process of isolate=True did not start (exit status {status}). Try what it says: "
-                f"{sys.executable} -c 'import medsegpy_core.hdf5.helper'"
+                f"{sys.executable} -c 'import medsegpy_core.hdf5.isolation_worker'"
             ) from error
 
     @property

@@ -1,8 +1,4 @@
-"""Where the bytes of a dataset lie: located once through the library, then remembered.
-
-A `Layout` is small, because 400,000 of them are remembered for a dataset of slices: what files have in common is in a
-`Form`, of which there is one object for many files.
-"""
+"""Where the data of a dataset lie: asked of the HDF5 library once, compared with the file, and remembered."""
 
 from __future__ import annotations
 
@@ -17,18 +13,186 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from attrs import evolve, field, frozen
 
+from medsegpy_core._util.stamps import Stamp, is_young, stamp_of, wait_for_write
 from medsegpy_core.errors import ReadError
-from medsegpy_core.hdf5.access import current_access
-from medsegpy_core.hdf5.attributes import Said, what_it_says
-from medsegpy_core.hdf5.locating import contiguous_offset, find_chunks
-from medsegpy_core.hdf5.policy import library_errors, open_dataset, open_file, regular_file
-from medsegpy_core.hdf5.vetting import Vetted, vet
-from medsegpy_core.stamps import Stamp, is_young, stamp_of, wait_for_write
+from medsegpy_core.hdf5.byte_ranges import read_bytes
+from medsegpy_core.hdf5.dataset_info import Said, Vetted, vet, what_it_says
+from medsegpy_core.hdf5.files import library_errors, open_dataset, open_file, regular_file
+from medsegpy_core.hdf5.filters import can_decode
+from medsegpy_core.hdf5.headers import Headers
+from medsegpy_core.hdf5.options import current_access
 
 if TYPE_CHECKING:
-    from medsegpy_core.typing import Selection
+    from medsegpy_core.typing import Array, Selection
 
-__all__ = ["Form", "Layout", "locate", "locate_all", "look_at_all"]
+
+# Its first element; offset and bytes in the file; which filters were left out.
+_Chunk = tuple[tuple[int, ...], int, int, int]
+
+# With more chunks than this, a table would take more memory than it saves time; the library looks each one up.
+_MAX_TABLE: Final = 1 << 18
+_COMPARED_BYTES: Final = 4096
+_COMPARED_CHUNKS: Final = 1 << 20  # bytes
+
+
+def chunk_grid(vetted: Vetted) -> tuple[int, ...]:
+    """Return how many chunks there are along each axis."""
+    return tuple(-(-n // c) for n, c in zip(vetted.shape, vetted.chunks or vetted.shape, strict=True))
+
+
+def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str, compare: bool = True) -> int | None:
+    """Return where contiguous data begin; -1: nothing was written; None: the library has to read them.
+
+    Args:
+        dataset: The dataset.
+        vetted: What it is.
+        path: The file.
+        key: Its path inside the file.
+        compare: Whether to compare its first bytes with those that the library reads. A place that is off is so for
+            all contiguous data of a file.
+
+    Raises:
+        ReadError: They do not all lie in the file.
+    """
+    import h5py
+
+    if dataset.get_storage_size() == 0:
+        return -1  # asked first: behind a user block, the library tells a place for what is nowhere
+    offset = dataset.get_offset()
+    if offset is None:
+        return None
+    size = math.prod(vetted.shape) * vetted.dtype.itemsize
+    end = os.stat(path).st_size  # noqa: PTH116
+    if offset + size > end:
+        raise ReadError(
+            f"its {size:,} bytes begin at {offset:,}, but the file ends at {end:,}: it was cut short", path, key
+        )
+    if not vetted.exact:
+        return None
+    if not compare:
+        return int(offset)
+    count = max(1, min(vetted.shape[-1], _COMPARED_BYTES // vetted.dtype.itemsize))
+    first = np.empty(count, vetted.dtype)
+    space = dataset.get_space()
+    space.select_hyperslab((0,) * len(vetted.shape), (*(1,) * (len(vetted.shape) - 1), count))
+    dataset.read(h5py.h5s.create_simple((count,)), space, first, h5py.h5t.py_create(vetted.dtype))
+    return int(offset) if _same(path, int(offset), first.view(np.uint8)) else None
+
+
+def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int] | None:
+    """Return offset, stored size and filter mask of each chunk in C order; None: the library has to read them.
+
+    Raises:
+        ReadError: The index of chunks contradicts itself, or leads beyond the end of the file.
+    """
+    grid = chunk_grid(vetted)
+    count = math.prod(grid)
+    found = _listed(dataset, min(count, _MAX_TABLE), path, key)
+    numbers = [_number(chunk[0], vetted, grid) for chunk in found]
+    # Told to those that the library has to read as well: it crashes where an index contradicts the shape.
+    if None in numbers or len(found) > count or (len(found) < count and _index_is_short(dataset, vetted, path)):
+        raise ReadError("its index of chunks contradicts its shape: the file is damaged", path, key)
+    if not vetted.exact or count > _MAX_TABLE or not can_decode(vetted.filters, vetted.dtype.itemsize):
+        return None
+    for at, offset, size, _ in _sample(found):
+        if not _same(path, offset, stored_chunk(dataset, at, size)[1]):
+            return None
+    table = array("Q", bytes(24 * count))
+    for number, (_, *where) in zip(numbers, found, strict=True):
+        if number is not None:
+            table[3 * number : 3 * number + 3] = array("Q", where)
+    return table
+
+
+def _listed(dataset: Any, most: int, path: str, key: str) -> list[_Chunk]:
+    """Return the chunks that the index lists, one more than `most` at the most; all of them lie in the file."""
+    found: list[_Chunk] = []
+
+    def note(info: Any) -> bool | None:
+        found.append((info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
+        return True if len(found) > most else None
+
+    with library_errors(path, key):
+        dataset.chunk_iter(note)
+    end = os.stat(path).st_size  # noqa: PTH116
+    for _, offset, size, _ in found:
+        if not (offset and size):  # 0 stands for one that was never written in our table
+            raise ReadError("its index lists a chunk that is nowhere, or has 0 bytes: the file is damaged", path, key)
+        if offset + size > end:
+            raise ReadError(f"a chunk lies beyond the end of the file ({end:,} bytes): it was cut short", path, key)
+    return found
+
+
+def _index_is_short(dataset: Any, vetted: Vetted, path: str) -> bool:
+    """Say whether the index of chunks has less room than the shape needs."""
+    import h5py
+
+    most = dataset.get_space().get_simple_extent_dims(True)
+    if any(n is None or n >= h5py.h5s.UNLIMITED for n in most):
+        return False  # other kinds of index, which the library looks up with care
+    user_block = h5py.h5i.get_file_id(dataset).get_create_plist().get_userblock()
+    with Headers(path, user_block) as headers:
+        room = headers.fixed_array_entries(h5py.h5o.get_info(dataset).addr)
+    return room is not None and room < math.prod(-(-n // c) for n, c in zip(most, vetted.chunks or (), strict=True))
+
+
+def _number(corner: tuple[int, ...], vetted: Vetted, grid: tuple[int, ...]) -> int | None:
+    """Return the number of the chunk that begins there, in C order; None: none does."""
+    number = 0
+    for at, size, blocks in zip(corner, vetted.chunks or (), grid, strict=True):
+        i, rest = divmod(at, size)
+        if rest or not 0 <= i < blocks:
+            return None
+        number = number * blocks + i
+    return number
+
+
+def _sample(found: list[_Chunk]) -> list[_Chunk]:
+    """Return chunks whose bytes are compared with those that the library reads: all, up to some bytes.
+
+    Some versions of the library list places that are off; and in a damaged index it does not find all that it lists,
+    or finds them beyond what it takes for the end.
+    """
+    if not found:
+        return []
+    chosen = [found[0], max(found, key=lambda chunk: chunk[1] + chunk[2]), found[-1]]
+    size = sum(chunk[2] for chunk in chosen)
+    for chunk in found:
+        size += chunk[2]
+        if size > _COMPARED_CHUNKS:
+            break
+        chosen.append(chunk)
+    return list({chunk[0]: chunk for chunk in chosen}.values())
+
+
+def stored_chunk(dataset: Any, corner: tuple[int, ...], size: int) -> tuple[int, Array]:
+    """Return filter mask and stored bytes of a chunk, as the library reads them.
+
+    Args:
+        dataset: The dataset.
+        corner: Its first element.
+        size: How many bytes are stored, by the index of chunks. The library may think of another number when it says
+            how much memory it needs, and then fill as much as the index says.
+    """
+    space = np.empty(
+        max(size, dataset.get_type().get_size() * math.prod(dataset.get_create_plist().get_chunk())), np.uint8
+    )
+    mask, _ = dataset.read_direct_chunk(corner, out=space)
+    return mask, space[:size]
+
+
+def _same(path: str, offset: int, expected: Array) -> bool:
+    """Say whether a file has these bytes at that place; some versions of the library tell places that are off."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        found = np.empty(len(expected), np.uint8)
+        read_bytes(fd, offset, found)
+    except ReadError:
+        return False
+    finally:
+        os.close(fd)
+    return np.array_equal(found, expected)
+
 
 _ATTEMPTS: Final = 3
 _GENERATION_BYTES: Final = 64 << 20

@@ -2,15 +2,15 @@
 
 from medsegpy_core.loading.build import build_loader, filter_dicts, load_scan
 from medsegpy_core.loading.dataset_scans import DatasetScan, list_scans
-from medsegpy_core.loading.loader import DataLoader
-from medsegpy_core.loading.loaders import (
+from medsegpy_core.loading.loader import (
+    DataLoader,
     DefaultDataLoader,
     N5dDataLoader,
     PatchDataLoader,
     RandomPatchDataLoader,
     S25dDataLoader,
 )
-from medsegpy_core.loading.plan import Element, compute_patches
+from medsegpy_core.loading.windows import Element, compute_patches
 
 __all__ = [
     "DataLoader",

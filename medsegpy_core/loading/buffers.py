@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medsegpy_core.locks import ForkSafeLock
+from medsegpy_core._util.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["BufferSets", "Buffers", "KeptBuffers", "ReturnedBuffers", "fresh_buffer", "returned_buffers"]
 
 _CACHE_LINE: Final = 64  # bytes
 

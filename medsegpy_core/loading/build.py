@@ -15,21 +15,20 @@ from medsegpy_core.datasets import (
     make_records,
 )
 from medsegpy_core.errors import RecordError, ShapeError, UnknownNameError, closest_match
-from medsegpy_core.loading.checks import by_dataset, check_leakage, config_datasets
-from medsegpy_core.loading.loaders import BUILT_IN
+from medsegpy_core.loading.evaluation_guards import by_dataset, check_leakage, config_datasets
+from medsegpy_core.loading.loader import BUILT_IN
+from medsegpy_core.loading.prepare import role_dataset
 from medsegpy_core.loading.scans import group_scans
-from medsegpy_core.loading.setup import role_dataset
-from medsegpy_core.opening import open_record
-from medsegpy_core.readers import find_reader
-from medsegpy_core.registry import Registry
-from medsegpy_core.specs import LoaderOptions, LoaderRequest, LoaderSpec
+from medsegpy_core.plugins.registry import Registry
+from medsegpy_core.plugins.specs import LoaderOptions, LoaderRequest, LoaderSpec
+from medsegpy_core.reading.canonical_scan import open_record
+from medsegpy_core.reading.readers import find_reader
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
-    from medsegpy_core.records import Record
+    from medsegpy_core.data.records import Record
     from medsegpy_core.typing import Array, DatasetDict, Transform
 
-__all__ = ["build_loader", "filter_dicts", "load_scan"]
 
 _BATCH_SIZE_KEYS = {
     "TRAIN_DATASET": "TRAIN_BATCH_SIZE",

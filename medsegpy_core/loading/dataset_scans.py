@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import frozen
 
+from medsegpy_core._util.limits import check_memory
 from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import AugmentationError, RecordError
-from medsegpy_core.lazy import full_selection
-from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, group_scans
 from medsegpy_core.loading.sources import ScanSource
+from medsegpy_core.reading.lazy_arrays import full_selection
 from medsegpy_core.typing import CategoryId
 
 if TYPE_CHECKING:
-    from medsegpy_core.records import Record
+    from medsegpy_core.data.records import Record
     from medsegpy_core.typing import Array
-
-__all__ = ["DatasetScan", "list_scans"]
 
 
 @frozen(eq=False)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import evolve, frozen
 
+from medsegpy_core._util.limits import check_memory
+from medsegpy_core.data.geometry import has_length, stated
 from medsegpy_core.errors import MedSegPyError, RecordError, ShapeError
-from medsegpy_core.geometry import has_length, stated
-from medsegpy_core.limits import check_memory
 from medsegpy_core.loading.batches import BatchMaker, Row
 from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box
@@ -21,10 +21,9 @@ from medsegpy_core.loading.sources import MemorySource, ScanSource
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
-    from medsegpy_core.loading.setup import Setup
+    from medsegpy_core.loading.prepare import Setup
     from medsegpy_core.typing import Array
 
-__all__ = ["ScanToInfer", "infer_scans", "scans_to_infer"]
 
 _OUTPUTS = ("probs", "labels")
 

@@ -1,4 +1,4 @@
-"""The loader: batches by number or in order, shards, and resumption."""
+"""`DataLoader` and the five built-in loaders: batches by number or in order, shards, and resumption."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ import copy
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from attrs import evolve
 
+from medsegpy_core._util.locks import ForkSafeLock
 from medsegpy_core.datasets import dataset_names, make_records
 from medsegpy_core.errors import ConfigError, DataWarning
 from medsegpy_core.loading.batches import Batch
 from medsegpy_core.loading.buffers import BufferSets
-from medsegpy_core.loading.checks import by_dataset, check_leakage, random_preprocessing
-from medsegpy_core.loading.fetch import BatchIterator
+from medsegpy_core.loading.evaluation_guards import by_dataset, check_leakage, random_preprocessing
 from medsegpy_core.loading.inference import infer_scans, scans_to_infer
 from medsegpy_core.loading.order import Order, check_batch_size, check_epoch, check_rank
-from medsegpy_core.loading.passes import batch_function, check_state, epoch_order
-from medsegpy_core.loading.plan import Element
-from medsegpy_core.loading.setup import Setup, role_dataset
-from medsegpy_core.loading.windows import Windows
-from medsegpy_core.locks import ForkSafeLock
-from medsegpy_core.specs import LoaderRequest
+from medsegpy_core.loading.prefetch import BatchIterator, batch_function, check_state, epoch_order
+from medsegpy_core.loading.prepare import Setup, role_dataset
+from medsegpy_core.loading.windows import (
+    Element,
+    GridWindows,
+    RandomWindows,
+    SliceWindows,
+    VolumeWindows,
+    Windows,
+    spatial_setting,
+)
+from medsegpy_core.plugins.specs import LoaderRequest
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
     from medsegpy_core.typing import Array, DatasetDict
-
-__all__ = ["DataLoader"]
 
 
 class DataLoader:
@@ -299,3 +303,90 @@ class DataLoader:
             raise random_preprocessing(self.setup.random_preprocessing, "inference(model) is called")
         scans = scans_to_infer(self.setup, allow_gaps)[self._order.rank :: self._order.world_size]
         return infer_scans(self.setup, scans, model, self.batch_size, output)
+
+
+_NO_PADDING: Final = (0, 0, 0)
+
+
+class DefaultDataLoader(DataLoader):
+    """One slice an element: images N x H x W x 1 (K channels: N x H x W x K), masks N x H x W x C."""
+
+    @classmethod
+    def windows(cls, cfg: Config) -> Windows:
+        """See `DataLoader.windows`."""
+        return SliceWindows(1, _in_plane(cfg))
+
+
+class S25dDataLoader(DataLoader):
+    """A slice and its neighbours as channels: images N x H x W x K, K = ``IMG_SIZE[-1]`` odd, padded at the ends of the
+    scan with ``IMG_PAD_MODE``; masks N x H x W x C of the middle slice."""
+
+    @classmethod
+    def windows(cls, cfg: Config) -> Windows:
+        """See `DataLoader.windows`."""
+        return SliceWindows(_odd_depth(cls, cfg), _in_plane(cfg))
+
+
+class N5dDataLoader(DataLoader):
+    """Windows of a volume along its last axis: images N x H x W x K, K = ``IMG_SIZE[-1]`` odd, not padded unless
+    ``IMG_PAD_SIZE`` says so; masks N x H x W x C of the middle slice."""
+
+    @classmethod
+    def windows(cls, cfg: Config) -> Windows:
+        """See `DataLoader.windows`."""
+        pad = spatial_setting("IMG_PAD_SIZE", cfg.IMG_PAD_SIZE, _NO_PADDING)
+        stride = spatial_setting("IMG_STRIDE", cfg.IMG_STRIDE, (1, 1, 1), minimum=1)
+        return VolumeWindows(_odd_depth(cls, cfg), _in_plane(cfg), pad[2], stride[2])
+
+
+class PatchDataLoader(DataLoader):
+    """A grid of patches: images N x P1 x P2 x P3 x 1, masks N x P1 x P2 x P3 x C.
+
+    Patches of depth 1 give N x P1 x P2 x 1 and N x P1 x P2 x C.
+    """
+
+    @classmethod
+    def windows(cls, cfg: Config) -> Windows:
+        """See `DataLoader.windows`."""
+        patch = spatial_setting("IMG_SIZE", cfg.IMG_SIZE, minimum=1)
+        pad = spatial_setting("IMG_PAD_SIZE", cfg.IMG_PAD_SIZE, _NO_PADDING)
+        return GridWindows(patch, pad, spatial_setting("IMG_STRIDE", cfg.IMG_STRIDE, patch, minimum=1))
+
+
+class RandomPatchDataLoader(DataLoader):
+    """``PATCHES_PER_SCAN`` random patches a scan and epoch, images and masks as of `PatchDataLoader`.
+
+    ``FOREGROUND_RATIO`` of them are centred on a voxel of a category.
+    """
+
+    @classmethod
+    def windows(cls, cfg: Config) -> Windows:
+        """See `DataLoader.windows`."""
+        patch = spatial_setting("IMG_SIZE", cfg.IMG_SIZE, minimum=1)
+        pad = spatial_setting("IMG_PAD_SIZE", cfg.IMG_PAD_SIZE, _NO_PADDING)
+        return RandomWindows.of(patch, pad, cfg.PATCHES_PER_SCAN, cfg.FOREGROUND_RATIO)
+
+
+BUILT_IN: Final[dict[str, type[DataLoader]]] = {
+    loader.__name__: loader
+    for loader in (DefaultDataLoader, S25dDataLoader, PatchDataLoader, N5dDataLoader, RandomPatchDataLoader)
+}
+
+
+def _in_plane(cfg: Config) -> tuple[int, int] | None:
+    """Return the H and W of ``IMG_SIZE``; None: slices come as they are."""
+    if not cfg.IMG_SIZE:
+        return None
+    h, w, _ = spatial_setting("IMG_SIZE", cfg.IMG_SIZE, minimum=1)
+    return h, w
+
+
+def _odd_depth(cls: type[DataLoader], cfg: Config) -> int:
+    size = cfg.IMG_SIZE
+    if len(size) != 3 or size[-1] % 2 == 0:
+        raise ConfigError(
+            f"{cls.__name__} needs IMG_SIZE = (H, W, K) with K slices a window, odd, so that there is a middle one; it "
+            "is "
+            f"{size!r}."
+        )
+    return int(size[-1])

@@ -13,7 +13,6 @@ from medsegpy_core.errors import ConfigError
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["ElementRng", "Order", "check_batch_size", "check_epoch", "check_rank", "is_natural"]
 
 # Separates the streams of random numbers that one seed feeds.
 _PERMUTATION, _ELEMENT = 1, 2

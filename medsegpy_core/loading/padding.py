@@ -12,8 +12,6 @@ from attrs import frozen
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
-__all__ = ["Box", "centred_padding", "read_padded"]
-
 
 @frozen
 class Box:

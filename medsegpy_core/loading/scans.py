@@ -9,15 +9,13 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
+from medsegpy_core.data.records import Record, ScanKey
 from medsegpy_core.datasets import declared_categories, geometry_check
 from medsegpy_core.errors import ReadError
-from medsegpy_core.hdf5.access import DEFAULT_ACCESS, Access, accessing, current_access
-from medsegpy_core.opening import CanonicalScan, GeometryCheck, open_record
-from medsegpy_core.readers import find_reader, names_key, reader_by_name
-from medsegpy_core.records import Record, ScanKey
+from medsegpy_core.hdf5.options import DEFAULT_ACCESS, Access, accessing, current_access
+from medsegpy_core.reading.canonical_scan import CanonicalScan, GeometryCheck, open_record
+from medsegpy_core.reading.readers import find_reader, names_key, reader_by_name
 from medsegpy_core.typing import CategoryId, PreparingReader, Reader
-
-__all__ = ["Opener", "Scan", "group_scans"]
 
 # Dataset, reader, suffix or file, and for a file whether the record names its array.
 _ReaderKey = tuple[str, str | None, str, bool | None]

@@ -1,8 +1,4 @@
-"""`pack_dataset`: scan by scan into parts, parts into files, files into a dataset; each step whole or not at all.
-
-Beside the packed files, in a hidden folder, lie the parts that are done: a scan is packed once, whatever interrupts the
-work. A lock keeps a second process away.
-"""
+"""`pack_dataset`: rewrite a dataset for fast reading, resume, and verify what was written."""
 
 from __future__ import annotations
 
@@ -21,23 +17,74 @@ from typing import Any
 
 from attrs import frozen
 
+from medsegpy_core._util.locks import lock_file
 from medsegpy_core.catalog import MetadataCatalog, collection_of, dataset_spec
+from medsegpy_core.data.metadata import same
+from medsegpy_core.data.records import LAYOUT_KEYS
 from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, ReadError, RecordError
-from medsegpy_core.hdf5.assembling import copy_contents
-from medsegpy_core.hdf5.staging import Staging
+from medsegpy_core.hdf5 import open_array
+from medsegpy_core.hdf5.isolation_worker import copy_contents
+from medsegpy_core.hdf5.write import Staging
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
-from medsegpy_core.locks import lock_file
-from medsegpy_core.metadata_values import same
-from medsegpy_core.packing.layout import Compression, LayoutName, PackLayout
-from medsegpy_core.packing.manifest import Manifest, decoded, manifest_dict, read_json, read_manifest, write_json
-from medsegpy_core.packing.scans import Task, described_scan, pack_scan
-from medsegpy_core.packing.sources import Source, all_unchanged, hashed, source_files
-from medsegpy_core.packing.verify import verify_arrays
-from medsegpy_core.record_maker import datasets_root
-from medsegpy_core.records import LAYOUT_KEYS
+from medsegpy_core.packing.manifest import (
+    Manifest,
+    Source,
+    all_unchanged,
+    decoded,
+    hashed,
+    manifest_dict,
+    read_json,
+    read_manifest,
+    source_files,
+    write_json,
+)
+from medsegpy_core.packing.scans import (
+    Compression,
+    LayoutName,
+    PackLayout,
+    Task,
+    content_hash,
+    described_scan,
+    pack_scan,
+)
+from medsegpy_core.reading.record_maker import datasets_root
 
-__all__ = ["Packed", "PackingError", "pack_dataset"]
+# A file, the key of an array in it, and the hash of its content.
+Hashed = tuple[Path, str, str]
+
+
+def verify_packed(
+    path: str | os.PathLike[str],
+    watch: Callable[[Iterable[Hashed], int], Iterable[Hashed]] = lambda arrays, _: arrays,
+) -> list[str]:
+    """Read all arrays of a packed dataset and compare them with the hashes that were taken when it was written.
+
+    Args:
+        path: The manifest, see `packed_dicts`.
+        watch: Called with the arrays and how many there are, returns them; for a progress bar.
+
+    Returns:
+        What is wrong, a line each; empty: all is as it was written.
+
+    Raises:
+        ReadError: The manifest cannot be read.
+    """
+    arrays = read_manifest(path).arrays
+    return verify_arrays(watch(arrays, len(arrays)))
+
+
+def verify_arrays(arrays: Iterable[Hashed]) -> list[str]:
+    """Compare arrays with their hashes; see `verify_packed`."""
+    wrong = []
+    for file, key, digest in arrays:
+        try:
+            if content_hash(open_array(file, key)[...]) != digest:
+                wrong.append(f"{file}, dataset {key!r}: its content has changed since it was written")
+        except ReadError as error:
+            wrong.append(str(error))
+    return wrong
+
 
 _READER = "h5-volumes"
 _NO_METADATA = (*LAYOUT_KEYS, "scan_root")

@@ -15,29 +15,18 @@ from medsegpy_core.catalog import (
     dataset_spec,
     named_dicts,
 )
-from medsegpy_core.categories import normalize_category_ids, required_channels
+from medsegpy_core.data.categories import normalize_category_ids, required_channels
+from medsegpy_core.data.records import Record
 from medsegpy_core.datasets import declared_categories, geometry_check, load_records
 from medsegpy_core.errors import MedSegPyError, RecordError
 from medsegpy_core.loading.collate import check_mask
 from medsegpy_core.loading.scans import group_scans
-from medsegpy_core.opening import open_record
-from medsegpy_core.plugins import default_manager
-from medsegpy_core.readers import find_reader
-from medsegpy_core.records import Record
+from medsegpy_core.plugins.manager import default_manager
+from medsegpy_core.reading.canonical_scan import open_record
+from medsegpy_core.reading.readers import find_reader
 from medsegpy_core.testing.outcome import CheckError, NotCheckableError, UndecidedError, require
 from medsegpy_core.testing.processes import in_new_interpreter
 from medsegpy_core.typing import DatasetDict
-
-__all__ = [
-    "check_augmentation",
-    "check_files",
-    "check_listing",
-    "check_metadata",
-    "check_new_process",
-    "check_records",
-    "check_registered",
-    "check_splits",
-]
 
 
 def check_registered(name: str) -> None:

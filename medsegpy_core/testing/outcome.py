@@ -8,8 +8,6 @@ from attrs import frozen
 
 from medsegpy_core.errors import MedSegPyError
 
-__all__ = ["CheckError", "Finding", "NotCheckableError", "UndecidedError", "require"]
-
 
 class CheckError(MedSegPyError, AssertionError):
     """A plugin does not do what its kind of plugin must. The message says what, and what to do about it."""

@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from medsegpy_core.catalog import DatasetCatalog
+from medsegpy_core.data.records import Record
 from medsegpy_core.datasets import load_records
-from medsegpy_core.discovery import installed, normalize_distribution
 from medsegpy_core.errors import MedSegPyError, PluginWarning, UnknownNameError, closest_match
-from medsegpy_core.plugin_records import PluginInfo
-from medsegpy_core.plugins import default_manager
-from medsegpy_core.readers import find_reader
-from medsegpy_core.records import Record
-from medsegpy_core.testing import damage_checks, dataset_checks, reader_checks
-from medsegpy_core.testing.files import record_of
-from medsegpy_core.testing.light_import import check_light_import
+from medsegpy_core.plugins.discovery import installed, normalize_distribution
+from medsegpy_core.plugins.kinds import PluginInfo
+from medsegpy_core.plugins.manager import default_manager
+from medsegpy_core.reading.readers import find_reader
+from medsegpy_core.testing import dataset_checks, reader_checks
+from medsegpy_core.testing.example_files import record_of
 from medsegpy_core.testing.outcome import Finding, NotCheckableError, UndecidedError, require
+from medsegpy_core.testing.processes import check_light_import
 from medsegpy_core.typing import Reader
-
-__all__ = ["check_plugin"]
 
 Checks = Mapping[str, Callable[[], Any]]
 
@@ -126,11 +124,11 @@ def _reader_findings(name: str, data: Path | None) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory() as folder:
             yield from _findings(subject, _file_checks(reader, found[0], Path(folder)))
         if data is not None:
-            yield from _findings(subject, {"lists a folder": partial(damage_checks.check_listing, reader, data)})
+            yield from _findings(subject, {"lists a folder": partial(reader_checks.check_listing, reader, data)})
 
 
 def _file_checks(reader: Reader, record: Record, folder: Path) -> Checks:
-    damage, of = damage_checks, (reader, record)
+    of = (reader, record)
     return {
         "opens image and mask": partial(reader_checks.check_arrays, *of),
         "reads any part": partial(reader_checks.check_partial_reads, *of),
@@ -140,9 +138,9 @@ def _file_checks(reader: Reader, record: Record, folder: Path) -> Checks:
         "reads in a new process": partial(reader_checks.check_new_process, *of),
         "reads in a fork": partial(reader_checks.check_forked_process, *of),
         "closes its files": partial(reader_checks.check_released_files, *of),
-        "refuses missing files": partial(damage.check_missing_files, *of, folder / "missing"),
-        "refuses damaged files": partial(damage.check_truncated_files, *of, folder / "damaged"),
-        "knows its format": partial(damage.check_probe, *of, folder / "others"),
+        "refuses missing files": partial(reader_checks.check_missing_files, *of, folder / "missing"),
+        "refuses damaged files": partial(reader_checks.check_truncated_files, *of, folder / "damaged"),
+        "knows its format": partial(reader_checks.check_probe, *of, folder / "others"),
     }
 
 

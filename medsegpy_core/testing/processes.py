@@ -1,7 +1,8 @@
-"""Run a function in another process: a new interpreter, or a fork of this one."""
+"""Run a function in another process: a new interpreter, or a fork; and check that an import is light."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -12,13 +13,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from medsegpy_core.testing.outcome import CheckError, NotCheckableError
-
-__all__ = ["in_fork", "in_new_interpreter"]
+from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
 
 _PATIENCE: Final = 60.0  # seconds
 
@@ -120,3 +119,43 @@ def _all_of(pipe: int) -> bytes:
         if not part:
             return data
         data += part
+
+
+HEAVY: Final = (
+    "PIL",
+    "SimpleITK",
+    "h5py",
+    "keras",
+    "matplotlib",
+    "monai",
+    "nibabel",
+    "numpy",
+    "pandas",
+    "pydicom",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "tensorflow",
+    "torch",
+)
+
+
+def check_light_import(module: str, heavy: Sequence[str] = HEAVY) -> None:
+    """Check that a plugin's module imports nothing heavy: every command of every user imports it.
+
+    Raises:
+        CheckError: It does, or cannot be imported.
+    """
+    found = in_new_interpreter(_heavy_after_importing, module, tuple(heavy))
+    require(
+        not found,
+        f"`import {module}` imports {', '.join(found)}. The modules of all plugins are imported at the first question, "
+        "so import what is heavy inside the functions that use it",
+    )
+
+
+def _heavy_after_importing(module: str, heavy: Sequence[str]) -> list[str]:
+    # What the environment imports at start-up, coverage tools for example, is not the plugin's doing.
+    before = set(sys.modules)
+    importlib.import_module(module)
+    return sorted(set(heavy) & (set(sys.modules) - before))

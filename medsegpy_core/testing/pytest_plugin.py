@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from medsegpy_core.plugins import PluginManager
+    from medsegpy_core.plugins.manager import PluginManager
     from medsegpy_core.typing import DatasetDict
-
-__all__ = ["medsegpy_plugins", "medsegpy_slices", "medsegpy_volume"]
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def medsegpy_plugins() -> Iterator[PluginManager]:
 
     ``medsegpy_plugins.register_plugin(module, "name")`` adds one.
     """
-    from medsegpy_core.plugins import PluginManager, use_manager
+    from medsegpy_core.plugins.manager import PluginManager, use_manager
 
     with use_manager(PluginManager(())) as manager:
         yield manager

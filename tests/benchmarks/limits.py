@@ -14,10 +14,10 @@ import numpy as np
 
 from medsegpy_core import pack_dataset, packed_dicts
 from medsegpy_core.datasets import make_records
-from medsegpy_core.hdf5.access import Access, accessing
-from medsegpy_core.lazy import read_into
+from medsegpy_core.hdf5.options import Access, accessing
 from medsegpy_core.loading.buffers import KeptBuffers
 from medsegpy_core.loading.scans import Opener
+from medsegpy_core.reading.lazy_arrays import read_into
 from tests.benchmarks.material import SHAPE, Material, bits_of
 from tests.benchmarks.peers import BATCH, PATCH
 

@@ -53,7 +53,7 @@ def _record(path, is_slice, wants_mask):
 def read_ours(path, is_slice, access):
     """Read image and mask as a loader would, and once more through the library, whatever way they came before."""
     from medsegpy_core import ReadError, open_scan
-    from medsegpy_core.hdf5.access import accessing
+    from medsegpy_core.hdf5.options import accessing
 
     seen = {}
     for name, key in [("image", "data")] if is_slice else [("image", "volume"), ("mask", "seg")]:
@@ -84,7 +84,7 @@ def _compare_ways(path, key, whole, seen, name):
     """Read through the library what came by byte ranges."""
     from medsegpy_core import ReadError
     from medsegpy_core.hdf5 import open_array
-    from medsegpy_core.hdf5.library import read_box
+    from medsegpy_core.hdf5.read import read_box
 
     layout = open_array(path, key)._layout
     if layout.form.route != "ranges" or layout.form.said.bitfield is not None:
@@ -105,7 +105,7 @@ def main(mode):
     if mode == "plain":
         read = read_plain
     else:
-        from medsegpy_core.hdf5.access import Access
+        from medsegpy_core.hdf5.options import Access
 
         access = Access(isolate=mode == "isolate", seconds=10)
         read = lambda path, is_slice: read_ours(path, is_slice, access)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medsegpy_core import ConfigError, MetadataCatalog, MetadataError
-from medsegpy_core.geometry import checked_affine
-from medsegpy_core.naming import parse_scan_name
+from medsegpy_core.data import checked_affine, parse_scan_name
 from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.prediction_files import file_stem
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     import os
 
     from medsegpy_core import Config, Metadata
-    from medsegpy_core.metadata import MetadataView
-    from medsegpy_core.specs import Evaluator
+    from medsegpy_core.data import MetadataView
+    from medsegpy_core.plugins import Evaluator
 
 __all__ = ["SemSegEvaluator", "build_evaluator", "inference_on_dataset", "scan_identity"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medsegpy_core.geometry import Alignment, Grid, alignment, describe, same_spacing
+from medsegpy_core.data import Alignment, Grid, alignment, describe, same_spacing
 
 __all__ = ["placed"]
 

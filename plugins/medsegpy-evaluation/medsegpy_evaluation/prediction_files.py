@@ -14,11 +14,10 @@ from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
 from medsegpy_core import MedSegPyError, ReadError, Record
-from medsegpy_core.categories import channels_of
+from medsegpy_core.data import channels_of
 from medsegpy_core.errors import closest_match
 from medsegpy_core.hdf5 import names_in, open_array
-from medsegpy_core.masks import value_codes
-from medsegpy_core.readers import all_readers, find_reader
+from medsegpy_core.reading import all_readers, find_reader, value_codes
 from medsegpy_core.typing import CategoryId, LazyArray
 from medsegpy_evaluation.scoring import Binarization, ScoreSettings, largest_channel, wrong_values
 

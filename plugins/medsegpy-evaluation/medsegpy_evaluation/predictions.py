@@ -14,11 +14,9 @@ import numpy as np
 from attrs import evolve, field, frozen
 
 from medsegpy_core import DatasetCatalog, MedSegPyError, MetadataCatalog
-from medsegpy_core.categories import normalize_category_ids, required_channels
-from medsegpy_core.geometry import Alignment, Grid, align
+from medsegpy_core.data import Alignment, Grid, MetadataView, align, normalize_category_ids, required_channels
 from medsegpy_core.hdf5 import Access, accessing, current_access
 from medsegpy_core.loading import DatasetScan, list_scans
-from medsegpy_core.metadata import MetadataView
 from medsegpy_core.typing import CategoryId
 from medsegpy_evaluation.evaluator import scan_identity
 from medsegpy_evaluation.grids import placed

@@ -13,7 +13,7 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
-from medsegpy_core.masks import UNLABELLED, UNLABELLED_UINT8
+from medsegpy_core.reading import UNLABELLED, UNLABELLED_UINT8
 from medsegpy_evaluation.metrics import MaskPair, Metric
 from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
 from medsegpy_evaluation.surfaces import joint_box

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medsegpy_core import CategoryError, ConfigError, DuplicateNameError, UnknownNameError
-from medsegpy_core.categories import normalize_category_ids
+from medsegpy_core.data import normalize_category_ids
 from medsegpy_core.errors import closest_match
 from medsegpy_core.plugins import default_manager
 from medsegpy_evaluation.metrics import METRICS, Metric, from_spec, suggestion

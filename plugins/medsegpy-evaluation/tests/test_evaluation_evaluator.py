@@ -27,7 +27,7 @@ from medsegpy_core import (
     UnknownNameError,
     hookimpl,
 )
-from medsegpy_core.plugins import PluginManager, default_manager, use_manager
+from medsegpy_core.plugins.manager import PluginManager, default_manager, use_manager
 from medsegpy_evaluation import MissingPolicy, SemSegEvaluator, build_evaluator, inference_on_dataset, score_masks
 from medsegpy_evaluation.terminal import overview
 
@@ -554,7 +554,7 @@ def test_inference_on_dataset(dataset, tmp_path):
 def test_importing_and_loading_the_plugin_is_cheap():
     code = """
 import sys
-from medsegpy_core.plugins import default_manager
+from medsegpy_core.plugins.manager import default_manager
 assert "HD95" in default_manager().metrics()
 print(*{"numpy", "scipy", "PIL", "rich", "h5py"} & set(sys.modules))
 """

@@ -343,7 +343,7 @@ def test_everything_of_a_prediction_goes_through_the_helper(register, tmp_path, 
 
     from concurrent.futures import ThreadPoolExecutor
 
-    from medsegpy_core.hdf5 import looking
+    from medsegpy_core.hdf5 import probe as looking
 
     monkeypatch.setattr(looking, "open_file", opening)
     with accessing(Access(isolate=True)), ThreadPoolExecutor(2) as executor:

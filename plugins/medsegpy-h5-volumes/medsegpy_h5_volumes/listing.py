@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from medsegpy_core import DataWarning, ReadError, RecordError
-from medsegpy_core.naming import parse_scan_name
+from medsegpy_core.data import parse_scan_name
 from medsegpy_core.typing import DatasetDict
 
 __all__ = ["list_volumes"]

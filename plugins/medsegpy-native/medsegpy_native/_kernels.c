@@ -31,7 +31,7 @@ static int table_of(const Py_buffer *buffer, Table *table) {
 
 static const char read_boxes_doc[] =
     "read_boxes(jobs, texts, maps, out, table)\n--\n\n"
-    "Read boxes of files into `out`; what the arguments are is told by medsegpy_core.hdf5.kernels.Kernels.";
+    "Read boxes of files into `out`; what the arguments are is told by medsegpy_core.hdf5.native.Kernels.";
 
 static PyObject *read_boxes(PyObject *self, PyObject *args) {
     (void)self;
@@ -90,7 +90,7 @@ end:
 
 static const char inflate_chunks_doc[] =
     "inflate_chunks(fd, file, first, chunks, strides, item, size, itemsize, out)\n--\n\n"
-    "Decode chunks of a file; what the arguments are is told by medsegpy_core.hdf5.kernels.Kernels.";
+    "Decode chunks of a file; what the arguments are is told by medsegpy_core.hdf5.native.Kernels.";
 
 static PyObject *inflate_chunks(PyObject *self, PyObject *args) {
     (void)self;

@@ -1,4 +1,4 @@
-# What the functions do is told by `Kernels` in medsegpy_core.hdf5.kernels, and by the comments in _kernels.c.
+# What the functions do is told by `Kernels` in medsegpy_core.hdf5.native, and by the comments in _kernels.c.
 from typing import Final
 
 from typing_extensions import Buffer

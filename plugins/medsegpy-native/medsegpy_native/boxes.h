@@ -18,7 +18,7 @@
 /* What is converted in one go: it stays in the cache of a core. */
 #define BLOCK (128 << 10)
 
-/* A box that is to be read; medsegpy_core.hdf5.kernels makes rows of int64 of them. */
+/* A box that is to be read; medsegpy_core.hdf5.native makes rows of int64 of them. */
 typedef struct {
     int64_t text;            /* where stamp and path lie in `texts`; -1: `fd` is open */
     int64_t fd;              /* an open file whose content the caller has checked; -1: none */

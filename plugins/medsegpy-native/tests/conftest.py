@@ -2,7 +2,7 @@
 
 import pytest
 
-from medsegpy_core import stamps
+from medsegpy_core._util import stamps
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Batches are the same with the compiled kernels and without, and so are errors."""
+"""Batches are the same with the compiled native and without, and so are errors."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import medsegpy_native
 from medsegpy_core import CategoryError, Config, ReadError, ShapeError, build_loader
-from medsegpy_core.hdf5 import kernels, pack_bitfield
+from medsegpy_core.hdf5 import native, pack_bitfield
 from medsegpy_core.loading import batches
 
 pytestmark = pytest.mark.skipif(not medsegpy_native.COMPILED, reason="there was no C compiler when it was installed")
@@ -21,7 +21,7 @@ CHANNELS = 6
 
 @pytest.fixture
 def rows_left(monkeypatch):
-    """How many rows of each batch the kernels left to be read otherwise."""
+    """How many rows of each batch the native left to be read otherwise."""
     left = []
 
     def counting(*args, real=batches.read_at_once):
@@ -35,7 +35,7 @@ def rows_left(monkeypatch):
 
 def without_kernels(make):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_kernels", lambda allowed: None)
+        patch.setattr(native, "_kernels", lambda allowed: None)
         return make()
 
 
@@ -53,7 +53,7 @@ def loader_of(dicts, tag="DefaultDataLoader", size=(), categories=(0, (1, 4), 5)
 
 
 def same(dicts, **settings):
-    """Read twice by kernels, so that mapped files are mapped in the second pass, and once without."""
+    """Read twice by native, so that mapped files are mapped in the second pass, and once without."""
     loader = loader_of(dicts, **settings)
 
     def read(loader=loader):
@@ -140,7 +140,7 @@ def test_volumes(tmp_path_factory, shape, dtype, mask_dtype, tag, chunks, mmap):
     dicts = write_volume(tmp_path_factory.mktemp("volumes") / "a.h5", image, mask, chunks)
     size = (4, 3, 2) if "Patch" in tag else () if tag == "DefaultDataLoader" else (*shape[:2], 3)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("maps", "places", "reading"):  # so that small files are mapped as well
+        for module in ("extents", "read"):  # so that small files are mapped as well
             patch.setattr(f"medsegpy_core.hdf5.{module}.SMALLEST_MAP", 1)
         same(dicts, tag=tag, size=size, options={"mmap": mmap})
 
@@ -261,7 +261,7 @@ def test_images_for_prediction_are_the_same(slices):
 
 @pytest.mark.parametrize("mmap", [False, True])
 def test_files_that_change_between_two_passes(slices, tmp_path, mmap, monkeypatch):
-    for module in ("maps", "places", "reading"):
+    for module in ("extents", "read"):
         monkeypatch.setattr(f"medsegpy_core.hdf5.{module}.SMALLEST_MAP", 1)
     loader = loader_of(slices, options={"mmap": mmap})
     for _ in range(2):

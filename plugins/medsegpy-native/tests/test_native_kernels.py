@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 import medsegpy_native
 from medsegpy_core import PluginWarning, ReadError
-from medsegpy_core.hdf5 import chunks, inflating, kernels, open_array
-from medsegpy_core.hdf5.sharing import sharing_chunks
-from medsegpy_core.loading.voxels import bit_table
-from medsegpy_core.plugins import PluginManager
-from medsegpy_core.stamps import stamp_of
+from medsegpy_core._util.stamps import stamp_of
+from medsegpy_core.hdf5 import chunks, native, open_array
+from medsegpy_core.hdf5.chunks import sharing_chunks
+from medsegpy_core.loading.collate import bit_table
+from medsegpy_core.plugins.manager import PluginManager
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -59,7 +59,7 @@ def test_collating_is_a_logical_or(collation, voxels, density, dtype, bits, data
     memory = np.full(size + 192, 77, np.uint8)
     first = data.draw(st.integers(0, 64))
     stored = np.packbits(planes, axis=-1, bitorder="little") if bits else planes
-    kernel = kernels.kernels()
+    kernel = native.kernels()
     assert kernel.collate(stored, 1 if bits else channels, bits, memory[first : first + size], table)
     out = np.frombuffer(memory[first : first + size].tobytes(), dtype).reshape(voxels, table.shape[1])
     np.testing.assert_array_equal(out, expected(planes, categories, background, dtype))
@@ -73,7 +73,7 @@ def test_one_byte_that_is_neither_0_nor_1_is_seen(channels, voxels, value, data)
     planes = np.zeros((voxels, channels), np.uint8)
     planes.reshape(-1)[data.draw(st.integers(0, planes.size - 1))] = value
     table = bit_table((0,), False, np.dtype("f4"))
-    assert not kernels.kernels().collate(planes, channels, False, np.empty((voxels, 1), np.float32), table)
+    assert not native.kernels().collate(planes, channels, False, np.empty((voxels, 1), np.float32), table)
 
 
 def test_large_outputs_are_written_past_the_cache_with_the_same_values(tmp_path):
@@ -85,7 +85,7 @@ def test_large_outputs_are_written_past_the_cache_with_the_same_values(tmp_path)
     for first in (0, 1, 3):
         memory = np.empty(300_001 * 5 + 16, np.float32)
         out = memory[first : first + 300_001 * 5].reshape(-1, 5)
-        assert kernels.collate_voxels(planes, False, out, table)
+        assert native.collate_voxels(planes, False, out, table)
         np.testing.assert_array_equal(out, expected(planes, categories, True, "f4"))
 
 
@@ -121,9 +121,9 @@ def test_boxes_of_files_are_what_h5py_reads(tmp_path_factory, stored, mapped):
     with h5py.File(path) as file:
         wanted = file["data"][box].astype(np.float32)
     out = np.full((2, *wanted.shape), np.nan, np.float32)
-    reads = kernels.BoxReads()
+    reads = native.BoxReads()
     reads.add_image(place, out[0].nbytes)
-    assert reads.read(out) == [kernels.DONE]
+    assert reads.read(out) == [native.DONE]
     np.testing.assert_array_equal(out[1], wanted)
     assert np.isnan(out[0]).all()
 
@@ -144,9 +144,9 @@ def test_boxes_of_any_form_are_what_h5py_reads(tmp_path, shape, box):
         file["data"] = values
     selection = eval(f"np.s_[{box}]")
     out = np.empty(values[selection].shape, np.float32)
-    reads = kernels.BoxReads()
+    reads = native.BoxReads()
     reads.add_image(open_array(tmp_path / "a.h5", "data").place(selection), 0)
-    assert reads.read(out) == [kernels.DONE]
+    assert reads.read(out) == [native.DONE]
     np.testing.assert_array_equal(out, values[selection].astype(np.float32))
 
 
@@ -159,20 +159,20 @@ def file(tmp_path):
 
 
 def read(place):
-    reads = kernels.BoxReads()
+    reads = native.BoxReads()
     reads.add_image(place, 0)
     return reads.read(np.zeros(4000, np.float32))[0]
 
 
 def test_a_file_that_is_another_one_is_left_undone(file):
     place = open_array(file, "data").place((slice(0, 4000),))
-    assert read(place) == kernels.DONE
+    assert read(place) == native.DONE
     os.utime(file, ns=(1, 1))
-    assert read(place) != kernels.DONE
+    assert read(place) != native.DONE
     file.unlink()
-    assert read(place) != kernels.DONE
+    assert read(place) != native.DONE
     os.mkfifo(file)
-    assert read(place) != kernels.DONE  # and does not wait for somebody to write
+    assert read(place) != native.DONE  # and does not wait for somebody to write
 
 
 def test_a_file_that_ends_early_is_left_undone(file):
@@ -182,9 +182,9 @@ def test_a_file_that_ends_early_is_left_undone(file):
     os.truncate(file, status.st_size)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     beyond = place._replace(offset=status.st_size - 100)
-    assert read(beyond) != kernels.DONE
+    assert read(beyond) != native.DONE
     data = np.frombuffer(file.read_bytes(), np.uint8)
-    assert read(beyond._replace(mapped=type("Map", (), {"data": data})())) != kernels.DONE
+    assert read(beyond._replace(mapped=type("Map", (), {"data": data})())) != native.DONE
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -206,7 +206,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_undone(mapped, tmp_path):
         deadline, seen = time.monotonic() + 60, set()
         while 3 not in seen and time.monotonic() < deadline:
             place = open_array(path, "data").place((slice(0, 8 << 20),))
-            reads = kernels.BoxReads()
+            reads = native.BoxReads()
             reads.add_image(place._replace(mapped=type("Map", (), {"data": bytes_})()) if mapped else place, 0)
             seen |= set(reads.read(out))
     finally:
@@ -217,22 +217,22 @@ def test_a_file_that_changes_while_it_is_read_is_left_undone(mapped, tmp_path):
 
 def test_only_the_change_time_differs(file):
     place = open_array(file, "data").place((slice(0, 4000),))
-    assert read(place) == kernels.DONE
+    assert read(place) == native.DONE
     while stamp_of(file.stat()) == place.stamp:
         file.chmod(0o600)
-    assert read(place) != kernels.DONE
+    assert read(place) != native.DONE
 
 
 @pytest.fixture
 def library():
     """What inflates."""
-    if kernels.inflate_kernel() is None:
+    if native.inflate_kernel() is None:
         pytest.skip("libdeflate is not installed")
 
 
 @pytest.fixture
 def inflated(monkeypatch):
-    """Whether each read was done by the kernels."""
+    """Whether each read was done by the native."""
     seen = []
 
     def counting(*args, real=chunks.inflated):
@@ -293,7 +293,7 @@ def test_an_output_with_gaps_and_chunks_that_are_shared(tmp_path, library, infla
 
 @pytest.mark.parametrize("dtype", ["i2", "f4"])
 def test_large_datasets_are_decoded_a_part_at_a_time(tmp_path, library, inflated, monkeypatch, dtype):
-    monkeypatch.setattr(inflating, "_AT_ONCE", 5000)
+    monkeypatch.setattr(chunks, "_AT_ONCE", 5000)
     values = np.random.default_rng(0).integers(0, 1000, (40, 50, 6)).astype(np.int16)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", data=values, chunks=(16, 16, 4), compression="gzip")
@@ -371,7 +371,7 @@ def inflate(**changed):
     asked = INFLATE | changed
     out = np.zeros(asked["out"], np.uint8)
     asked |= {"chunks": array("q", asked["chunks"]), "strides": array("q", asked["strides"]), "out": out}
-    return kernels.kernels().inflate_chunks(*asked.values())[0], out
+    return native.kernels().inflate_chunks(*asked.values())[0], out
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ JOB = {"text": -1, "fd": 0, "map": -1, "offset": 0, "count0": 1, "stride0": 0, "
 def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
     out = np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="does not fit"):
-        kernels.kernels().read_boxes(array("q", (JOB | wrong).values()), bytes(33), (), out, b"")
+        native.kernels().read_boxes(array("q", (JOB | wrong).values()), bytes(33), (), out, b"")
     assert not out.any()
 
 
@@ -441,9 +441,9 @@ def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
 )
 def test_arguments_that_are_none_are_refused(jobs, texts, table, message):
     with pytest.raises(ValueError, match=message):
-        kernels.kernels().read_boxes(jobs, texts, (), np.zeros(4, np.float32), table)
+        native.kernels().read_boxes(jobs, texts, (), np.zeros(4, np.float32), table)
     with pytest.raises(ValueError, match=r"fit together|256 rows"):
-        kernels.kernels().collate(np.zeros(12, np.uint8), 5, False, np.zeros(3, np.uint8), table or bytes(256))
+        native.kernels().collate(np.zeros(12, np.uint8), 5, False, np.zeros(3, np.uint8), table or bytes(256))
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
         monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
     else:
         monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", allowed)
-    assert (kernels.kernels() is not None) == used
+    assert (native.kernels() is not None) == used
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # "native" is no distribution
         (shown,) = [info.status for info in PluginManager().infos() if info.distribution == "medsegpy-native"]
@@ -475,13 +475,13 @@ def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
 def test_kernels_that_are_not_there_or_of_another_time_are_not_used(monkeypatch, wrong):
     for name, value in wrong.items():
         monkeypatch.setattr(medsegpy_native, name, value)
-    kernels._kernels.cache_clear()
+    native._kernels.cache_clear()
     try:
-        assert kernels.kernels() is None
+        assert native.kernels() is None
     finally:
         monkeypatch.undo()
-        kernels._kernels.cache_clear()
-    assert kernels.kernels() is not None
+        native._kernels.cache_clear()
+    assert native.kernels() is not None
 
 
 @pytest.mark.slow
@@ -498,7 +498,7 @@ def test_without_a_compiler_it_installs_without_kernels(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".so")]
         archive.extractall(tmp_path / "installed")
-    # Without `site`, which would find the kernels of the development install.
+    # Without `site`, which would find the native of the development install.
     code = "import medsegpy_native; print(medsegpy_native.__file__, medsegpy_native.COMPILED)"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},

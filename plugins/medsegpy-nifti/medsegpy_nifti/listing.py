@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from medsegpy_core import DataWarning, ReadError, RecordError
-from medsegpy_core.naming import parse_scan_name
+from medsegpy_core.data import parse_scan_name
 from medsegpy_core.typing import DatasetDict
 from medsegpy_nifti.header import read_header
 

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen, validators
 
 from medsegpy_core import Reader, ReadError, Record, hookimpl
-from medsegpy_core.geometry import reordered
+from medsegpy_core.data import reordered
 from medsegpy_core.typing import DatasetDict
 from medsegpy_nifti.arrays import LazyNifti, NiftiArray, StackedArray
 from medsegpy_nifti.data import verify

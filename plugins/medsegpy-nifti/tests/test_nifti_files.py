@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from medsegpy_core import DatasetCatalog, ReadError, Record, open_scan, register_reader
-from medsegpy_core.checking import check_dataset
 from medsegpy_core.cli import cli
+from medsegpy_core.diagnostics import check_dataset
 from medsegpy_nifti import NiftiReader, files
 from medsegpy_nifti.data import clear_cache
 

@@ -21,8 +21,8 @@ from medsegpy_core import (
     scan_directory,
 )
 from medsegpy_core.catalog import DatasetCatalog
-from medsegpy_core.checking import check_dataset
-from medsegpy_core.geometry import Grid, align, alignment, axis_codes, spacing_of
+from medsegpy_core.data.geometry import Grid, align, alignment, axis_codes, spacing_of
+from medsegpy_core.diagnostics import check_dataset
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(-1000, 1000, (6, 5, 4)).astype(np.int16)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from medsegpy_core import ReadError, Record
-from medsegpy_core.geometry import reordered
+from medsegpy_core.data import reordered
 from medsegpy_mha.header import Header, read_header
 
 if TYPE_CHECKING:

@@ -1,0 +1,163 @@
+"""What identifies the content of a file, and how to read a file that somebody may be writing.
+
+A kernel sets the modification time when a write begins, by a clock that ticks every few milliseconds. Two facts follow:
+
+* During one write, and between two writes in one tick, the content changes and the time does not. So times that are
+  younger than 50 ms prove nothing: such a file is read until two reads agree.
+* Programs may set size and modification time as they like (``cp -p``, ``rsync -t``, archives), and file systems use
+  inode numbers again. Only the change time cannot be set; but hard links, ``chmod`` and backups move it as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from medsegpy_core.errors import ReadError
+
+T = TypeVar("T")
+
+YOUNG_NS: Final = 50_000_000
+# Three comparisons of two reads each.
+_READS: Final = 4
+# As long as a tick of the slowest clock (100 Hz): a change in the second of two reads shows in the stamp.
+_TICK_SECONDS: Final = 0.01
+_FIELDS: Final = struct.Struct("=qqQq")
+# What says which file it is; the change time follows.
+_FILE_BYTES: Final = 24
+
+
+class Stamp(bytes):
+    """Size, modification time (ns), inode and change time (ns) of a file.
+
+    Two stamps that are equal say that the content is the same. `same_file` leaves the change time out: where only that
+    differs, the content may have changed (``cp -p`` over a file whose inode is used again) or not (a hard link,
+    ``chmod``, a backup), and has to be looked at again.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of_fields(cls, size: int, mtime_ns: int, inode: int, ctime_ns: int) -> Stamp:
+        """Make a stamp of `fields` that were stored."""
+        return cls(_FIELDS.pack(size, mtime_ns, inode, ctime_ns))
+
+    @property
+    def fields(self) -> tuple[int, int, int, int]:
+        """Size, modification time, inode and change time, as JSON can hold them."""
+        size, mtime_ns, inode, ctime_ns = _FIELDS.unpack(self)
+        return size, mtime_ns, inode, ctime_ns
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.fields[0]
+
+    def same_file(self, other: Stamp) -> bool:
+        """Say whether size, modification time and inode are the same."""
+        return self[:_FILE_BYTES] == other[:_FILE_BYTES]
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return what identifies the content of a file; see `Stamp`."""
+    return Stamp(_FIELDS.pack(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
+
+
+def is_young(status: os.stat_result, now: int | None = None) -> bool:
+    """Say whether a file changed so lately that its stamp does not tell what is read now from what is read later.
+
+    Args:
+        status: Its status.
+        now: When it was taken, in ns since the epoch; None: just now.
+    """
+    now = time.time_ns() if now is None else now
+    return 0 <= now - status.st_mtime_ns < YOUNG_NS or 0 <= now - status.st_ctime_ns < YOUNG_NS
+
+
+def wait_for_write(path: str | Path) -> None:
+    """Wait until a write that is going on is over, on file systems that can say so (ext4, btrfs, tmpfs, overlays).
+
+    A process that is set aside in the middle of a write leaves half of it in the file, for longer than 50 ms on a busy
+    machine. The search for data takes the lock that the write holds.
+    """
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            os.lseek(fd, 0, getattr(os, "SEEK_DATA", os.SEEK_SET))
+        finally:
+            os.close(fd)
+
+
+def read_settled(path: str | Path, read: Callable[[], T], fingerprint: Callable[[T], object]) -> T:
+    """Read a file so that no two versions of it are mixed.
+
+    What was read counts if the stamp of the file is the same before and after, and the file is not young or two such
+    reads in a row agree, of at most four.
+
+    Args:
+        path: The file.
+        read: Reads it, from its path: nothing that was learned of the file before may be relied on.
+        fingerprint: Returns what is equal for two reads that agree, at once: `read` may use its memory again.
+
+    Raises:
+        ReadError: The file is missing, or changes all the time.
+        OSError: What `read` raised, if that holds for a file that does not change, or for the last of the reads.
+    """
+    previous: object = None
+    failure: OSError | None = None
+    for number in range(_READS):
+        if number:
+            time.sleep(_TICK_SECONDS)
+        wait_for_write(path)
+        before, young = _look(path)
+        try:
+            found = read()
+        except OSError as error:
+            if not young and _look(path)[0] == before:
+                raise
+            failure, previous = error, None
+            continue
+        failure, this = None, None
+        if _look(path)[0] == before:
+            if not young:
+                return found
+            this = (fingerprint(found),)  # a tuple, which is never None
+            if this == previous:
+                return found
+        previous = this
+    if failure is not None:
+        raise failure
+    raise ReadError("the file changes all the time; wait until it is complete", path)
+
+
+def _look(path: str | Path) -> tuple[Stamp, bool]:
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        raise ReadError(f"the file cannot be opened: {error.strerror}", path) from error
+    return stamp_of(status), is_young(status)
+
+
+def file_hash(path: str | Path) -> str:
+    """Return a hash of the content of a file (BLAKE2b, 128 bits, in hexadecimal digits).
+
+    Raises:
+        ReadError: The file cannot be read, or changes all the time.
+    """
+
+    def read() -> str:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+    try:
+        return read_settled(path, read, str)
+    except ReadError:
+        raise
+    except OSError as error:
+        raise ReadError(f"the file cannot be read: {error.strerror}", path) from error

@@ -1,0 +1,427 @@
+"""Where voxels lie: spacing, affines, and whether two arrays are on one grid.
+
+An affine is 4 x 4 and maps the voxel index (h, w, d) to RAS+ millimetres. Indices mean the centers of voxels.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from attrs import field, frozen
+from attrs.converters import optional
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medsegpy_core.typing import Array
+
+
+Affine: TypeAlias = tuple[tuple[float, ...], ...]
+
+# How far the corners of a mask may lie from those of its image, in voxels, before there is a warning, and an error.
+WARNING_VOXELS: Final = 0.1
+ERROR_VOXELS: Final = 0.5
+# How much two spacings of one thing may differ, as a fraction.
+SPACING_TOLERANCE: Final = 0.01
+# More than these are no affine.
+_MOST_NUMBERS: Final = 16
+# Rounding of float32, in which NIfTI stores affines.
+_ROUNDING: Final = 1e-5
+
+
+def checked_spacing(value: Any, axes: Sequence[int] = (3,)) -> tuple[float, ...] | None:
+    """Return a spacing as floats.
+
+    Args:
+        value: Anything.
+        axes: How many values it may have.
+
+    Returns:
+        None: it is not that many positive, finite numbers.
+    """
+    import numpy as np
+
+    try:
+        sizes = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if sizes.ndim != 1 or sizes.size not in axes or not np.isfinite(sizes).all() or not (sizes > 0).all():
+        return None
+    return tuple(sizes.tolist())
+
+
+def checked_affine(value: Any) -> Affine | None:
+    """Return an affine as four rows of four floats; None: it is not 4 x 4, finite and invertible."""
+    import numpy as np
+
+    try:
+        matrix = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or matrix[3].tolist() != [0, 0, 0, 1]:
+        return None
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    # The volume of a voxel relative to that of the box with its edges: 0 where directions coincide.
+    if not (lengths > 0).all() or abs(np.linalg.det(matrix[:3, :3] / lengths)) < _ROUNDING:
+        return None
+    return tuple(map(tuple, matrix.tolist()))
+
+
+def spacing_of(affine: Any) -> tuple[float, float, float]:
+    """Return the size of a voxel along each axis, in millimetres: the lengths of the affine's columns.
+
+    Args:
+        affine: 4 x 4.
+    """
+    import numpy as np
+
+    # To seven digits: 0.7 stored as float32 is meant to be 0.7.
+    h, w, d = (float(f"{n:.7g}") for n in np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0))
+    return h, w, d
+
+
+def axis_codes(affine: Any) -> tuple[str, str, str]:
+    """Return the direction in which each axis of the array runs: one of R, L, A, P, S and I.
+
+    An axis that is oblique has the direction that is closest, and no two axes share one.
+
+    Args:
+        affine: 4 x 4, invertible.
+
+    Example:
+        >>> axis_codes([[0, -3, 0, 0], [-3, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+        ('P', 'L', 'S')
+    """
+    import numpy as np
+
+    matrix = np.asarray(affine, np.float64)[:3, :3]
+    left, _, right = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
+    rotation = left @ right  # without shears
+    codes = ["", "", ""]
+    for axis in np.argsort(-np.abs(rotation).max(axis=0), kind="stable"):
+        world = int(np.abs(rotation[:, axis]).argmax())
+        codes[axis] = ("LR", "PA", "IS")[world][int(rotation[world, axis] > 0)]
+        rotation[world] = 0
+    return codes[0], codes[1], codes[2]
+
+
+def given_geometry(spacing: Any, affine: Any) -> dict[str, Any]:
+    """Check a spacing and an affine that somebody gives for a scan; None for one that is not known.
+
+    Returns:
+        ``spacing`` and ``affine``, those that are known.
+
+    Raises:
+        ValueError: They are not three positive numbers and an invertible 4 x 4 matrix, or contradict each other by more
+            than 1 %.
+    """
+    sizes, matrix = checked_spacing(spacing), checked_affine(affine)
+    if spacing is not None and sizes is None:
+        raise ValueError(f"spacing is {spacing!r}: expected three positive numbers of millimetres, for H, W and D.")
+    if affine is not None and matrix is None:
+        raise ValueError(
+            f"affine is {affine!r}: expected an invertible 4 x 4 matrix, voxel index (h, w, d) to RAS+ millimetres, "
+            "its last row 0, 0, 0, 1."
+        )
+    if sizes is not None and matrix is not None and not same_spacing(sizes, spacing_of(matrix)):
+        raise ValueError(
+            f"spacing is {_mm(sizes)}, but the columns of affine are {_mm(spacing_of(matrix))} long. Give the affine "
+            "alone, if it is right."
+        )
+    return {key: value for key, value in (("spacing", sizes), ("affine", matrix)) if value is not None}
+
+
+def has_length(value: Any, axes: Sequence[int]) -> bool:
+    """Say whether a spacing has one of these lengths; True for anything that is no spacing, which others refuse."""
+    return checked_spacing(value, axes) is not None or checked_spacing(value, range(1, 17)) is None
+
+
+def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Say whether two spacings agree within 1 %, on the axes that both have."""
+    return all(abs(a - b) <= SPACING_TOLERANCE * max(a, b) for a, b in zip(one, other, strict=False))
+
+
+def stated(metadata: Mapping[str, Any], axes: Sequence[int] = (3,)) -> tuple[dict[str, Any], str | None]:
+    """Return what a file states of its geometry, in one form, with what else it says left as it is.
+
+    Spacing is the length of the affine's columns where there is an affine. What cannot be a spacing or an affine, or
+    has another length, counts as not stated.
+
+    Args:
+        metadata: `OpenScan.metadata`: ``spacing`` and ``affine`` are for the axes H, W, D.
+        axes: How many values a spacing may have.
+
+    Returns:
+        The values, and how spacing and affine contradict each other in words, None if they do not.
+    """
+    values = {key: value for key, value in metadata.items() if key not in ("spacing", "affine")}
+    found = _stated(_key(metadata.get("spacing")), _key(metadata.get("affine")))
+    if found.affine is not None:
+        values["affine"] = metadata["affine"]  # as it came: an array stays an array
+    if found.spacing is not None and len(found.spacing) in axes:
+        values["spacing"] = found.spacing
+    return values, found.contradiction
+
+
+class _Stated(NamedTuple):
+    """What a file states, in one form; see `stated`."""
+
+    spacing: tuple[float, ...] | None
+    affine: Affine | None
+    contradiction: str | None
+
+
+def _key(value: Any) -> tuple[tuple[int, ...], bytes] | None:
+    """Return the shape and the bytes of a few numbers; None: it is something else."""
+    import numpy as np
+
+    if value is None:
+        return None
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return None
+    return (numbers.shape, numbers.tobytes()) if numbers.size <= _MOST_NUMBERS else None
+
+
+# Kept, because it is asked for each slice of a scan.
+@functools.lru_cache(maxsize=1024)
+def _stated(
+    spacing_key: tuple[tuple[int, ...], bytes] | None, affine_key: tuple[tuple[int, ...], bytes] | None
+) -> _Stated:
+    import numpy as np
+
+    given, matrix = (
+        None if key is None else np.frombuffer(key[1]).reshape(key[0]) for key in (spacing_key, affine_key)
+    )
+    spacing, affine = checked_spacing(given, (2, 3)), checked_affine(matrix)
+    if affine is None:
+        return _Stated(spacing, None, None)
+    columns: tuple[float, ...] = spacing_of(affine)
+    contradiction = None
+    if spacing is not None and not same_spacing(spacing, columns):
+        contradiction = f"its spacing is {_mm(spacing)}, but the columns of its affine are {_mm(columns)} long"
+    if spacing is not None and len(spacing) == 2 and columns[2] == 1:
+        columns = columns[:2]  # a file with two axes; programs fill the third column with 1
+    if spacing is None or not _equal(spacing, columns):
+        spacing = columns
+    return _Stated(spacing, affine, contradiction)
+
+
+def reordered(metadata: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
+    """Return spacing and affine for the axes H, W, D of a file that gives them for its stored axes.
+
+    Args:
+        metadata: ``spacing``, one value per stored spatial axis, and ``affine``, its columns in stored order. If D is
+            not stored, a third value or column is that of D.
+        axes: The stored axes, as `image_axes` has them; C counts for nothing. None: H, W, D.
+
+    Returns:
+        Both; a spacing that has not a value for each stored axis is left out.
+    """
+    import numpy as np
+
+    stored = [letter for letter in axes or "HWD" if letter != "C"]
+    letters = stored if "D" in stored else [*stored, "D"]
+    order = [letters.index(letter) for letter in "HWD"]
+    values = dict(metadata)
+    spacing = values.pop("spacing", None)
+    if spacing is not None and len(spacing) == 3:
+        values["spacing"] = tuple(spacing[axis] for axis in order)
+    elif spacing is not None and len(spacing) == 2 and (axes is None or len(stored) == 2):
+        values["spacing"] = tuple(spacing[axis] for axis in order if axis < 2)
+    if "affine" in values:
+        values["affine"] = np.asarray(values["affine"])[:, [*order, 3]]
+    return values
+
+
+def as_stored(metadata: Mapping[str, Any], axes: str) -> dict[str, Any]:
+    """Return spacing and affine for the stored axes: what `reordered` gives back for the axes H, W, D."""
+    import numpy as np
+
+    letters = [letter for letter in axes if letter != "C"]
+    order = ["HWD".index(letter) for letter in (letters if "D" in letters else [*letters, "D"])]
+    values = dict(metadata)
+    if "spacing" in values:
+        values["spacing"] = tuple(values["spacing"][axis] for axis in order if axis < len(values["spacing"]))
+    if "affine" in values:
+        values["affine"] = np.asarray(values["affine"])[:, [*order, 3]]
+    return values
+
+
+def _equal(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Say whether two spacings differ by rounding only."""
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=_ROUNDING) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _floats(value: Any) -> Affine:
+    import numpy as np
+
+    if type(value) is tuple and type(value[0]) is tuple:
+        return value
+    return tuple(map(tuple, np.asarray(value, np.float64).tolist()))
+
+
+def _ints(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(map(int, values))
+
+
+@frozen
+class Grid:
+    """Where the voxels of an array lie, as far as it is known.
+
+    Attributes:
+        shape: The spatial axes.
+        affine: Voxel index to RAS+ millimetres; None: unknown.
+        spacing: Millimetres, one per axis; with an affine the lengths of its columns; None: unknown.
+    """
+
+    shape: tuple[int, ...] = field(converter=_ints)
+    affine: Affine | None = field(default=None, converter=optional(_floats))
+    spacing: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, shape: Sequence[int], metadata: Mapping[str, Any]) -> Grid:
+        """Return the grid of an array.
+
+        Args:
+            shape: Its spatial axes, H, W and perhaps D.
+            metadata: What its file says, as in `OpenScan.metadata`.
+        """
+        found = _stated(_key(metadata.get("spacing")), _key(metadata.get("affine")))
+        return cls(shape, found.affine, found.spacing)
+
+
+def corner_offset(image: Grid, mask: Grid) -> float | None:
+    """Return how far the corners of the mask's grid lie from where the image has them, in voxels of the image.
+
+    Affines are compared where both have one, else spacings; both grids have one shape.
+
+    Returns:
+        The largest distance; None: one of them does not say where its voxels are.
+    """
+    import numpy as np
+
+    if image.affine is not None and mask.affine is not None:
+        if image.affine == mask.affine:
+            return 0.0
+        moved = np.linalg.solve(np.array(image.affine), np.array(mask.affine))
+    elif image.spacing is not None and mask.spacing is not None:
+        moved = np.eye(4)
+        for axis, (here, there) in enumerate(zip(image.spacing, mask.spacing, strict=False)):
+            moved[axis, axis] = there / here
+    else:
+        return None
+    corners = _corners(mask.shape)
+    return float(np.linalg.norm((moved @ corners - corners)[:3], axis=0).max())
+
+
+def _corners(shape: Sequence[int]) -> NDArray[np.float64]:
+    """Return the corner voxels as columns (h, w, d, 1)."""
+    import numpy as np
+
+    last = [n - 1 for n in (*shape, 1, 1, 1)[:3]]
+    return np.array([(*corner, 1.0) for corner in itertools.product(*[(0.0, float(n)) for n in last])]).T
+
+
+class Alignment(NamedTuple):
+    """How to bring an array onto another grid without changing a voxel.
+
+    Attributes:
+        order: Axis i of the result is axis ``order[i]`` of the array.
+        flips: The axes of the result that are then reversed.
+    """
+
+    order: tuple[int, ...]
+    flips: tuple[int, ...]
+
+
+def alignment(source: Grid, target: Grid) -> Alignment | None:
+    """Find the permutation and the flips that put an array on `source` exactly onto `target`.
+
+    Where one of them has no affine, arrays are compared by index: they are on one grid if their shapes, and the
+    spacings that both state, agree.
+
+    Returns:
+        None: the grids differ by more than permutation and flips; some voxel would lie more than a tenth of a voxel
+        from where it belongs.
+
+    Example:
+        >>> flipped = Grid((4, 3, 2), [[-1, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        >>> alignment(flipped, Grid((4, 3, 2), [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+        Alignment(order=(0, 1, 2), flips=(0,))
+    """
+    import numpy as np
+
+    rank = len(target.shape)
+    if len(source.shape) != rank:
+        return None
+    if source.affine is None or target.affine is None:
+        by_index = source.shape == target.shape and (corner_offset(target, source) or 0.0) <= WARNING_VOXELS
+        return Alignment(tuple(range(rank)), ()) if by_index else None
+    # From a voxel index in the source to the one in the target.
+    moved = np.linalg.solve(np.array(target.affine), np.array(source.affine))
+    order, signs = _signed_permutation(moved[:3, :3])
+    if order is None or any(order[axis] != axis for axis in range(rank, 3)):
+        return None
+    order = order[:rank]
+    if tuple(source.shape[axis] for axis in order) != target.shape:
+        return None
+    flips = tuple(i for i in range(rank) if signs[i] < 0)
+    exact = np.eye(4)
+    exact[:rank] = 0
+    for i, axis in enumerate(order):
+        exact[i, axis], exact[i, 3] = (-1.0, target.shape[i] - 1.0) if i in flips else (1.0, 0.0)
+    distances = np.linalg.norm(((moved - exact) @ _corners(source.shape))[:3], axis=0)
+    return Alignment(order, flips) if distances.max() <= WARNING_VOXELS else None
+
+
+def _signed_permutation(matrix: NDArray[np.float64]) -> tuple[tuple[int, ...] | None, list[float]]:
+    """Return for each row the column that it is closest to, and the sign there; None: it is no permutation."""
+    import numpy as np
+
+    scaled = np.abs(matrix) / np.linalg.norm(matrix, axis=0)
+    order = tuple(int(axis) for axis in scaled.argmax(axis=1))
+    signs = [float(matrix[row, axis]) for row, axis in enumerate(order)]
+    return (order if sorted(order) == [0, 1, 2] else None), signs
+
+
+def align(array: Array, how: Alignment) -> Array:
+    """Return an array on the other grid: a view.
+
+    Args:
+        array: The spatial axes, and any further axes behind them.
+        how: What `alignment` found.
+    """
+    import numpy as np
+
+    rest = range(len(how.order), array.ndim)
+    turned: Array = np.flip(array.transpose(*how.order, *rest), how.flips)
+    return turned
+
+
+def describe(grid: Grid) -> str:
+    """Return a grid in words, for messages.
+
+    Example:
+        >>> describe(Grid((4, 3, 2), spacing=(0.5, 0.5, 3)))
+        '4 x 3 x 2 voxels of 0.5 x 0.5 x 3 mm'
+    """
+    text = f"{' x '.join(map(str, grid.shape))} voxels"
+    if grid.affine is None:
+        return text if grid.spacing is None else f"{text} of {_mm(grid.spacing)}"
+    origin = ", ".join(f"{row[3]:.5g}" for row in grid.affine[:3])
+    axes = ", ".join(axis_codes(grid.affine)[: len(grid.shape)])
+    columns = _mm(spacing_of(grid.affine)[: len(grid.shape)])
+    return f"{text} of {columns}, axes towards {axes}, the first voxel at ({origin}) mm"
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return f"{' x '.join(f'{size:.5g}' for size in spacing)} mm"

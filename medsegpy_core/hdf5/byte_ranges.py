@@ -1,0 +1,205 @@
+"""Reading byte ranges of a file straight into arrays, outside the HDF5 library and its lock.
+
+A box of a contiguous array is a set of runs of bytes. Reading each run by itself costs a system call, reading all that
+lies between the first and the last costs bytes that nobody asked for; `_split` weighs the two.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.extents import box_of
+from medsegpy_core.hdf5.native import read_box
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array, Selection
+
+
+_CALL_COST_BYTES: Final = 24 << 10  # one more system call costs what so many more bytes cost
+_LARGEST_SPAN: Final = 256 << 20
+KEPT_SCRATCH: Final = 16 << 20
+
+_scratch = threading.local()
+
+
+def read_bytes(fd: int, offset: int, buffer: Any) -> None:
+    """Fill a buffer (contiguous, of any type) from a place in a file.
+
+    Raises:
+        ReadError: The file ends before, or the device fails.
+    """
+    wanted = buffer.nbytes
+    try:
+        done = _read_at(fd, buffer, offset)
+        while 0 < done < wanted:
+            more = _read_at(fd, memoryview(buffer).cast("B")[done:], offset + done)
+            if more == 0:
+                break
+            done += more
+    except OSError as error:
+        raise ReadError(f"reading failed: {error.strerror} (at byte {offset:,})") from error
+    if done < wanted:
+        raise ReadError(f"the file ends at byte {offset + done:,}, in the middle of the data")
+
+
+if hasattr(os, "preadv"):
+
+    def _read_at(fd: int, buffer: Any, offset: int) -> int:
+        return os.preadv(fd, (buffer,), offset)
+
+else:
+
+    def _read_at(fd: int, buffer: Any, offset: int) -> int:
+        data = os.pread(fd, buffer.nbytes, offset)
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
+
+
+def _scratch_bytes(size: int) -> Array:
+    """Return memory of this thread, good until it is asked for again."""
+    kept: Array | None = getattr(_scratch, "bytes", None)
+    if kept is None or kept.nbytes < size:
+        kept = np.empty(size, np.uint8)
+        if size <= KEPT_SCRATCH:
+            _scratch.bytes = kept
+    return kept[:size]
+
+
+class Span(NamedTuple):
+    """Bytes of a file that were read at once, and where they began."""
+
+    first: int
+    data: Array
+
+
+def read_span(fd: int, first: int, length: int) -> Span:
+    """Read bytes into memory of this thread, good until it reads again."""
+    data = _scratch_bytes(length)
+    read_bytes(fd, first, data)
+    return Span(first, data)
+
+
+def stored_bytes(file: int | Array | Span, offset: int, size: int) -> Array:
+    """Return bytes of a file that is open, mapped, or read already; good until this thread reads again.
+
+    Raises:
+        ReadError: The file ends before, or the device fails.
+    """
+    if isinstance(file, Span):
+        return file.data[offset - file.first : offset - file.first + size]
+    if isinstance(file, np.ndarray):
+        return _mapped(file, offset, size)
+    return read_span(file, offset, size).data
+
+
+def _mapped(file: Array, offset: int, size: int) -> Array:
+    """Return a part of a file that is mapped."""
+    if offset + size > len(file):
+        raise ReadError(f"the file ends at byte {len(file):,}, in the middle of the data")
+    return file[offset : offset + size]
+
+
+def read_contiguous(
+    file: int | Array | Span,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    selection: Selection,
+    out: Array,
+) -> None:
+    """Read a box of an array that lies in one piece.
+
+    Args:
+        file: The open file, or its bytes where it is mapped into memory or was read.
+        offset: Where the array begins.
+        shape: Its shape.
+        dtype: As stored.
+        selection: One ``slice(start, stop)`` per axis, within bounds, none of them empty.
+        out: An array of that shape; values are cast to its type.
+
+    Raises:
+        ReadError: The file ends early, or the device fails. Without path.
+    """
+    if not isinstance(file, int):
+        stored = stored_bytes(file, offset, math.prod(shape) * dtype.itemsize)
+        out[...] = np.ndarray(shape, dtype, stored)[selection]
+        return
+    if _read_by_kernels(file, offset, shape, dtype, selection, out):
+        return
+    _read_runs(file, offset, shape, dtype, selection, out)
+
+
+def _read_runs(
+    file: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
+) -> None:
+    sizes = out.shape
+    rank = len(shape)
+    # `whole` axes from here on are taken in full, so that a run covers them and the axis before.
+    whole = rank
+    while whole and sizes[whole - 1] == shape[whole - 1]:
+        whole -= 1
+    itemsize = dtype.itemsize
+    direct = out.dtype == dtype and out.flags.c_contiguous
+    if whole <= 1:
+        start = selection[0].start * math.prod(shape[1:]) if whole else 0
+        _read_run(file, offset + start * itemsize, dtype, out, direct)
+        return
+    strides = tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(rank))
+    split = _split(sizes, strides, itemsize, whole)
+    inner = sizes[split:]
+    base = offset + sum(s.start * stride for s, stride in zip(selection, strides, strict=True))
+    outer = itertools.product(*(range(n) for n in sizes[:split]))
+    if split == whole - 1:
+        for index in outer:
+            _read_run(file, base + sum(map(int.__mul__, index, strides)), dtype, out[index], direct)
+        return
+    span = sum((n - 1) * stride for n, stride in zip(inner, strides[split:], strict=True)) + itemsize
+    scratch = _scratch_bytes(span)
+    box = np.ndarray(inner, dtype, scratch, strides=strides[split:])
+    for index in outer:
+        read_bytes(file, base + sum(map(int.__mul__, index, strides)), scratch)
+        out[index] = box
+
+
+def _read_by_kernels(
+    fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
+) -> bool:
+    """Read a box that is more than one run, without Python's lock; False: it is left to be read."""
+    if not out.flags.c_contiguous:
+        return False
+    strides, box = box_of(shape, dtype.itemsize, out.shape)
+    if box is None or box.count1 == 1:
+        return False
+    first = offset + sum([part.start * stride for part, stride in zip(selection, strides, strict=True)])
+    return read_box(fd, first, box, dtype, out)
+
+
+def _read_run(fd: int, at: int, dtype: np.dtype[Any], out: Array, direct: bool) -> None:
+    """Read as many elements as `out` has, which lie side by side."""
+    if direct:
+        read_bytes(fd, at, out)
+        return
+    scratch = _scratch_bytes(out.size * dtype.itemsize)
+    read_bytes(fd, at, scratch)
+    out[...] = scratch.view(dtype).reshape(out.shape)
+
+
+def _split(sizes: tuple[int, ...], strides: tuple[int, ...], itemsize: int, whole: int) -> int:
+    """Return the axis from which on everything is read in one go, for each position of the axes before it."""
+    best, least = whole - 1, math.inf
+    span, calls = itemsize, math.prod(sizes)
+    for axis in range(len(sizes) - 1, -1, -1):
+        span += (sizes[axis] - 1) * strides[axis]
+        calls //= sizes[axis]
+        if axis < whole and (span <= _LARGEST_SPAN or axis == whole - 1):
+            cost = calls * (_CALL_COST_BYTES + span)
+            if cost < least:
+                best, least = axis, cost
+    return best

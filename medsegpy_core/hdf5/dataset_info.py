@@ -1,0 +1,301 @@
+"""What a dataset is: type, shape, storage, filters and attributes, checked before any of its data is read.
+
+What could crash the HDF5 library is read from the object header before: see `headers`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from typing import Any, Final
+
+import numpy as np
+from attrs import frozen
+
+from medsegpy_core.data.geometry import Affine, checked_affine, checked_spacing, reordered
+from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.files import library_errors
+
+BZIP2: Final = 307
+DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
+_BUILT_IN: Final = (DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF)
+
+# Filters of the hdf5plugin package, by the id that the HDF Group gave them.
+PLUGIN_FILTERS: Final = {
+    BZIP2: "bzip2",
+    32018: "fcidecomp",
+    32033: "htj2k",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bshuf",
+    32013: "zfp",
+    32015: "zstd",
+    32017: "sz",
+    32024: "sz3",
+    32026: "blosc2",
+    32028: "sperr",
+}
+
+_UINT8: Final = np.dtype(np.uint8)
+_MAX_RANK: Final = 6  # N x H x W x D x C, and one to spare
+_MAX_CHUNK_BYTES: Final = 1 << 30
+_TYPE_NAMES: Final = {
+    2: "a time",
+    3: "text",
+    5: "opaque bytes",
+    6: "a compound of several values (complex numbers among them)",
+    7: "a reference",
+    9: "text or lists of variable length",
+    10: "an array in each element",
+    11: "a complex number",
+}
+
+
+@frozen
+class Vetted:
+    """What is known of a dataset that may be read.
+
+    Attributes:
+        shape: As stored.
+        dtype: The NumPy type that h5py gives, in stored byte order.
+        exact: Whether the stored bytes are that type's bytes, so that they can be used without the library.
+        chunks: The shape of a chunk; None: not chunked.
+        compact: Whether the data lie in the object's header.
+        filters: (id, client values) in the order in which they were applied.
+        fill: One element, the value where nothing was written; nothing, where there is no such value.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    exact: bool
+    chunks: tuple[int, ...] | None
+    compact: bool
+    filters: tuple[tuple[int, tuple[int, ...]], ...]
+    fill: bytes
+
+    @property
+    def raw(self) -> np.dtype[Any]:
+        """The type to read the bytes as: booleans are read as uint8, and looked at."""
+        return _UINT8 if self.dtype.kind == "b" else self.dtype
+
+
+def vet(dataset: Any, path: str, key: str) -> Vetted:
+    """Look at an ``h5py.h5d.DatasetID`` without reading its data.
+
+    Raises:
+        ReadError: It is no array of numbers, or lies in another file, or needs a filter that is not known.
+    """
+    import h5py
+
+    plan = dataset.get_create_plist()
+    storage = plan.get_layout()
+    if storage == h5py.h5d.VIRTUAL:
+        raise ReadError(
+            "a virtual dataset, whose data lie elsewhere; only what is in the file itself is read", path, key
+        )
+    if plan.get_external_count():
+        raise ReadError("its data lie in another file; only what is in the file itself is read", path, key)
+    dtype, exact = _vet_type(dataset.get_type(), path, key)
+    shape = _vet_shape(dataset, path, key)
+    chunks = tuple(plan.get_chunk()) if storage == h5py.h5d.CHUNKED else None
+    if chunks and math.prod(chunks) * dtype.itemsize > _MAX_CHUNK_BYTES:
+        size = math.prod(chunks) * dtype.itemsize
+        raise ReadError(
+            f"its chunks are {size:,} bytes each, and more than {_MAX_CHUNK_BYTES:,} are not read", path, key
+        )
+    filters = _vet_filters(plan, path, key)
+    fill = np.zeros(1, dtype)
+    with library_errors(path, key):
+        defined = plan.fill_value_defined()
+        # Asked first: the library crashes on the value where a damaged file contradicts itself.
+        if defined == h5py.h5d.FILL_VALUE_USER_DEFINED:
+            plan.get_fill_value(fill)
+    value = b"" if defined == h5py.h5d.FILL_VALUE_UNDEFINED else fill.tobytes()
+    return Vetted(shape, dtype, exact, chunks, storage == h5py.h5d.COMPACT, filters, value)
+
+
+def uses_szip(vetted: Vetted) -> bool:
+    """Say whether data are compressed with szip, of which nobody can tell whether a chunk is whole."""
+    return any(number == SZIP for number, _ in vetted.filters)
+
+
+def _vet_type(stored: Any, path: str, key: str) -> tuple[np.dtype[Any], bool]:
+    import h5py
+
+    kind = stored.get_class()
+    if kind == h5py.h5t.ENUM and stored.dtype.kind != "b":
+        # An enumeration is a list of names for integers; the integers are what counts here.
+        stored = stored.get_super()
+        kind = stored.get_class()
+    if kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.BITFIELD):
+        what = _TYPE_NAMES.get(kind, "of another kind")
+        raise ReadError(f"each element is {what}; an image or a mask is an array of numbers", path, key)
+    try:
+        dtype = np.dtype(stored.dtype)
+    except TypeError as error:
+        raise ReadError(f"its number type has no counterpart in NumPy ({error})", path, key) from error
+    if dtype.kind not in "biuf" or dtype.subdtype is not None:
+        raise ReadError(f"its elements are {dtype}; an image or a mask is an array of numbers", path, key)
+    dtype = np.dtype(dtype.str)  # without the metadata that h5py attaches
+    return dtype, bool(stored.equal(h5py.h5t.py_create(dtype)))
+
+
+def _vet_shape(dataset: Any, path: str, key: str) -> tuple[int, ...]:
+    import h5py
+
+    space = dataset.get_space()
+    if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
+        raise ReadError("a single value or nothing at all; an image or a mask is an array", path, key)
+    shape = tuple(int(n) for n in space.get_simple_extent_dims())
+    if 0 in shape:
+        raise ReadError(f"its shape is {shape}: it holds no elements", path, key)
+    if len(shape) > _MAX_RANK:
+        raise ReadError(f"it has {len(shape)} axes, and no image has more than {_MAX_RANK}", path, key)
+    if math.prod(shape) >= 1 << 56:
+        raise ReadError(f"its shape {shape} is beyond all bounds", path, key)
+    return shape
+
+
+def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    # Compared with the list before any call that looks for a filter: the library searches folders for unknown ones.
+    filters = []
+    for i in range(plan.get_nfilters()):
+        number, _, values, _ = plan.get_filter(i)
+        if number in PLUGIN_FILTERS:
+            if PLUGIN_FILTERS[number] not in registered_filters():
+                raise ReadError(
+                    f"it is compressed with {PLUGIN_FILTERS[number]}, which the package hdf5plugin brings: "
+                    "pip install hdf5plugin",
+                    path,
+                    key,
+                )
+        elif number not in _BUILT_IN:
+            raise ReadError(
+                f"it needs the HDF5 filter {number}, which is not on the list of known ones (gzip, shuffle, "
+                "fletcher32, lzf, szip, nbit, scaleoffset, and those of hdf5plugin); write it anew with one of those",
+                path,
+                key,
+            )
+        filters.append((int(number), tuple(int(v) for v in values)))
+    return tuple(filters)
+
+
+@functools.cache
+def registered_filters() -> dict[str, str]:
+    """Return the filters that hdf5plugin has registered with the library, name to path; none without it.
+
+    Only called while `policy.open_file` keeps the library's plugin folders empty: hdf5plugin asks the library whether
+    a filter is there already, and the library would search those folders.
+    """
+    if importlib.util.find_spec("hdf5plugin") is None:
+        return {}
+    import hdf5plugin
+
+    there = hdf5plugin.get_config().registered_filters
+    return {str(name): str(library) for name, library in there.items() if library != "unknown"}
+
+
+BITFIELD: Final = "medsegpy_bitfield"
+FORMAT: Final = "medsegpy_format"
+# Bytes of channels for each eight of them, by format: 2 has the bits of unknown channels as well.
+_BYTES_OF_FORMAT: Final = {1: 1, 2: 2}
+
+
+@frozen
+class Said:
+    """What attributes say of a dataset.
+
+    Attributes:
+        bitfield: How many channels are packed into its bytes; None: it is not packed.
+        spacing: Millimetres, one per stored spatial axis; None: not said.
+        affine: Four rows of four, voxel index to RAS+ mm, columns in the order of the stored axes; None: not said.
+        inherited: Which of them the root of the file says, and not the dataset itself.
+    """
+
+    bitfield: int | None = None
+    spacing: tuple[float, ...] | None = None
+    affine: Affine | None = None
+    inherited: frozenset[str] = frozenset()
+
+    def metadata(self, axes: str | None = None, own: bool = False) -> dict[str, Any]:
+        """Return spacing and affine for the axes H, W, D.
+
+        Args:
+            axes: The stored axes, as in `image_axes`; None: H, W, D.
+            own: Whether only what the dataset itself says is wanted.
+        """
+        said = {"spacing": self.spacing, "affine": self.affine}
+        left_out = self.inherited if own else frozenset()
+        return reordered({k: v for k, v in said.items() if v is not None and k not in left_out}, axes)
+
+
+_NOTHING: Final = Said()
+
+
+def what_it_says(file: Any, dataset: Any, vetted: Vetted, path: str, key: str) -> Said:
+    """Read the attributes of a dataset, and of the file where the dataset says nothing.
+
+    A spacing or an affine that cannot be one is passed over: other programs use these names too.
+
+    Raises:
+        ReadError: It says that it is packed, but cannot be, or is packed in a way of the future.
+    """
+    import h5py
+
+    with library_errors(path, key):
+        root = h5py.h5g.open(file, b"/")
+        found: dict[str, Any] = {}
+        inherited = set()
+        for name, checked in (("spacing", _spacing), ("affine", checked_affine)):
+            found[name] = checked(_numbers(dataset, name))
+            if found[name] is None and (of_file := checked(_numbers(root, name))) is not None:
+                found[name] = of_file
+                inherited.add(name)
+        bitfield = _bitfield(dataset, vetted, path, key)
+    if not any(value is not None for value in (*found.values(), bitfield)):
+        return _NOTHING
+    return Said(bitfield, found["spacing"], found["affine"], frozenset(inherited))
+
+
+def _numbers(place: Any, name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Return an attribute of at most sixteen real numbers as floats; None: there is none like that."""
+    import h5py
+
+    if not h5py.h5a.exists(place, name.encode()):
+        return None
+    attribute = h5py.h5a.open(place, name.encode())
+    kind = attribute.get_type().get_class()
+    space = attribute.get_space()
+    if kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) or space.get_simple_extent_type() == h5py.h5s.NULL:
+        return None
+    if space.get_simple_extent_npoints() > 16:
+        return None
+    values = np.zeros(space.get_simple_extent_dims(), np.float64)
+    attribute.read(values)
+    return values
+
+
+def _spacing(values: np.ndarray[Any, np.dtype[np.float64]] | None) -> tuple[float, ...] | None:
+    return checked_spacing(values, (2, 3))
+
+
+def _bitfield(dataset: Any, vetted: Vetted, path: str, key: str) -> int | None:
+    channels = _numbers(dataset, BITFIELD)
+    if channels is None:
+        return None
+    count = float(channels.flat[0]) if channels.size == 1 else 0.0
+    format_ = _numbers(dataset, FORMAT)
+    number = 1.0 if format_ is None or format_.size != 1 else float(format_.flat[0])
+    if number not in _BYTES_OF_FORMAT:
+        raise ReadError(f"packed in format {number:g}, which a newer medsegpy_core reads", path, key)
+    size = _BYTES_OF_FORMAT[int(number)]
+    if count < 1 or count != int(count) or vetted.dtype != np.uint8 or vetted.shape[-1] != size * -(-int(count) // 8):
+        many = "one uint8" if size == 1 else "two uint8 (format 2)"
+        raise ReadError(
+            f"{BITFIELD} says {count:g} channels in bits, but it holds {vetted.dtype} of shape {vetted.shape}; the "
+            f"last axis of a bit field holds {many} for every eight channels",
+            path,
+            key,
+        )
+    return int(count)

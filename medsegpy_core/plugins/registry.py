@@ -1,0 +1,114 @@
+"""Names of one kind, from the core, the plugins and the process, in one namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, TypeVar, cast
+
+from medsegpy_core._util.locks import ForkSafeLock
+from medsegpy_core.errors import DuplicateNameError, UnknownNameError
+from medsegpy_core.plugins.kinds import CORE, KINDS, PROCESS, Owned, current_stage
+from medsegpy_core.plugins.load import Claims
+from medsegpy_core.plugins.manager import PluginManager, default_manager
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Records of one kind by name.
+
+    Registering never loads plugins: a clash with a plugin's name shows when the name is asked for. It may be used from
+    several threads.
+    """
+
+    def __init__(
+        self, kind: str, manager: Callable[[], PluginManager] = default_manager, builtins: Iterable[T] = ()
+    ) -> None:
+        """Make a registry in which the process has registered nothing.
+
+        Args:
+            kind: ``"datasets"``, ``"readers"``, ...: one of the kinds of `PluginManager.claims`.
+            manager: Returns the plugin manager.
+            builtins: What the core itself brings.
+        """
+        self._kind = KINDS[kind]
+        self._manager = manager
+        self._builtins = {_name_of(record): Owned(record, CORE) for record in builtins}
+        self._lock = ForkSafeLock()
+        # Name to record, and whether it stands in the place of a plugin's. Replaced as a whole.
+        self._own: Mapping[str, tuple[T, bool]] = {}
+        self._merged: tuple[Claims[T], Mapping[str, tuple[T, bool]], Claims[T]] | None = None
+
+    def register(self, record: T, replace: bool = False) -> None:
+        """Add a record. While a plugin is being loaded in this thread, it becomes the plugin's.
+
+        Raises:
+            DuplicateNameError: The name is registered already, and `replace` is False.
+            PluginError: The record lacks what its kind must have.
+        """
+        stage = current_stage()
+        if stage is not None:
+            stage.add(self._kind.name, record, replace)
+            return
+        self._kind.check(record)
+        name = _name_of(record)
+        with self._lock:
+            if name in self._own and not replace:
+                first = Owned(self._own[name][0], PROCESS)
+                raise DuplicateNameError(
+                    f"The {self._kind.noun} name {name!r} is registered already, by {first}, and now by "
+                    f"{Owned(record, PROCESS)}. Register under another name, or with replace=True."
+                )
+            self._own = {**self._own, name: (record, replace)}
+
+    def remove(self, name: str) -> None:
+        """Take back what the process has registered.
+
+        Raises:
+            UnknownNameError: The process has not registered this name.
+        """
+        with self._lock:
+            if name in self._own:
+                self._own = {known: entry for known, entry in self._own.items() if known != name}
+                return
+        owned = self.get(name)
+        raise UnknownNameError(
+            f"The {self._kind.noun} {name!r} comes from {owned.owner}, so it cannot be removed here: uninstall that, "
+            "or name the plugins to load in MEDSEGPY_LOAD_PLUGINS."
+        )
+
+    def get(self, name: str) -> Owned[T]:
+        """Return the record of a name.
+
+        Raises:
+            UnknownNameError: Nobody brings it.
+            DuplicateNameError: More than one brings it.
+        """
+        return cast(Owned[T], self._manager().lookup(self._kind.name, name, self.claims()))
+
+    def names(self) -> list[str]:
+        """Return all names, sorted, those that are contested included."""
+        return sorted(self.claims())
+
+    def claims(self) -> Claims[T]:
+        """Return name to everybody who claims it; the same object as long as nothing has changed."""
+        plugins: Claims[T] = self._manager().claims(self._kind.name)
+        own, merged = self._own, self._merged
+        if merged is not None and merged[0] is plugins and merged[1] is own:
+            return merged[2]
+        claims = {name: (owned,) for name, owned in self._builtins.items()}
+        for name, owners in plugins.items():
+            claims[name] = (*claims.get(name, ()), *owners)
+        for name, (record, replace) in own.items():
+            others = () if replace else claims.get(name, ())
+            claims[name] = (*others, Owned(record, PROCESS))
+        self._merged = plugins, own, claims
+        return claims
+
+    def own_names(self) -> list[str]:
+        """Return the names that the process has registered; asks no plugin."""
+        return sorted(self._own)
+
+
+def _name_of(record: object) -> str:
+    return str(record.name)  # type: ignore[attr-defined]
