@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medsegpy_core import MetricSpec, UnknownNameError
 from medsegpy_core.errors import closest_match
-from medsegpy_evaluation.surfaces import Box, SurfaceDistances, extended_axes, joint_box, measure
+from medsegpy_evaluation.surfaces import Box, DistanceTally, SurfaceDistances, extended_axes, joint_box, tally
 
 if TYPE_CHECKING:
     Bool: TypeAlias = NDArray[np.bool_]
@@ -74,13 +74,14 @@ class MaskPair:
         return int(np.count_nonzero(pred)), int(np.count_nonzero(truth)), int(np.count_nonzero(pred & truth))
 
     @cached_property
-    def distances(self) -> SurfaceDistances:
+    def distances(self) -> SurfaceDistances | DistanceTally:
         """The distances between the two surfaces; both structures must be there."""
         box, axes = self.box or (), extended_axes(self.pred.shape)
         thin = tuple(axis for axis in range(self.pred.ndim) if axis not in axes)
         pred, truth = self.pred[box].squeeze(thin), self.truth[box].squeeze(thin)
         # The box may be one voxel thick where the scan is not.
-        return measure(pred, truth, [self.spacing[axis] for axis in axes])
+        spacing = [self.spacing[axis] for axis in axes]
+        return tally(pred, truth, spacing, self.tolerance, self.pred.size + self.truth.size)
 
     @property
     def voxel_volume(self) -> float:
@@ -296,7 +297,7 @@ def _boolean(name: str, mask: NDArray[Any]) -> Bool:
     array = np.asarray(mask)
     if problems := wrong_values(name, array, binary=True):
         raise ValueError("; ".join(problems))
-    return array.astype(bool, copy=False)
+    return array.view(np.bool_) if array.dtype.kind in "iu" and array.itemsize == 1 else array.astype(bool, copy=False)
 
 
 def builtin(name: str) -> Metric:

@@ -8,13 +8,15 @@ one slice is 2D, or every voxel of a mask would be on its surface.
 How it is done: both masks are cropped to their joint bounding box. Most surface voxels of a usable prediction
 lie within a few voxels of the other surface, so they look for it at neighbouring positions, nearest first. What
 is left after that goes to a k-d tree of the other surface or to a distance transform of the box, whichever
-costs less. Every way gives the same distances.
+costs less. A surface that fills the scan (noise) is never listed as a whole: its points are found, measured and
+tallied part by part, and a transform of the box that would take too much memory is made plane by plane. Every way
+gives the same distances.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,7 +32,16 @@ if TYPE_CHECKING:
     # In as few bytes as they fit into.
     Positions: TypeAlias = NDArray[np.signedinteger[Any]]
 
-__all__ = ["Box", "SurfaceDistances", "extended_axes", "joint_box", "measure", "surface_distances"]
+__all__ = [
+    "Box",
+    "DistanceTally",
+    "SurfaceDistances",
+    "extended_axes",
+    "joint_box",
+    "measure",
+    "surface_distances",
+    "tally",
+]
 
 # A selection of voxels: one slice an axis.
 Box: TypeAlias = tuple[slice, ...]
@@ -41,17 +52,28 @@ _NEIGHBOURS = 2000
 _FIRST = 64
 # Trials (points times positions) that are made in one call of NumPy: few enough to stay in the cache.
 _TRIALS = 1 << 16
-# Points, or voxels, that are worked on at once: a surface that fills the scan (noise) must not need many times its
-# memory.
-_POINTS = 1 << 17
+# Points that are worked on at once: a surface that fills the scan (noise) must not need many times its memory.
+_POINTS = 1 << 15
+# Voxels that are looked through at once, and of which the surface is found at once.
+_VOXELS, _SLAB = 1 << 22, 1 << 19
+# Surfaces of more points than this, and than this share of the voxels, are tallied and not listed.
+_LISTED, _LISTED_SHARE = 1 << 16, 1 / 16
+# What may be allocated, over the memory of the masks; and what a voxel of the box takes in SciPy's transform, and a
+# target in a tree, in bytes.
+_MEMORY = 3
+_TRANSFORM_BYTES, _TREE_BYTES = 16, 96
+# Voxels of the planes that are transformed at once, and of the pieces of them that stay in the cache.
+_STEP, _PLANES, _PIECE = 8, 1 << 16, 1 << 14
 # Points in a leaf of a tree: many, since the distances to points far away say little about which of them is nearest.
 _LEAF = 64
 # What things cost, in seconds, on an ordinary core; only their ratios matter, and only for the time it takes.
 _TRIAL = 4e-9
 _TREE_BUILD, _TREE_QUERY = 1.5e-7, 6e-6
 _TRANSFORM = 8e-8
-# Stands for a distance that is yet to be found.
+_SHIFT = 1.5e-9
+# Stands for a distance that is yet to be found, and for a point of a map of which that holds.
 _FAR = -1.0
+_FAR_MARK = 2
 
 
 @frozen(eq=False)
@@ -88,6 +110,68 @@ class SurfaceDistances:
         directions = (self.pred_to_truth, self.truth_to_pred)
         near = sum(int(np.count_nonzero(distances <= tolerance)) for distances in directions)
         return near / sum(distances.size for distances in directions)
+
+
+class DistanceTally:
+    """What `SurfaceDistances` says, kept while distances pass by: their sum, the largest of them, and two counts.
+
+    Args:
+        total: How many distances will be added, of both directions together.
+        tolerance: That of the normalized surface distance, in mm.
+    """
+
+    def __init__(self, total: int, tolerance: float) -> None:
+        self._total, self._tolerance = total, tolerance
+        self._sums: list[float] = []
+        self._near, self._highest = 0, 0.0
+        # The percentile lies between the values of two ranks: those from the lower one on are kept.
+        self._rank = (total - 1) * (95 / 100)
+        self._kept = total - math.floor(self._rank)
+        # Negative, so that the largest are the first; and how many there are.
+        self._top = np.empty(self._kept + max(self._kept // 4, _POINTS // 2))
+        self._filled = 0
+        self._least = -1.0  # of those that are kept for certain
+
+    def add(self, distances: Float) -> None:
+        """Add some of the distances."""
+        if not distances.size:
+            return
+        self._sums.append(float(distances.sum()))
+        self._near += int(np.count_nonzero(distances <= self._tolerance))
+        self._highest = max(self._highest, float(distances.max()))
+        # Of many equal values only some are needed; all of them would make the partition slow.
+        distances, done = distances[distances > self._least], 0
+        while done < distances.size:
+            if self._filled == self._top.size:
+                self._top.partition(self._kept - 1)
+                self._filled, self._least = self._kept, -float(self._top[self._kept - 1])
+            part = distances[done : done + self._top.size - self._filled]
+            np.negative(part, out=self._top[self._filled : self._filled + part.size])
+            self._filled += part.size
+            done += part.size
+
+    def assd(self) -> float:
+        """Average symmetric surface distance in mm."""
+        return math.fsum(self._sums) / self._total
+
+    def hd95(self) -> float:
+        """The linearly interpolated 95th percentile in mm."""
+        top, second = self._top[: self._filled], max(self._kept - 2, 0)
+        top.partition((second, self._kept - 1))
+        low, high = -float(top[self._kept - 1]), -float(top[second])
+        share = self._rank - math.floor(self._rank)
+        # As NumPy does it, so that values are the same bit for bit.
+        return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
+
+    def hd(self) -> float:
+        """Hausdorff distance in mm."""
+        return self._highest
+
+    def nsd(self, tolerance: float) -> float:
+        """The share of distances within the tolerance, which has to be the one that was given at first."""
+        if tolerance != self._tolerance:
+            raise ValueError(f"Distances within {self._tolerance} mm were counted, not within {tolerance} mm.")
+        return self._near / self._total
 
 
 def extended_axes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -135,19 +219,50 @@ def measure(pred: Bool, truth: Bool, spacing: Sequence[float]) -> SurfaceDistanc
     Raises:
         ValueError: A mask is empty.
     """
+    search, pred_map, truth_map = _prepared(pred, truth, spacing, pred.size + truth.size)
+    return SurfaceDistances(search.listed(pred_map, truth_map), search.listed(truth_map, pred_map))
+
+
+def tally(
+    pred: Bool, truth: Bool, spacing: Sequence[float], tolerance: float, memory: int
+) -> SurfaceDistances | DistanceTally:
+    """Measure as `measure` does, without listing the distances if both surfaces fill much of the scan.
+
+    Args:
+        pred: As for `measure`.
+        truth: As for `measure`.
+        spacing: As for `measure`.
+        tolerance: That of the normalized surface distance, in mm.
+        memory: Bytes of the two masks of which `pred` and `truth` are a part: about three times as much is allocated
+            at most.
+    """
+    search, pred_map, truth_map = _prepared(pred, truth, spacing, memory)
+    points = pred_map.count + truth_map.count
+    if points <= max(_LISTED, _LISTED_SHARE * memory / 2):
+        return SurfaceDistances(search.listed(pred_map, truth_map), search.listed(truth_map, pred_map))
+    result = DistanceTally(points, tolerance)
+    for own, other in ((pred_map, truth_map), (truth_map, pred_map)):
+        for distances in search.parts(own, other):
+            result.add(distances)
+    return result
+
+
+def _prepared(pred: Bool, truth: Bool, spacing: Sequence[float], memory: int) -> tuple[_Search, _Map, _Map]:
+    """Return the search, and the padded maps of both surfaces."""
     box = joint_box(pred, truth)
     if box is None:
         raise ValueError("Both masks are empty: there is no surface to measure from.")
     offsets, lengths = _neighbours(tuple(float(size) for size in spacing))
     margin = np.abs(offsets).max(axis=0)
-    flat, shape = _pad(truth, box, margin)
-    truth_points = _surface(flat, shape)
-    other, _ = _pad(pred, box, margin)
-    pred_points = _surface(other, shape)
-    if not truth_points.size or not pred_points.size:
+    truth_map = _surface(truth, box, margin)
+    pred_map = _surface(pred, box, margin)
+    shape = truth_map.shape
+    if not truth_map.count or not pred_map.count:
         raise ValueError("One of the masks is empty: there is no surface to measure to.")
-    search = _Search(shape, np.maximum(margin, 1), np.asarray(spacing, np.float64), offsets @ _strides(shape), lengths)
-    return SurfaceDistances(search(pred_points, truth_points, flat), search(truth_points, pred_points, other))
+    sizes = np.asarray(spacing, np.float64)
+    room = _MEMORY * memory - 2 * math.prod(shape)
+    steps = (offsets @ _strides(shape)).astype(np.int64)
+    return _Search(shape, np.maximum(margin, 1), sizes, steps, lengths, room), pred_map, truth_map
 
 
 def joint_box(*masks: Bool) -> Box | None:
@@ -191,38 +306,61 @@ def _neighbours(spacing: tuple[float, ...]) -> tuple[Ints, Float]:
     return grid[near].astype(np.intp), lengths[near]
 
 
-def _pad(mask: Bool, box: Box, margin: NDArray[Any]) -> tuple[Marks, tuple[int, ...]]:
-    """Copy a box of a mask into zeros, with a margin in which neighbours may be looked for without checking bounds."""
-    margin = np.maximum(margin, 1)
-    shape = tuple(int(s.stop - s.start + 2 * m) for s, m in zip(box, margin, strict=True))
-    padded = np.zeros(shape, np.uint8)
-    inside = tuple(slice(int(m), int(m) + s.stop - s.start) for s, m in zip(box, margin, strict=True))
-    padded[inside] = mask[box]
-    return padded.reshape(-1), shape
-
-
 def _strides(shape: Sequence[int]) -> NDArray[np.intp]:
     return np.array([math.prod(shape[axis + 1 :]) for axis in range(len(shape))], np.intp)
 
 
-def _surface(flat: Marks, shape: tuple[int, ...]) -> Positions:
-    """Reduce a padded mask, in place, to its surface, and return the positions of that."""
-    inner = flat.copy()
-    for stride in _strides(shape).tolist():
-        # The margin is zero, so that what wraps around at the ends of a row does no harm.
-        np.bitwise_and(inner[stride:], flat[:-stride], out=inner[stride:])
-        np.bitwise_and(inner[:-stride], flat[stride:], out=inner[:-stride])
-    np.bitwise_xor(flat, inner, out=flat)
-    # Of booleans: NumPy counts and finds those many times faster than bytes.
-    marks = flat.view(np.bool_)
-    kind = np.dtype(np.int32 if flat.size < 1 << 31 else np.intp)
-    points: Positions = np.empty(np.count_nonzero(marks), kind)
-    done = 0
-    for start in range(0, flat.size, 32 * _POINTS):
-        found = np.flatnonzero(marks[start : start + 32 * _POINTS])
-        np.add(found, start, out=points[done : done + found.size], casting="unsafe")
-        done += found.size
-    return points
+@frozen(eq=False)
+class _Map:
+    """The surface of a mask in a padded box.
+
+    Attributes:
+        marks: Flat; 1 for voxels of the surface.
+        shape: That of the padded box.
+        count: How many voxels the surface has.
+    """
+
+    marks: Marks
+    shape: tuple[int, ...]
+    count: int
+
+    def listed(self) -> Positions:
+        """Return the positions of the surface."""
+        kind = np.dtype(np.int32 if self.marks.size < 1 << 31 else np.intp)
+        points: Positions = np.empty(self.count, kind)
+        done = 0
+        for start in range(0, self.marks.size, _VOXELS):
+            # Of booleans: NumPy finds those many times faster than bytes.
+            found = np.flatnonzero(self.marks[start : start + _VOXELS].view(np.bool_))
+            np.add(found, start, out=points[done : done + found.size], casting="unsafe")
+            done += found.size
+        return points
+
+
+def _surface(mask: Bool, box: Box, margin: NDArray[Any]) -> _Map:
+    """Find the surface of a mask, in its box with a margin in which neighbours are sought without checking bounds."""
+    margin = np.maximum(margin, 1)
+    sizes = [s.stop - s.start for s in box]
+    padded = np.zeros([n + 2 * int(m) for n, m in zip(sizes, margin, strict=True)], np.uint8)
+    inside = padded[tuple(slice(int(m), int(m) + n) for n, m in zip(sizes, margin, strict=True))]
+    cropped, count = mask[box], 0
+    step = max(1, _SLAB // math.prod(sizes[1:]))
+    for start in range(0, sizes[0], step):
+        stop = min(start + step, sizes[0])
+        # With the planes before and after, and one of zeros around.
+        part = cropped[max(start - 1, 0) : stop + 1]
+        first = 1 - (start - max(start - 1, 0))
+        slab = np.zeros((stop - start + 2, *(n + 2 for n in sizes[1:])), np.uint8)
+        slab[(slice(first, first + len(part)), *(slice(1, -1) for _ in sizes[1:]))] = part
+        flat, inner = slab.reshape(-1), slab.reshape(-1).copy()
+        for stride in _strides(slab.shape).tolist():
+            # The frame is zero, so that what wraps around at the ends of a row does no harm.
+            np.bitwise_and(inner[stride:], flat[:-stride], out=inner[stride:])
+            np.bitwise_and(inner[:-stride], flat[stride:], out=inner[:-stride])
+        np.bitwise_xor(flat, inner, out=flat)
+        inside[start:stop] = slab[tuple(slice(1, -1) for _ in sizes)]
+        count += int(np.count_nonzero(slab[1:-1].view(np.bool_)))
+    return _Map(padded.reshape(-1), padded.shape, count)
 
 
 @frozen(eq=False)
@@ -235,6 +373,7 @@ class _Search:
         spacing: mm per voxel.
         steps: Neighbouring positions as differences of flat positions, nearest first.
         lengths: Their distances in mm.
+        room: How many bytes the search may allocate, roughly.
     """
 
     shape: tuple[int, ...]
@@ -242,28 +381,55 @@ class _Search:
     spacing: Float
     steps: Ints
     lengths: Float
+    room: int
 
-    def __call__(self, points: Positions, targets: Positions, target_map: Marks) -> Float:
-        """Return the distance of each of the `points` to the nearest of the `targets`, which `target_map` marks."""
+    def listed(self, own: _Map, targets: _Map) -> Float:
+        """Return the distance of each point of `own`, in order, to the nearest of the `targets`."""
+        points = own.listed()
         distances = np.empty(points.size)
-        parts = [slice(start, start + _POINTS) for start in range(0, points.size, _POINTS)]
-        fixed = targets.size * _TREE_BUILD, math.prod(self.shape) * _TRANSFORM
+        parts = [slice(start, start + 4 * _POINTS) for start in range(0, points.size, 4 * _POINTS)]
         far = 0
         for part in parts:
-            some = points[part].astype(np.intp)
-            share = some.size / points.size
-            distances[part] = 0
-            left = self._near(some, target_map, distances[part], (fixed[0] * share, fixed[1] * share))
-            distances[part][left] = _FAR
-            far += left.size
+            far += self._near_of(points[part].astype(np.intp), targets, distances[part], points.size).size
         if far:
-            nearest = self._nearest(far, targets, target_map)
+            nearest = self._nearest(far, targets)
             for part in parts:
                 left = np.flatnonzero(distances[part] == _FAR)
-                here = np.stack(np.unravel_index(points[part][left], self.shape))
-                steps = (here - nearest(here)) * self.spacing[:, None]
-                distances[part][left] = np.sqrt(np.add.reduce(steps**2, axis=0))
+                for start in range(0, left.size, _POINTS // 2):
+                    some = left[start : start + _POINTS // 2]
+                    distances[part][some] = nearest(points[part][some].astype(np.intp))
         return distances
+
+    def parts(self, own: _Map, targets: _Map) -> Iterator[Float]:
+        """Yield the same distances part by part, in any order, without listing the points."""
+        marks, far = own.marks, 0
+        for start in range(0, marks.size, _POINTS):
+            points = np.flatnonzero(marks[start : start + _POINTS].view(np.bool_))
+            points += start
+            distances = np.empty(points.size)
+            left = self._near_of(points, targets, distances, own.count)
+            if left.size:
+                marks[points[left]] = _FAR_MARK
+                far += left.size
+                distances = distances[distances != _FAR]
+            yield distances
+        if far:
+            nearest = self._nearest(far, targets)
+            for start in range(0, marks.size, _POINTS):
+                points = np.flatnonzero(marks[start : start + _POINTS] == _FAR_MARK)
+                if points.size:
+                    points += start
+                    marks[points] = 1
+                    yield nearest(points)
+
+    def _near_of(self, points: Ints, targets: _Map, distances: Float, total: int) -> Ints:
+        """Fill in the distances of points with a target close by; mark and return those without, by their number."""
+        distances[:] = 0
+        share = points.size / total
+        costs = targets.count * _TREE_BUILD * share, math.prod(self.shape) * _TRANSFORM * share
+        left = self._near(points, targets.marks, distances, costs)
+        distances[left] = _FAR
+        return left
 
     def _near(self, points: Ints, target_map: Marks, distances: Float, costs: tuple[float, float]) -> Ints:
         """Fill in the distances of points that have a target close by; return which of them have none.
@@ -299,21 +465,144 @@ class _Search:
         distances[left[found]] = self.lengths[which.start + first[found]]
         return np.compress(~found, left)
 
-    def _nearest(self, points: int, targets: Positions, target_map: Marks) -> Callable[[Ints], Ints]:
-        """Return a function from coordinates, one point a column, to those of the nearest target."""
-        from scipy import ndimage, spatial
+    def _nearest(self, points: int, targets: _Map) -> Callable[[Ints], Float]:
+        """Return a function from positions, in order, to the distances of the nearest targets.
 
-        if targets.size * _TREE_BUILD + points * _TREE_QUERY > math.prod(self.shape) * _TRANSFORM:
-            inside = tuple(slice(int(m), n - int(m)) for n, m in zip(self.shape, self.margin, strict=True))
-            indices = ndimage.distance_transform_edt(
-                target_map.reshape(self.shape)[inside] == 0,
-                sampling=self.spacing,
-                return_distances=False,
-                return_indices=True,
-            )
-            margin = self.margin[:, None]
-            return lambda here: indices[(slice(None), *(here - margin))] + margin
-        there = np.stack(np.unravel_index(targets, self.shape))
+        `points` is how many there will be.
+        """
+        voxels = math.prod(n - 2 * int(m) for n, m in zip(self.shape, self.margin, strict=True))
+        in_one = len(self.shape) == 1 or voxels * _TRANSFORM_BYTES <= self.room
+        tree = targets.count * _TREE_BUILD + points * _TREE_QUERY
+        transform = voxels * (_TRANSFORM if in_one else _SHIFT * sum(self.shape[1:]))
+        if tree <= transform and targets.count * _TREE_BYTES <= max(self.room, 1 << 20):
+            return self._tree(targets)
+        return self._transform(targets) if in_one else _Planes(self, targets)
+
+    def _tree(self, targets: _Map) -> Callable[[Ints], Float]:
+        from scipy import spatial
+
+        there = np.stack(np.unravel_index(targets.listed(), self.shape))
         # Neither balanced nor compact: such trees are built faster, and surfaces on a grid do not degenerate.
         tree = spatial.cKDTree(there.T * self.spacing, leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
-        return lambda here: there[:, tree.query(here.T * self.spacing)[1]]
+
+        def distances(points: Ints) -> Float:
+            here = np.stack(np.unravel_index(points, self.shape))
+            return self._between(here, there[:, tree.query(here.T * self.spacing)[1]])
+
+        return distances
+
+    def _transform(self, targets: _Map) -> Callable[[Ints], Float]:
+        from scipy import ndimage
+
+        inside = tuple(slice(int(m), n - int(m)) for n, m in zip(self.shape, self.margin, strict=True))
+        indices = ndimage.distance_transform_edt(
+            targets.marks.reshape(self.shape)[inside] == 0,
+            sampling=self.spacing,
+            return_distances=False,
+            return_indices=True,
+        )
+
+        def distances(points: Ints) -> Float:
+            here = np.stack(np.unravel_index(points, self.shape)) - self.margin[:, None]
+            return self._between(here, indices[(slice(None), *here)])
+
+        return distances
+
+    def _between(self, here: Ints, there: Positions) -> Float:
+        """The distances between points, one a column."""
+        steps = (here - there) * self.spacing[:, None]
+        distances: Float = np.sqrt(np.add.reduce(steps**2, axis=0))
+        return distances
+
+
+class _Planes:
+    """A distance transform that holds a few planes at a time, for boxes of which SciPy's would take too much memory.
+
+    The squared distance is separable: along the first axis it is that to the nearest target of the column, and along
+    each further axis the least, over all shifts, of what the axes before it gave plus the square of the shift. Shifts
+    are tried in order and end when the square of one exceeds all that was found.
+
+    Args:
+        search: What it is for: shape, margin and spacing.
+        targets: The targets.
+    """
+
+    def __init__(self, search: _Search, targets: _Map) -> None:
+        self._margin = search.margin[:, None]
+        inside = tuple(slice(int(m), n - int(m)) for n, m in zip(search.shape, search.margin, strict=True))
+        self._targets = targets.marks.reshape(search.shape)[inside].view(np.bool_)
+        self._box_shape, self._padded, self._spacing = self._targets.shape, search.shape, search.spacing.tolist()
+        n, self._plane = self._box_shape[0], self._box_shape[1:]
+        self._step = min(n, max(_STEP, _PLANES // math.prod(self._plane)))
+        # For the end of each step: in each column, the first target of the planes from there on; n: there is none.
+        self._next = np.empty((math.ceil(n / self._step), *self._plane), np.min_scalar_type(n))
+        first = np.full(self._plane, n, self._next.dtype)
+        for number in range(len(self._next) - 1, -1, -1):
+            self._next[number] = first
+            for x in reversed(self._planes_of(number)):
+                first[self._targets[x]] = x
+        self._last = np.full(self._plane, -np.inf)
+        self._number = -1  # of the step of which the squared distances are at hand
+        self._squares: Float = np.empty(0)
+
+    def __call__(self, points: Ints) -> Float:
+        """Return the distances of points, by position in the padded box; those of later calls lie in later planes."""
+        here = np.stack(np.unravel_index(points, self._padded)) - self._margin
+        numbers = here[0] // self._step
+        distances = np.empty(points.size)
+        for number in np.unique(numbers).tolist():
+            self._go_to(number)
+            some = np.flatnonzero(numbers == number)
+            first, *others = here[:, some]
+            distances[some] = np.sqrt(self._squares[(first - number * self._step, *others)])
+        return distances
+
+    def _planes_of(self, number: int) -> range:
+        return range(number * self._step, min((number + 1) * self._step, self._box_shape[0]))
+
+    def _go_to(self, number: int) -> None:
+        if number == self._number:
+            return
+        for between in range(self._number + 1, number):
+            for x in self._planes_of(between):
+                self._last[self._targets[x]] = x
+        self._number = number
+        self._squares = self._along_first(number)
+        for axis in range(1, len(self._box_shape)):
+            turned = np.moveaxis(self._squares, axis, 0)
+            planes = [turned] if turned.ndim < 3 else [turned[:, k] for k in range(turned.shape[1])]
+            for plane in planes:
+                width = max(1, _PIECE * plane.shape[-1] // plane.size)
+                for start in range(0, plane.shape[-1], width):
+                    _take_shifts(plane[..., start : start + width], self._spacing[axis])
+
+    def _along_first(self, number: int) -> Float:
+        """The squared distances to the nearest target of the same column, for the planes of a step."""
+        planes, n = self._planes_of(number), self._box_shape[0]
+        result = np.empty((len(planes), *self._plane))
+        ahead = self._next[number].astype(np.float64)
+        ahead[ahead == n] = np.inf
+        for k, x in reversed(list(enumerate(planes))):
+            ahead[self._targets[x]] = x
+            np.subtract(ahead, x, out=result[k])
+        for k, x in enumerate(planes):
+            self._last[self._targets[x]] = x
+            np.minimum(result[k], x - self._last, out=result[k])
+        result *= self._spacing[0]
+        result *= result
+        return result
+
+
+def _take_shifts(squares: Float, size: float) -> None:
+    """Replace squared distances, in place, by the least over all shifts along their first axis."""
+    before = np.ascontiguousarray(squares)
+    if before.min() == np.inf:
+        return
+    best = before.copy()
+    for shift in range(1, len(before)):
+        cost = (shift * size) ** 2
+        if cost >= best.max():
+            break
+        np.minimum(best[shift:], before[:-shift] + cost, out=best[shift:])
+        np.minimum(best[:-shift], before[shift:] + cost, out=best[:-shift])
+    squares[...] = best
