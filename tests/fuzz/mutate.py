@@ -73,7 +73,35 @@ def _blank(data, r):
     data[at : at + size] = bytes(size) if r.random() < 0.5 else b"\xff" * size
 
 
-_WAYS = [_flip, _flip, _byte, _number, _number, _number, _nudge, _cut, _grow, _copy, _blank]
+def _point(data, r):
+    """Let an address lead to another structure, or to the one that it stands in."""
+    known = [at for name in _STRUCTURES for at in _places(data, name)]
+    pointers = [at for target in known for at in _places(data, target.to_bytes(8, "little"))]
+    if pointers:
+        at = r.choice(pointers)
+        data[at : at + 8] = r.choice([*known, max([0, *(k for k in known if k < at)])]).to_bytes(8, "little")
+        if r.random() < 0.5:
+            _level(data, r)
+
+
+def _level(data, r):
+    """Let a node of a B-tree stand on another level."""
+    trees = _places(data, b"TREE")
+    if trees:
+        data[r.choice(trees) + 5] = r.choice([0, 1, 1, 2, 255])
+
+
+def _places(data, part):
+    found, at = [], data.find(part)
+    while at >= 0 and len(found) < 64:
+        if at + 8 <= len(data):
+            found.append(at)
+        at = data.find(part, at + 1)
+    return found
+
+
+_STRUCTURES = [b"TREE", b"SNOD", b"HEAP", b"OHDR", b"GCOL", b"FRHP", b"FAHD", b"EAHD", b"BTHD", b"BTLF", b"BTIN"]
+_WAYS = [_point, _point, _level, _flip, _flip, _byte, _number, _number, _number, _nudge, _cut, _grow, _copy, _blank]
 
 
 def mend_checksums(data):
