@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from medsegpy_core.data.categories import CategoryId
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -31,7 +33,6 @@ __all__ = [
     "VerifyingReader",
 ]
 
-CategoryId: TypeAlias = int | tuple[int, ...]
 DatasetDict: TypeAlias = dict[str, Any]
 GetDicts: TypeAlias = Callable[[], Sequence[DatasetDict]]
 Selection: TypeAlias = tuple[slice, ...]

@@ -17,14 +17,20 @@ def lazy_exports(
 
     Args:
         package: Its name.
-        modules: Module of the package -> the public names that it has, separated by spaces.
+        modules: Module of the package (or, with ``medsegpy_core.`` before it, of another) -> the public names that it
+            has, separated by spaces.
     """
-    module_of = {name: module for module, names in modules.items() for name in names.split()}
+    root = package.partition(".")[0]
+    module_of = {
+        name: module if module.startswith(f"{root}.") else f"{package}.{module}"
+        for module, names in modules.items()
+        for name in names.split()
+    }
 
     def load(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=None)
-        value = getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+        value = getattr(importlib.import_module(module_of[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

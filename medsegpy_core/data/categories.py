@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 from medsegpy_core.errors import CategoryError
-from medsegpy_core.typing import CategoryId
+
+CategoryId: TypeAlias = int | tuple[int, ...]
 
 
 def normalize_category_id(category_id: Any) -> CategoryId:

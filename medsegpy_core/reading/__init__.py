@@ -7,10 +7,12 @@ from medsegpy_core._util.exports import lazy_exports
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "canonical_scan": "CanonicalScan open_record",
         "foreign_files": "foreign_kind",
         "lazy_arrays": "AxesView basic_selection full_selection read_into",
         "masks": "UNLABELLED UNLABELLED_UINT8 value_codes",
-        "canonical_scan": "CanonicalScan open_record",
         "readers": "all_readers find_reader named_reader register_reader",
+        "medsegpy_core._util.limits": "environment_bytes",
+        "medsegpy_core._util.stamps": "Stamp file_hash is_young read_settled stamp_of",
     },
 )

@@ -1,3 +1,21 @@
+from medsegpy_core._util.limits import (
+    environment_bytes as environment_bytes,
+)
+from medsegpy_core._util.stamps import (
+    Stamp as Stamp,
+)
+from medsegpy_core._util.stamps import (
+    file_hash as file_hash,
+)
+from medsegpy_core._util.stamps import (
+    is_young as is_young,
+)
+from medsegpy_core._util.stamps import (
+    read_settled as read_settled,
+)
+from medsegpy_core._util.stamps import (
+    stamp_of as stamp_of,
+)
 from medsegpy_core.reading.canonical_scan import (
     CanonicalScan as CanonicalScan,
 )

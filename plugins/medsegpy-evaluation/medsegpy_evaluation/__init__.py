@@ -17,9 +17,9 @@ from medsegpy_evaluation.plugin import (
 if TYPE_CHECKING:
     from medsegpy_evaluation.compare import Comparison, ComparisonError, compare_results
     from medsegpy_evaluation.evaluator import SemSegEvaluator, build_evaluator, inference_on_dataset
-    from medsegpy_evaluation.metrics import score_masks
     from medsegpy_evaluation.policy import MissingPolicy
     from medsegpy_evaluation.predictions import evaluate_predictions
+    from medsegpy_evaluation.scoring import score_masks
     from medsegpy_evaluation.surfaces import SurfaceDistances, surface_distances
 
 __all__ = [
@@ -43,9 +43,9 @@ __all__ = [
 _MODULES = {
     "compare": "Comparison ComparisonError compare_results",
     "evaluator": "SemSegEvaluator build_evaluator inference_on_dataset",
-    "metrics": "score_masks",
     "policy": "MissingPolicy",
     "predictions": "evaluate_predictions",
+    "scoring": "score_masks",
     "surfaces": "SurfaceDistances surface_distances",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from attrs import field, frozen
@@ -23,7 +23,7 @@ from medsegpy_evaluation.surfaces import Box, DistanceTally, SurfaceDistances, e
 if TYPE_CHECKING:
     Bool: TypeAlias = NDArray[np.bool_]
 
-__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "score_masks", "suggestion"]
+__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "suggestion"]
 
 
 class MaskPair:
@@ -253,51 +253,6 @@ class _OnPair:
 def from_spec(spec: MetricSpec, owner: str = "") -> Metric:
     """Return the metric of another plugin in the form that the evaluator uses."""
     return Metric(spec.name, _OnPair(spec.function), spec.unit, spec.higher_is_better, spacing=True, owner=owner)
-
-
-def score_masks(
-    pred: Bool,
-    truth: Bool,
-    spacing: Sequence[float] | None = None,
-    metrics: Sequence[str] = ("DSC", "VOE", "CV", "ASSD", "HD95", "NSD"),
-    tolerance: float = 1.0,
-) -> dict[str, float | None]:
-    """Score one structure, without datasets, configs or files.
-
-    Args:
-        pred: Mask, boolean or 0 and 1, spatial axes only.
-        truth: Mask of the same shape.
-        spacing: mm, one per axis; needed for distances and volumes. Axes of length 1 count for volumes only.
-        metrics: Names of this package's metrics.
-        tolerance: That of `NSD`, in mm.
-
-    Returns:
-        A value per metric, by the default policy where a structure is missing; None: undefined.
-
-    Raises:
-        ValueError: The shapes differ, a mask has other values than 0 and 1, or the spacing is needed and not given.
-        UnknownNameError: There is no such metric.
-
-    Example:
-        >>> truth = np.zeros((8, 8), bool)
-        >>> truth[2:6, 2:6] = True
-        >>> score_masks(np.roll(truth, 1, axis=0), truth, (1.0, 1.0), ["DSC", "HD"])
-        {'DSC': 0.75, 'HD': 1.0}
-    """
-    from medsegpy_evaluation.policy import MissingPolicy
-
-    pair = MaskPair(_boolean("the prediction", pred), _boolean("the truth", truth), spacing, tolerance)
-    return {metric.name: MissingPolicy().score(metric, pair) for metric in map(builtin, metrics)}
-
-
-def _boolean(name: str, mask: NDArray[Any]) -> Bool:
-    """Probabilities, or NaN, would silently become a mask of all that is not 0."""
-    from medsegpy_evaluation.scoring import wrong_values
-
-    array = np.asarray(mask)
-    if problems := wrong_values(name, array, binary=True):
-        raise ValueError("; ".join(problems))
-    return array.view(np.bool_) if array.dtype.kind in "iu" and array.itemsize == 1 else array.astype(bool, copy=False)
 
 
 def builtin(name: str) -> Metric:

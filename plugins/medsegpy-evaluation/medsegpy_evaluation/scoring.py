@@ -14,12 +14,13 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from medsegpy_core.reading import UNLABELLED, UNLABELLED_UINT8
-from medsegpy_evaluation.metrics import MaskPair, Metric
+from medsegpy_evaluation.metrics import MaskPair, Metric, builtin
 from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
 from medsegpy_evaluation.surfaces import joint_box
 
 if TYPE_CHECKING:
     Array: TypeAlias = NDArray[Any]
+    Bool: TypeAlias = NDArray[np.bool_]
 
 __all__ = [
     "Binarization",
@@ -28,6 +29,7 @@ __all__ = [
     "StructureScores",
     "largest_channel",
     "problems_of",
+    "score_masks",
     "score_scan",
     "truth_fingerprint",
     "unknown_voxels",
@@ -214,6 +216,47 @@ def wrong_values(name: str, array: Array, *, binary: bool, unknown: bool = False
         expected = "0 and 1" if binary else "probabilities, or 0 and 1,"
         return [f"{name} has values from {lowest:g} to {highest:g}, where {expected} are expected"]
     return [] if whole else [f"{name} has values between 0 and 1, where 0 and 1 are expected"]
+
+
+def score_masks(
+    pred: Bool,
+    truth: Bool,
+    spacing: Sequence[float] | None = None,
+    metrics: Sequence[str] = ("DSC", "VOE", "CV", "ASSD", "HD95", "NSD"),
+    tolerance: float = 1.0,
+) -> dict[str, float | None]:
+    """Score one structure, without datasets, configs or files.
+
+    Args:
+        pred: Mask, boolean or 0 and 1, spatial axes only.
+        truth: Mask of the same shape.
+        spacing: mm, one per axis; needed for distances and volumes. Axes of length 1 count for volumes only.
+        metrics: Names of this package's metrics.
+        tolerance: That of `NSD`, in mm.
+
+    Returns:
+        A value per metric, by the default policy where a structure is missing; None: undefined.
+
+    Raises:
+        ValueError: The shapes differ, a mask has other values than 0 and 1, or the spacing is needed and not given.
+        UnknownNameError: There is no such metric.
+
+    Example:
+        >>> truth = np.zeros((8, 8), bool)
+        >>> truth[2:6, 2:6] = True
+        >>> score_masks(np.roll(truth, 1, axis=0), truth, (1.0, 1.0), ["DSC", "HD"])
+        {'DSC': 0.75, 'HD': 1.0}
+    """
+    pair = MaskPair(_boolean("the prediction", pred), _boolean("the truth", truth), spacing, tolerance)
+    return {metric.name: MissingPolicy().score(metric, pair) for metric in map(builtin, metrics)}
+
+
+def _boolean(name: str, mask: Array) -> Bool:
+    """Probabilities, or NaN, would silently become a mask of all that is not 0."""
+    array = np.asarray(mask)
+    if problems := wrong_values(name, array, binary=True):
+        raise ValueError("; ".join(problems))
+    return array.view(np.bool_) if array.dtype.kind in "iu" and array.itemsize == 1 else array.astype(bool, copy=False)
 
 
 def score_scan(

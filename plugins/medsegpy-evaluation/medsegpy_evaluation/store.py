@@ -13,7 +13,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from medsegpy_core import ReadError
-from medsegpy_core._util.stamps import Stamp, file_hash, is_young, stamp_of
+from medsegpy_core.reading import Stamp, file_hash, is_young, stamp_of
 from medsegpy_evaluation.prediction_files import file_stem
 from medsegpy_evaluation.scoring import ScanScores, StructureScores
 from medsegpy_evaluation.writers import json_text, replace_file

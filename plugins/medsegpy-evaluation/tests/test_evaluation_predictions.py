@@ -26,8 +26,8 @@ from medsegpy_core import (
     write_slices,
     write_volume,
 )
-from medsegpy_core._util.stamps import is_young
 from medsegpy_core.cli import cli
+from medsegpy_core.reading import is_young
 from medsegpy_evaluation import (
     SemSegEvaluator,
     compare_results,

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 import medsegpy_native
 from medsegpy_core import PluginWarning, ReadError
-from medsegpy_core._util.stamps import stamp_of
 from medsegpy_core.hdf5 import chunks, native, open_array
 from medsegpy_core.hdf5.chunks import sharing_chunks
 from medsegpy_core.loading.collate import bit_table
 from medsegpy_core.plugins.manager import PluginManager
+from medsegpy_core.reading import stamp_of
 
 PACKAGE = Path(__file__).parents[1]
 

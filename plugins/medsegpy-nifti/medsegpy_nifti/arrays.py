@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from medsegpy_core import ReadError
-from medsegpy_core._util.limits import environment_bytes
-from medsegpy_core.reading import basic_selection
+from medsegpy_core.reading import basic_selection, environment_bytes
 from medsegpy_nifti.data import read_box
 from medsegpy_nifti.files import whole_file_errors
 from medsegpy_nifti.header import Header

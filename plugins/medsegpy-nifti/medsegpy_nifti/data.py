@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from medsegpy_core import ReadError
-from medsegpy_core._util.stamps import read_settled
+from medsegpy_core.reading import read_settled
 from medsegpy_nifti.files import ChangedError, opened_file, unpacking, whole_file_errors
 from medsegpy_nifti.header import Header, current_header, fresh_header, same_kind
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from medsegpy_core import ReadError
-from medsegpy_core._util.stamps import Stamp, is_young, stamp_of
+from medsegpy_core.reading import Stamp, is_young, stamp_of
 
 __all__ = ["ChangedError", "OpenFile", "opened_file", "unpacking", "whole_file_errors"]
 

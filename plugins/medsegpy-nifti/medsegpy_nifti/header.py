@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import field, frozen
 
 from medsegpy_core import ReadError
-from medsegpy_core._util.stamps import Stamp, read_settled, stamp_of
 from medsegpy_core.data import ERROR_VOXELS, Affine, Grid, checked_affine, corner_offset
-from medsegpy_core.reading import foreign_kind
+from medsegpy_core.reading import Stamp, foreign_kind, read_settled, stamp_of
 from medsegpy_nifti.files import opened_file, whole_file_errors
 
 if TYPE_CHECKING:
