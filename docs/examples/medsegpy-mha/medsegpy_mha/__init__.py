@@ -8,5 +8,5 @@ __all__ = ["MhaReader", "medsegpy_register_readers"]
 
 @hookimpl
 def medsegpy_register_readers() -> list[Reader]:
-    """Bring the reader."""
+    """Return the reader of MetaImage files."""
     return [MhaReader()]
