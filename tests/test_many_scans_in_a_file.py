@@ -12,7 +12,7 @@ from medsegpy_core import Config, DatasetCatalog, ReadError, build_loader, scan_
 from medsegpy_core._util.stamps import is_young
 from medsegpy_core.diagnostics import check_dataset
 from medsegpy_core.hdf5 import files as policy
-from medsegpy_core.hdf5 import isolation, layout
+from medsegpy_core.hdf5 import isolation, read
 
 COUNT = 40
 
@@ -27,7 +27,7 @@ def opened(monkeypatch):
         return real(h5py, path)
 
     monkeypatch.setattr(policy, "_open", open_)
-    monkeypatch.setattr(layout, "_remembered", layout._Remembered())
+    monkeypatch.setattr(read, "_remembered", read._Remembered())
     return paths
 
 

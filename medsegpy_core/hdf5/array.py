@@ -16,12 +16,12 @@ from medsegpy_core._util.stamps import read_settled
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.extents import Place, box_of
 from medsegpy_core.hdf5.files import max_read, regular_file
-from medsegpy_core.hdf5.layout import Layout, locate
-from medsegpy_core.hdf5.read import StaleError, read_located, refuse_szip
+from medsegpy_core.hdf5.read import StaleError, locate, read_located, refuse_szip
 from medsegpy_core.reading.lazy_arrays import basic_selection
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.dataset_info import Said
+    from medsegpy_core.hdf5.layout import Layout
     from medsegpy_core.typing import Array, Selection
 
 

@@ -281,7 +281,7 @@ def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | Non
 
 
 def locate_by_helper(path: str, keys: Sequence[str]) -> Layout:
-    """Do what `layout.locate` does."""
+    """Do what `read.locate` does."""
     layout: Layout = _ask("locate", path, (tuple(keys),))[1]
     return layout
 
@@ -293,7 +293,7 @@ def locate_all_by_helper(path: str, wanted: Sequence[Sequence[str]]) -> list[tup
 
 
 def read_by_helper(path: str, layout: Layout, selection: Selection, out: Array) -> bool:
-    """Do what `reading.read_located` does; False: the file is another one by now."""
+    """Do what `read.read_located` does; False: the file is another one by now."""
     dtype = layout.form.vetted.raw.newbyteorder("=")
     box = out if out.dtype == dtype and out.flags.c_contiguous else _empty(out.shape, dtype)
     bounds = tuple((s.start, s.stop) for s in selection)
@@ -305,13 +305,13 @@ def read_by_helper(path: str, layout: Layout, selection: Selection, out: Array) 
 
 
 def groups_by_helper(path: str, into_groups: bool) -> tuple[list[str], dict[str, list[str]]]:
-    """Do what `looking.root_and_groups` does."""
+    """Do what `read.root_and_groups` does."""
     root, groups = _ask("groups", path, (into_groups,))[1]
     return root, groups
 
 
 def names_by_helper(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
-    """Do what `looking.names_in` does."""
+    """Do what `read.names_in` does."""
     names: tuple[str, ...] | None = _ask("names", path, (tuple(keys), attribute))[1]
     return names
 

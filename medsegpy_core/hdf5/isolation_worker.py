@@ -17,10 +17,10 @@ from medsegpy_core._util.stamps import Stamp, stamp_of
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.files import list_links, open_file, regular_file
 from medsegpy_core.hdf5.isolation import receive, receive_header, send
-from medsegpy_core.hdf5.layout import locate, look_at_all
+from medsegpy_core.hdf5.layout import look_at_all
 from medsegpy_core.hdf5.options import Access, accessing
-from medsegpy_core.hdf5.probe import names_in, root_and_groups
-from medsegpy_core.hdf5.read import StaleError, is_current, read_located
+from medsegpy_core.hdf5.probe import list_groups, list_names
+from medsegpy_core.hdf5.read import StaleError, is_current, locate, read_located
 
 if TYPE_CHECKING:
     import h5py
@@ -103,9 +103,9 @@ def _answer(operation: str, path: str, arguments: tuple[Any, ...]) -> tuple[tupl
             found = look_at_all(path, numbers, stamp_of(regular_file(path)))
             return ("done", [(numbers[keys], layout) for keys, layout in found]), b""
         if operation == "groups":
-            return ("done", root_and_groups(path, *arguments)), b""
+            return ("done", list_groups(path, *arguments)), b""
         if operation == "names":
-            return ("done", names_in(path, *arguments)), b""
+            return ("done", list_names(path, *arguments)), b""
         return _read(path, *arguments)
     except ReadError as error:
         return ("error", (error.reason, error.key)), b""

@@ -1,26 +1,23 @@
-"""Where the data of a dataset lie: asked of the HDF5 library once, compared with the file, and remembered."""
+"""Where the data of a dataset lie: asked of the HDF5 library, and compared with the file."""
 
 from __future__ import annotations
 
 import math
 import os
-import threading
 from array import array
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
-from medsegpy_core._util.stamps import Stamp, is_young, stamp_of, wait_for_write
+from medsegpy_core._util.stamps import Stamp
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.byte_ranges import read_bytes
 from medsegpy_core.hdf5.dataset_info import Said, Vetted, vet, what_it_says
-from medsegpy_core.hdf5.files import library_errors, open_dataset, open_file, regular_file
+from medsegpy_core.hdf5.files import library_errors, open_dataset, open_file
 from medsegpy_core.hdf5.filters import can_decode
 from medsegpy_core.hdf5.headers import Headers
-from medsegpy_core.hdf5.options import current_access
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array, Selection
@@ -194,12 +191,8 @@ def _same(path: str, offset: int, expected: Array) -> bool:
     return np.array_equal(found, expected)
 
 
-_ATTEMPTS: Final = 3
-_GENERATION_BYTES: Final = 64 << 20
-_SMALL_LAYOUT_BYTES: Final = 320
 _MAX_FORMS: Final = 4096
 _MOST_TABLES: Final = 16 << 20  # bytes
-_ASKED_AT_ONCE: Final = 256
 _MOST_FAILURES: Final = 8
 
 Route = Literal["ranges", "library"]
@@ -269,72 +262,20 @@ class Layout:
         return (offset, starts, vetted.chunks) if whole else None
 
 
-class _Remembered:
-    """A bounded memory of layouts in two generations: what is not used for a whole generation is forgotten.
-
-    Reading takes no lock. A fork waits for a writer, so that the child never inherits a held lock.
-    """
-
-    def __init__(self) -> None:
-        self._young: dict[tuple[str, Sequence[str]], Layout] = {}
-        self._old: dict[tuple[str, Sequence[str]], Layout] = {}
-        self._weight = 0
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            lock = self._lock
-            os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-
-    def get(self, at: tuple[str, Sequence[str]]) -> Layout | None:
-        layout = self._young.get(at)
-        if layout is None and (layout := self._old.get(at)) is not None:
-            self.put(at, layout)
-        return layout
-
-    def put(self, at: tuple[str, Sequence[str]], layout: Layout) -> None:
-        weight = _SMALL_LAYOUT_BYTES + (len(layout.table) * layout.table.itemsize if layout.table is not None else 0)
-        with self._lock:
-            if weight > _GENERATION_BYTES:
-                return
-            if self._weight + weight > _GENERATION_BYTES:
-                self._old, self._young, self._weight = self._young, {}, 0
-            self._old.pop(at, None)
-            self._young[at] = layout
-            self._weight += weight
-
-
-_remembered = _Remembered()
 _forms: dict[tuple[Vetted, Said, Route], Form] = {}
 
 
-def locate(path: str, keys: Sequence[str]) -> Layout:
-    """Find where the data of a dataset lie, from memory where the file is still the same.
+def look(path: str, keys: Sequence[str], stamp: Stamp) -> Layout:
+    """Ask the library where the data of a dataset lie.
 
     Args:
         path: The file.
-        keys: The path inside the file, in a tuple; several: the first that is there.
+        keys: The path inside the file; several: the first that is there.
+        stamp: What identifies the content of the file.
 
     Raises:
-        ReadError: The file or the dataset is missing, broken, or not what is read.
+        ReadError: The dataset is missing, broken, or not what is read.
     """
-    known = _remembered.get((path, keys))
-    if known is not None and stamp_of(regular_file(path)) == known.stamp:
-        return known
-    for _ in range(_ATTEMPTS):
-        regular_file(path)
-        wait_for_write(path)
-        status = regular_file(path)
-        before, young = stamp_of(status), is_young(status)
-        layout = _look_elsewhere(path, keys) if current_access().isolate else _look(path, keys, before)
-        after = stamp_of(regular_file(path))
-        if not young and after == before == layout.stamp:
-            _remembered.put((path, keys), layout)
-            return layout
-        if young and after.same_file(before) and layout.stamp.same_file(before):
-            return evolve(layout, settled=False)
-    raise ReadError("the file changes all the time; wait until it is complete", path, keys[0])
-
-
-def _look(path: str, keys: Sequence[str], stamp: Stamp) -> Layout:
     with open_file(path) as file:
         return _look_into(file, path, keys, stamp)
 
@@ -352,32 +293,8 @@ def _look_into(file: Any, path: str, keys: Sequence[str], stamp: Stamp, compare:
     return Layout(_form(vetted, said, "ranges"), key, stamp, offset)
 
 
-def locate_all(path: str, wanted: Iterable[Sequence[str]]) -> None:
-    """Find where many datasets of a file lie, with the file open once, and remember it for `locate`.
-
-    What cannot be read, or changes, is left for `locate` to report.
-
-    Args:
-        path: The file.
-        wanted: The keys of each dataset, as for `locate`.
-    """
-    with suppress(ReadError):
-        regular_file(path)
-        wait_for_write(path)
-        status = regular_file(path)
-        stamp = stamp_of(status)
-        todo = [keys for keys in wanted if (known := _remembered.get((path, keys))) is None or known.stamp != stamp]
-        if len(todo) < 2 or is_young(status):
-            return
-        found = _look_at_all_elsewhere(path, todo) if current_access().isolate else look_at_all(path, todo, stamp)
-        if stamp_of(regular_file(path)) == stamp:
-            for keys, layout in found:
-                if layout.stamp == stamp:
-                    _remembered.put((path, keys), layout)
-
-
 def look_at_all(path: str, wanted: Iterable[Sequence[str]], stamp: Stamp) -> list[tuple[Sequence[str], Layout]]:
-    """Return where those of some datasets lie that can be read, up to an amount of memory; see `locate_all`."""
+    """Return where those of some datasets lie that can be read, up to an amount of memory; see `look`."""
     found = []
     size, failures, compared = 0, 0, False
     with open_file(path) as file:
@@ -396,23 +313,8 @@ def look_at_all(path: str, wanted: Iterable[Sequence[str]], stamp: Stamp) -> lis
     return found
 
 
-def _look_at_all_elsewhere(path: str, wanted: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], Layout]]:
-    from medsegpy_core.hdf5.isolation import locate_all_by_helper
-
-    found = []
-    for first in range(0, len(wanted), _ASKED_AT_ONCE):
-        answers = locate_all_by_helper(path, wanted[first : first + _ASKED_AT_ONCE])
-        found += [(keys, _with_common_form(layout)) for keys, layout in answers]
-    return found
-
-
-def _look_elsewhere(path: str, keys: Sequence[str]) -> Layout:
-    from medsegpy_core.hdf5.isolation import locate_by_helper
-
-    return _with_common_form(locate_by_helper(path, keys))
-
-
-def _with_common_form(found: Layout) -> Layout:
+def with_common_form(found: Layout) -> Layout:
+    """Return a layout that shares its form with others of this process."""
     form = _form(found.form.vetted, found.form.said, found.form.route)
     return Layout(form, found.key, found.stamp, found.offset, found.table)
 

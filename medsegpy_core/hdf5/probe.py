@@ -1,15 +1,14 @@
-"""What an HDF5 file holds: for readers that are asked whether a file is theirs, or what lies in a folder."""
+"""What an HDF5 file holds, with the library in this process: its signature, its datasets, and lists of names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.files import list_links, open_dataset, open_file, regular_file
-from medsegpy_core.hdf5.options import current_access
 
 _MOST_NAMES: Final = 4096
 _LONGEST_NAME: Final = 4096
@@ -32,35 +31,8 @@ def is_hdf5(path: str | Path) -> bool:
     return False
 
 
-def holds_dataset(path: str | Path, names: Iterable[str], in_groups: bool = False) -> bool:
-    """Say whether an HDF5 file has a dataset of one of these names. Never raises for a file that exists.
-
-    Args:
-        path: The file.
-        names: Names of datasets at the root.
-        in_groups: Whether to look into the groups at the root as well.
-    """
-    if not is_hdf5(path):
-        return False
-    try:
-        root, groups = root_and_groups(os.fspath(path), in_groups)
-    except ReadError:
-        return False
-    return any(name in root or any(name in group for group in groups.values()) for name in names)
-
-
-def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of the datasets at the root of a file, and of those in each group at the root, sorted.
-
-    Only what hard links lead to counts.
-
-    Raises:
-        ReadError: The file cannot be read.
-    """
-    if current_access().isolate:
-        from medsegpy_core.hdf5.isolation import groups_by_helper
-
-        return groups_by_helper(path, into_groups)
+def list_groups(path: str, into_groups: bool) -> tuple[list[str], dict[str, list[str]]]:
+    """Do what `read.root_and_groups` does, with the library in this process."""
     with open_file(path) as file:
         links = list_links(file, path)
         root = [name for name, kind in links if kind == "dataset"]
@@ -71,21 +43,8 @@ def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dic
     return root, groups
 
 
-def names_in(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
-    """Return the names that an attribute of a dataset lists, such as those of its channels; None: it has none.
-
-    Args:
-        path: The file.
-        keys: The dataset; several: the first that is there.
-        attribute: The name of the attribute.
-
-    Raises:
-        ReadError: The file cannot be read, or the attribute is not a list of names.
-    """
-    if current_access().isolate:
-        from medsegpy_core.hdf5.isolation import names_by_helper
-
-        return names_by_helper(path, keys, attribute)
+def list_names(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
+    """Do what `read.names_in` does, with the library in this process."""
     import h5py
     import numpy as np
 

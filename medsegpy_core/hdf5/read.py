@@ -1,4 +1,8 @@
-"""Route one read: byte ranges if the data can be located, else the HDF5 library, here or in the helper process."""
+"""Route each question about a file: where data lie, what they are, what else is there.
+
+Data are read by byte ranges if they can be located, else through the HDF5 library. This is the only module that chooses
+whether the library works in this process or, with `Access(isolate=True)`, in the helper process.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,16 @@ import itertools
 import math
 import os
 import shlex
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from attrs import evolve
 
-from medsegpy_core._util.stamps import Stamp, stamp_of
+from medsegpy_core._util.stamps import Stamp, is_young, stamp_of, wait_for_write
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.byte_ranges import read_contiguous
 from medsegpy_core.hdf5.chunks import fill_value, read_chunked
@@ -18,11 +27,13 @@ from medsegpy_core.hdf5.dataset_info import PLUGIN_FILTERS, Vetted, uses_szip, v
 from medsegpy_core.hdf5.extents import SMALLEST_MAP, kept_map, map_file
 from medsegpy_core.hdf5.files import open_dataset, open_file, regular_file
 from medsegpy_core.hdf5.filters import DecodeError, check_size
-from medsegpy_core.hdf5.layout import stored_chunk
+from medsegpy_core.hdf5.layout import Layout, look, look_at_all, stored_chunk, with_common_form
 from medsegpy_core.hdf5.options import current_access
+from medsegpy_core.hdf5.probe import is_hdf5, list_groups, list_names
 
 if TYPE_CHECKING:
-    from medsegpy_core.hdf5.layout import Layout
+    from types import ModuleType
+
     from medsegpy_core.typing import Array, Selection
 
 
@@ -72,6 +83,123 @@ def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection, end: int) 
             check_size(stored, vetted.filters, mask, size)
         except DecodeError as error:
             raise ReadError(f"the chunk at {corner} decodes to {error}") from error
+
+
+_ATTEMPTS: Final = 3
+_GENERATION_BYTES: Final = 64 << 20
+_SMALL_LAYOUT_BYTES: Final = 320
+_ASKED_AT_ONCE: Final = 256
+
+
+class _Remembered:
+    """A bounded memory of layouts in two generations: what is not used for a whole generation is forgotten.
+
+    Reading takes no lock. A fork waits for a writer, so that the child never inherits a held lock.
+    """
+
+    def __init__(self) -> None:
+        self._young: dict[tuple[str, Sequence[str]], Layout] = {}
+        self._old: dict[tuple[str, Sequence[str]], Layout] = {}
+        self._weight = 0
+        self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            lock = self._lock
+            os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+
+    def get(self, at: tuple[str, Sequence[str]]) -> Layout | None:
+        layout = self._young.get(at)
+        if layout is None and (layout := self._old.get(at)) is not None:
+            self.put(at, layout)
+        return layout
+
+    def put(self, at: tuple[str, Sequence[str]], layout: Layout) -> None:
+        weight = _SMALL_LAYOUT_BYTES + (len(layout.table) * layout.table.itemsize if layout.table is not None else 0)
+        with self._lock:
+            if weight > _GENERATION_BYTES:
+                return
+            if self._weight + weight > _GENERATION_BYTES:
+                self._old, self._young, self._weight = self._young, {}, 0
+            self._old.pop(at, None)
+            self._young[at] = layout
+            self._weight += weight
+
+
+_remembered = _Remembered()
+
+
+def locate(path: str, keys: Sequence[str]) -> Layout:
+    """Find where the data of a dataset lie, from memory where the file is still the same.
+
+    Args:
+        path: The file.
+        keys: The path inside the file, in a tuple; several: the first that is there.
+
+    Raises:
+        ReadError: The file or the dataset is missing, broken, or not what is read.
+    """
+    known = _remembered.get((path, keys))
+    if known is not None and stamp_of(regular_file(path)) == known.stamp:
+        return known
+    for _ in range(_ATTEMPTS):
+        regular_file(path)
+        wait_for_write(path)
+        status = regular_file(path)
+        before, young = stamp_of(status), is_young(status)
+        layout = _look(path, keys, before)
+        after = stamp_of(regular_file(path))
+        if not young and after == before == layout.stamp:
+            _remembered.put((path, keys), layout)
+            return layout
+        if young and after.same_file(before) and layout.stamp.same_file(before):
+            return evolve(layout, settled=False)
+    raise ReadError("the file changes all the time; wait until it is complete", path, keys[0])
+
+
+def locate_all(path: str, wanted: Iterable[Sequence[str]]) -> None:
+    """Find where many datasets of a file lie, with the file open once, and remember it for `locate`.
+
+    What cannot be read, or changes, is left for `locate` to report.
+
+    Args:
+        path: The file.
+        wanted: The keys of each dataset, as for `locate`.
+    """
+    with suppress(ReadError):
+        regular_file(path)
+        wait_for_write(path)
+        status = regular_file(path)
+        stamp = stamp_of(status)
+        todo = [keys for keys in wanted if (known := _remembered.get((path, keys))) is None or known.stamp != stamp]
+        if len(todo) < 2 or is_young(status):
+            return
+        found = _look_at_all(path, todo, stamp)
+        if stamp_of(regular_file(path)) == stamp:
+            for keys, layout in found:
+                if layout.stamp == stamp:
+                    _remembered.put((path, keys), layout)
+
+
+def _look(path: str, keys: Sequence[str], stamp: Stamp) -> Layout:
+    if current_access().isolate:
+        return with_common_form(_isolation().locate_by_helper(path, keys))
+    return look(path, keys, stamp)
+
+
+def _look_at_all(path: str, wanted: Sequence[Sequence[str]], stamp: Stamp) -> list[tuple[Sequence[str], Layout]]:
+    if not current_access().isolate:
+        return look_at_all(path, wanted, stamp)
+    found = []
+    for first in range(0, len(wanted), _ASKED_AT_ONCE):
+        answers = _isolation().locate_all_by_helper(path, wanted[first : first + _ASKED_AT_ONCE])
+        found += [(keys, with_common_form(layout)) for keys, layout in answers]
+    return found
+
+
+def _isolation() -> ModuleType:
+    """Return the module that speaks to the helper process; sockets and processes are imported for it alone."""
+    from medsegpy_core.hdf5 import isolation
+
+    return isolation
 
 
 # Without O_NONBLOCK, opening a pipe that took the place of a file would wait for ever.
@@ -160,10 +288,8 @@ def _needs_c_code(layout: Layout) -> bool:
 
 
 def _read_elsewhere(path: str, layout: Layout, selection: Selection, out: Array) -> None:
-    from medsegpy_core.hdf5.isolation import read_by_helper
-
     _check(regular_file(path), layout)
-    if not read_by_helper(path, layout, selection, out):
+    if not _isolation().read_by_helper(path, layout, selection, out):
         raise StaleError
     _check(regular_file(path), layout)
 
@@ -194,3 +320,51 @@ def _read_ranges(path: str, layout: Layout, selection: Selection, out: Array, ma
         _check(os.fstat(fd), layout)
     finally:
         os.close(fd)
+
+
+def holds_dataset(path: str | Path, names: Iterable[str], in_groups: bool = False) -> bool:
+    """Say whether an HDF5 file has a dataset of one of these names. Never raises for a file that exists.
+
+    Args:
+        path: The file.
+        names: Names of datasets at the root.
+        in_groups: Whether to look into the groups at the root as well.
+    """
+    if not is_hdf5(path):
+        return False
+    try:
+        root, groups = root_and_groups(os.fspath(path), in_groups)
+    except ReadError:
+        return False
+    return any(name in root or any(name in group for group in groups.values()) for name in names)
+
+
+def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the datasets at the root of a file, and of those in each group at the root, sorted.
+
+    Only what hard links lead to counts.
+
+    Raises:
+        ReadError: The file cannot be read.
+    """
+    if current_access().isolate:
+        root, groups = _isolation().groups_by_helper(path, into_groups)
+        return root, groups
+    return list_groups(path, into_groups)
+
+
+def names_in(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
+    """Return the names that an attribute of a dataset lists, such as those of its channels; None: it has none.
+
+    Args:
+        path: The file.
+        keys: The dataset; several: the first that is there.
+        attribute: The name of the attribute.
+
+    Raises:
+        ReadError: The file cannot be read, or the attribute is not a list of names.
+    """
+    if current_access().isolate:
+        names: tuple[str, ...] | None = _isolation().names_by_helper(path, keys, attribute)
+        return names
+    return list_names(path, keys, attribute)

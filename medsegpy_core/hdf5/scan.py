@@ -13,7 +13,7 @@ from attrs import frozen
 from medsegpy_core.data.records import Record
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.array import LazyReads, open_array
-from medsegpy_core.hdf5.layout import locate_all
+from medsegpy_core.hdf5.read import locate_all
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.extents import Place
