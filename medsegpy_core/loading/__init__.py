@@ -1,4 +1,4 @@
-"""Loaders: plan -> order -> fetch -> collate -> batch, and scans put together from predictions."""
+"""Loaders: plan -> order -> fetch -> collate -> batch; and inference on whole scans."""
 
 from medsegpy_core.loading.build import build_loader, filter_dicts, load_scan
 from medsegpy_core.loading.dataset_scans import DatasetScan, list_scans

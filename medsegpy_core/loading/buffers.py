@@ -1,4 +1,4 @@
-"""The memory of batches: fresh, kept for the next batch, or taken again when nobody holds it any more."""
+"""The memory of batches: fresh, kept for the next batch, or reused once its last reference is gone."""
 
 from __future__ import annotations
 
@@ -22,27 +22,25 @@ Buffers = Callable[[str, tuple[int, ...], Any], "Array"]
 
 
 def fresh_buffer(_name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Allocate, at the border of a line of the cache; `Buffers` that keep arrays for the next batch have the same
-    signature."""
+    """Allocate an array that starts at a cache line."""
     return _aligned(np.empty(math.prod(shape) * np.dtype(dtype).itemsize + _CACHE_LINE, np.uint8), shape, dtype)
 
 
 def _aligned(memory: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an array in memory that is larger by a line of the cache, which begins at the border of one."""
+    """Return an array that starts at a cache line; `memory` must be one cache line larger than the array."""
     first = -memory.ctypes.data % _CACHE_LINE
     array: Array = memory[first : len(memory) - _CACHE_LINE + first].view(dtype).reshape(shape)
     return array
 
 
 class ReturnedBuffers:
-    """Fresh memory for each batch, but memory that nobody holds any more is taken again: fresh memory costs page
-    faults, more than filling it.
+    """Reuse the memory of a batch once its last reference is gone.
 
-    Whoever holds a batch, or any view of it, in whatever library, holds a reference to its memory; so a batch stays
-    what it is for as long as anybody can look at it. Threads may use it side by side.
+    The page faults of fresh memory cost more than filling it. A batch, and any view of it in any library, holds a
+    reference to its memory. So a batch never changes while it can still be seen. Thread-safe.
 
     Args:
-        most: How many arrays are kept in mind, of each name.
+        most: How many arrays of each name are tracked.
     """
 
     def __init__(self, most: int):
@@ -51,7 +49,7 @@ class ReturnedBuffers:
         self._lock = ForkSafeLock()
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return an array of this shape in memory that nobody holds."""
+        """Return an array of this shape in unreferenced memory."""
         size = math.prod(shape) * np.dtype(dtype).itemsize + _CACHE_LINE
         with self._lock:
             kept = self._memory.setdefault(name, [])
@@ -65,28 +63,35 @@ class ReturnedBuffers:
 
 
 def _references(arrays: list[Array], i: int) -> int:
-    """Return what the interpreter says of an array in a list. Asked in one place, so that answers can be compared."""
+    """Return the reference count of an array in a list.
+
+    The count includes references of the call itself, which differ between interpreters. Counts are comparable only if
+    they come from this one place.
+    """
     return sys.getrefcount(arrays[i])
 
 
-# Its answer for an array that only a list holds.
+# The count of an array that only a list refers to.
 _UNSHARED: Final = _references([np.empty(0, np.uint8)], 0)
 
 
 def returned_buffers(most: int) -> Buffers:
-    """Return `ReturnedBuffers`; fresh ones where an interpreter without its lock counts references otherwise."""
+    """Return `ReturnedBuffers`, or fresh buffers if the interpreter runs without the GIL.
+
+    Without the GIL, reference counts are deferred and do not show whether memory is still in use.
+    """
     locked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
     return ReturnedBuffers(most) if locked() else fresh_buffer
 
 
 class KeptBuffers:
-    """Buffers that serve one batch after the other: fresh memory costs more than filling it."""
+    """Reuse the same arrays for each batch, because fresh memory costs more than filling it."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return an array of this shape, a part of the kept one where that is large enough."""
+        """Return an array of this shape: a part of the kept array if that is large enough."""
         kept = self._arrays.get(name)
         if kept is None or kept.dtype != dtype or kept.shape[1:] != shape[1:] or len(kept) < shape[0]:
             kept = self._arrays[name] = fresh_buffer(name, shape, dtype)
@@ -94,9 +99,9 @@ class KeptBuffers:
 
 
 class BufferSets:
-    """The buffers that the passes of one loader use, one pass at a time; a second pass at once makes its own.
+    """The buffers of one loader, used by one pass at a time; a second pass at the same time creates its own.
 
-    They do not go to another process.
+    They are not pickled.
     """
 
     def __init__(self) -> None:
@@ -107,12 +112,12 @@ class BufferSets:
         return type(self), ()
 
     def take(self, count: int) -> list[Buffers]:
-        """Return `count` sets: those that lie here, in the order in which they may be used, and new ones behind."""
+        """Return `count` sets, in the order in which a pass may use them: new sets first, then the kept ones."""
         with self._lock:
             sets, self._sets = self._sets, []
         return [KeptBuffers() for _ in range(count - len(sets))] + sets[-count:]
 
     def give_back(self, sets: list[Buffers]) -> None:
-        """Keep the sets of a pass that has ended."""
+        """Keep the sets of a finished pass."""
         with self._lock:
             self._sets = sets

@@ -1,4 +1,4 @@
-"""`build_loader` and what serves those who want no loader."""
+"""`build_loader`, and functions to read data without a loader."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BATCH_SIZE_KEYS = {
 }
 
 
-# The built-in loaders and those of plugins, in one namespace.
+# The built-in loaders and those of plugins share one namespace.
 _loaders: Registry[LoaderSpec] = Registry(
     "loaders", builtins=[LoaderSpec(name, loader.from_request) for name, loader in BUILT_IN.items()]
 )
@@ -64,23 +64,23 @@ def build_loader(
 
     Args:
         cfg: The config; the loader works on a copy.
-        dataset: The name of a dataset, several names, or dataset dicts. Dicts from `DatasetCatalog.get` know their
-            dataset: all is as if it had been asked for by name. Other dicts belong to the dataset of their role in the
+        dataset: The name of a dataset, several names, or dataset dicts. Dicts from `DatasetCatalog.get` contain the
+            name of their dataset and are equivalent to it. Other dicts belong to the dataset with their role in the
             config, or to none.
-        batch_size: Elements a batch; None: the config's, by the role that it gives the dataset.
-        is_test: Whether this is for evaluation: a batch has the raw images as well, nothing is dropped.
+        batch_size: Elements per batch; None: the config's, by the role of the dataset in it.
+        is_test: Whether this is for evaluation: batches also contain the raw images, and nothing is dropped.
         shuffle: Whether each epoch has its own random order; None: not with `is_test`.
-        drop_last: Whether a last batch that is not full is left out; None: not with `is_test`.
+        drop_last: Whether an incomplete last batch is dropped; None: not with `is_test`.
         transform: ``(image, mask) -> (image, mask)`` per element, after `PREPROCESSING`; one with a parameter `rng`
-            gets a `numpy.random.Generator` made from seed, epoch and element.
+            gets a `numpy.random.Generator` seeded from seed, epoch and element.
         keep_unlabelled: Whether unlabelled slices are elements too, and masks may have unknown voxels: -1 (uint8: 255).
-        allow_augmented: Whether augmented elements may be evaluated on.
-        allow_leakage: Whether a subject may be in training and in evaluation data.
-        reuse_buffers: Whether a batch is valid only until the next but one is asked for, which is faster.
+        allow_augmented: Whether augmented elements are allowed in evaluation.
+        allow_leakage: Whether a subject may be in both training and evaluation data.
+        reuse_buffers: Whether a batch stays valid only until two more have been requested, which is faster.
         mask_dtype: ``"float32"`` or ``"uint8"``.
-        mmap: Whether files are mapped: faster in 3D, but a file that another program truncates ends the process.
-        isolate: Whether the HDF5 library runs in a helper process, so that no file can crash this one; None: as
-            `accessing` says where the loader is built, or else where it is read.
+        mmap: Whether to map files into memory: faster in 3D, but the process ends if another program truncates a file.
+        isolate: Whether to run the HDF5 library in a helper process, so that no file can crash this one; None: as the
+            `accessing` that is active when the loader is built or, if none is, when it is read.
 
     Returns:
         A `DataLoader`, or what the plugin's `LoaderSpec.build` returns.
@@ -88,8 +88,8 @@ def build_loader(
     Raises:
         UnknownNameError: There is no such dataset or loader, or a dict names a dataset that is unknown here.
         RecordError: A built-in loader cannot read the dicts, or there are none.
-        AugmentationError: Augmented elements where a model is judged.
-        LeakageError: A subject in training and in evaluation data.
+        AugmentationError: Evaluation data contain augmented elements.
+        LeakageError: A subject is in both training and evaluation data.
     """
     cfg = cfg.copy()
     listed, dicts, datasets = _listed(cfg, dataset, is_test)
@@ -121,7 +121,7 @@ def build_loader(
 def _listed(
     cfg: Config, dataset: str | Sequence[str] | Sequence[DatasetDict], is_test: bool
 ) -> tuple[dict[str, list[DatasetDict]], list[DatasetDict], list[str]]:
-    """Return the dicts of each dataset that they are known to belong to, all dicts, and the dataset of each dict."""
+    """Return the dicts by dataset (if it is known), all dicts, and the dataset of each dict."""
     items = [dataset] if isinstance(dataset, str) else list(dataset)
     names = [item for item in items if isinstance(item, str)]
     if not names:
@@ -130,11 +130,11 @@ def _listed(
     if len(names) != len(items):
         raise TypeError("build_loader takes names of datasets or dataset dicts, not both in one list.")
     if len(set(names)) != len(names):
-        raise RecordError(f"A dataset is named twice: {names}. Its elements would come twice an epoch.")
+        raise RecordError(f"A dataset is named twice: {names}. Its elements would occur twice per epoch.")
     listed = {name: list_dataset(name) for name in names}
     for name, found in listed.items():
         if not found:
-            raise RecordError(f"Dataset {name!r} has no elements. Check what its function returns, and its scan_root.")
+            raise RecordError(f"Dataset {name!r} has no elements. Check its dataset function and its scan_root.")
     return listed, [d for found in listed.values() for d in found], [n for n, found in listed.items() for _ in found]
 
 
@@ -152,8 +152,8 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
         scan_id: The scan; of augmented copies with the same id, the original.
 
     Returns:
-        The image (H x W x D [x K]) and the mask (H x W x D x C, all channels of the file; None: not all of it is
-        labelled), in the files' own types.
+        The image (H x W x D [x K]) and the mask (H x W x D x C, all channels of the file; None unless the whole scan is
+        labelled), in the types of the files.
 
     Raises:
         UnknownNameError: There is no such dataset, or no such scan in it.
@@ -173,8 +173,7 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
     if scan.missing:
         raise RecordError(
             f"Scan {scan_id!r} of dataset {name!r} lacks slices {', '.join(map(str, scan.missing))}; read the others "
-            "one by "
-            "one with open_scan."
+            "one by one with open_scan."
         )
     images, masks = [], []
     category_ids, geometry = declared_categories(name), geometry_check([name])
@@ -203,10 +202,10 @@ def _stacked(planes: Sequence[Array], records: Sequence[Record]) -> Array:
 
 
 def filter_dicts(dicts: Sequence[DatasetDict], key: str, values: Collection[Any]) -> list[DatasetDict]:
-    """Return the dicts whose `key` is one of `values`; a dict without the key has None.
+    """Return the dicts whose `key` is one of `values`; a missing key counts as None.
 
-    A dict without ``augmentation`` has what its file name says, else what a plugin says if the dict has a
-    ``dataset_name``, else 0, as in a loader.
+    As in a loader, a missing ``augmentation`` is taken from the file name, else from a plugin if the dict has a
+    ``dataset_name``, else it is 0.
 
     Raises:
         UnknownNameError: A dict has a ``dataset_name`` that is unknown in this process.

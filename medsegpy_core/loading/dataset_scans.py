@@ -1,4 +1,4 @@
-"""The scans of a dataset, whole, for those who judge predictions: opened, read and collated as loaders do it."""
+"""Whole scans of a dataset for evaluation, read and collated in the same way as by loaders."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class DatasetScan:
-    """One scan of a dataset. It pickles, and may be used from several threads.
+    """One scan of a dataset. It can be pickled and is thread-safe.
 
-    Files are read as `accessing` says where the scan was listed, wherever they are read.
+    The `accessing` that was active when the scan was listed applies to all reads.
     """
 
     _source: ScanSource
 
     @property
     def scan_id(self) -> str:
-        """Its id."""
+        """The id of the scan."""
         return self._source.scan.records[0].scan_id
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """Its volume, or its slices in order."""
+        """The record of the volume, or those of the slices in order."""
         return self._source.scan.records
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that it is read from, sorted."""
+        """All files of the scan, sorted."""
         return tuple(sorted({Path(file) for record in self.records for file in record.files if file is not None}))
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Its id, subject and time point, and all ``scan_*`` keys, as evaluators get them."""
+        """The scan's id, subject, time point and all ``scan_*`` keys, as evaluators get them."""
         return self._source.scan.inputs
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """H, W and D, from the header of its (first) file.
+        """H, W and D, from the header of the (first) file.
 
         Raises:
             ReadError: The file cannot be read.
@@ -63,7 +63,7 @@ class DatasetScan:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What its (first) file says of spacing and affine, for the axes H, W, D.
+        """Spacing and affine of the (first) file, for the axes H, W, D.
 
         Raises:
             ReadError: The file cannot be read.
@@ -71,28 +71,28 @@ class DatasetScan:
         return self._source.geometry.metadata
 
     def problems(self) -> list[str]:
-        """Say why its mask cannot be read as a whole; an empty list: it can."""
+        """Return the reasons why the mask cannot be read as a whole; an empty list if it can."""
         scan = self._source.scan
         if not scan.labelled:
             unlabelled = sum(not record.labelled for record in scan.records)
-            return [f"{unlabelled} of its {len(scan.records)} elements are not labelled"]
+            return [f"{unlabelled} of its {len(scan.records)} elements have no mask"]
         return [f"slices are missing: {', '.join(map(str, scan.missing))}"] if scan.missing else []
 
     def read(self, *, with_image: bool = False) -> tuple[Array, Array | None]:
-        """Read the mask, and the image.
+        """Read the mask and, optionally, the image.
 
         Args:
-            with_image: Whether the image is wanted, too.
+            with_image: Whether to read the image, too.
 
         Returns:
-            The mask, H x W x D x categories, uint8: 0, 1, and 255 where nothing is known. The image, H x W x D [x K],
+            The mask, H x W x D x categories, uint8: 0, 1, or 255 for unknown voxels. The image, H x W x D [x K],
             float32, or None.
 
         Raises:
-            ReadError: A file cannot be read, or a mask holds values other than 0 and 1.
-            CategoryError: A category needs a channel that a mask does not have.
+            ReadError: A file cannot be read, or a mask contains values other than 0 and 1.
+            CategoryError: A category refers to a channel that a mask does not have.
             ShapeError: Slices differ in size.
-            RecordError: Slices are missing, or not labelled.
+            RecordError: Slices are missing or unlabelled.
         """
         if problems := self.problems():
             raise RecordError(f"Scan {self.scan_id!r} of {self.records[0].dataset!r} cannot be read: {problems[0]}.")
@@ -107,18 +107,18 @@ class DatasetScan:
 
 
 def list_scans(dataset: str, category_ids: Sequence[CategoryId], *, background: bool = False) -> list[DatasetScan]:
-    """Return the scans of a dataset on which predictions are judged, sorted by id.
+    """Return the scans of a dataset for evaluation, sorted by id.
 
     Args:
         dataset: A registered dataset.
-        category_ids: The channels of the masks, in order; several ids in one are collated.
-        background: Whether "none of these" comes first.
+        category_ids: The channels of the masks, in order; a tuple of ids is collated into one channel.
+        background: Whether a background channel ("none of these") comes first.
 
     Raises:
         UnknownNameError: There is no such dataset.
         RecordError: The dataset is empty, or its dicts are not standard dataset dicts.
-        AugmentationError: It has augmented copies, which say nothing about how good a model is.
-        ReadError: No reader reads one of the files.
+        AugmentationError: The dataset has augmented copies, on which models are not evaluated.
+        ReadError: No reader supports one of the files.
 
     Example:
         ```python
@@ -128,12 +128,12 @@ def list_scans(dataset: str, category_ids: Sequence[CategoryId], *, background: 
     """
     records = load_records(dataset)
     if not records:
-        raise RecordError(f"Dataset {dataset!r} has no elements: there is nothing to evaluate.")
+        raise RecordError(f"Dataset {dataset!r} has no elements to evaluate.")
     augmented = [record for record in records if record.augmentation]
     if augmented:
         raise AugmentationError(
             f"Dataset {dataset!r} has {len(augmented)} augmented elements (the first: {augmented[0].file_name}). "
-            "Evaluate on originals only: register them as a dataset of their own."
+            "Evaluate on originals only: register them as a separate dataset."
         )
     opener = Opener.of(records)
     collation = Collation(tuple(category_ids), background)

@@ -1,4 +1,4 @@
-"""Evaluation is kept clean: no augmented elements in it, and no subject of the training data."""
+"""Keep augmented elements and subjects of the training data out of evaluation."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 def role_names(cfg: Config, key: str) -> tuple[str, ...]:
-    """Return the datasets that ``TRAIN_DATASET``, ``VAL_DATASET`` or ``TEST_DATASET`` names: none, one, or several."""
+    """Return the datasets that ``TRAIN_DATASET``, ``VAL_DATASET`` or ``TEST_DATASET`` names (any number)."""
     value = getattr(cfg, key)
     return tuple(name for name in ((value,) if isinstance(value, str) else value) if name)
 
 
 def config_datasets(cfg: Config) -> dict[str, str]:
-    """Return the datasets that the config names, and the key that names them."""
+    """Return the datasets that the config names, each with the key that names it."""
     keys = ("TRAIN_DATASET", "VAL_DATASET", "TEST_DATASET")
     return {name: key for key in keys for name in role_names(cfg, key)}
 
 
 def check_augmentation(records: Sequence[Record], cfg: Config, is_test: bool) -> None:
-    """Raise `AugmentationError` if there are augmented elements where a model is judged.
+    """Raise `AugmentationError` if there are augmented elements in evaluation data.
 
-    That is: with `is_test`, in a dataset that the config names as `VAL_DATASET` or `TEST_DATASET`, and in one whose
-    spec says so.
+    Evaluation data are all datasets of a loader with `is_test`, those that the config names as `VAL_DATASET` or
+    `TEST_DATASET`, and those registered as a validation or test split.
     """
     reasons = {name: _judged(name, cfg, is_test) for name in {record.dataset for record in records}}
     found = [record for record in records if record.augmentation and reasons[record.dataset]]
@@ -43,16 +43,16 @@ def check_augmentation(records: Sequence[Record], cfg: Config, is_test: bool) ->
     first = found[0]
     raise AugmentationError(
         f"{first.where()} ({first.file_name}) is augmented (number {first.augmentation}), and so are {len(found) - 1} "
-        f"more; but {reasons[first.dataset]}, where augmented copies would count a scan more than once. Leave them out "
+        f"more; but {reasons[first.dataset]}: augmented copies would count a scan more than once. Remove them "
         "(filter_dicts(dicts, 'augmentation', [0])), or pass allow_augmented=True to build_loader."
     )
 
 
 def check_preprocessing(random: Sequence[str], datasets: Sequence[str], cfg: Config, is_test: bool) -> None:
-    """Raise `ConfigError` if ``PREPROCESSING`` is random where a model is judged, see `check_augmentation`.
+    """Raise `ConfigError` if ``PREPROCESSING`` is random for evaluation data, see `check_augmentation`.
 
     Args:
-        random: The names in ``PREPROCESSING`` whose transforms want random numbers.
+        random: The names in ``PREPROCESSING`` whose transforms take random numbers.
         datasets: The datasets of the loader.
         cfg: The config.
         is_test: Whether the loader is for evaluation.
@@ -63,18 +63,18 @@ def check_preprocessing(random: Sequence[str], datasets: Sequence[str], cfg: Con
 
 
 def random_preprocessing(random: Sequence[str], reason: str) -> ConfigError:
-    """Return the error for random steps in ``PREPROCESSING``; `reason` says why the model is judged."""
+    """Return the error for random steps in ``PREPROCESSING``; `reason` says why this is evaluation."""
     names = ", ".join(map(repr, random))
     return ConfigError(
         f"PREPROCESSING names {names}, which draws random numbers (it has a parameter rng), but {reason}. "
-        "PREPROCESSING runs there as well, and predictions of images that were changed at random would be compared "
-        "with the unchanged truth. Random steps belong in AUGMENTATION, for training only; this version does not read "
-        f"that key yet, so take {names} out of PREPROCESSING and give it to the training loader as transform=."
+        "PREPROCESSING also runs in evaluation, and predictions of randomly changed images would be compared with the "
+        "unchanged ground truth. Random steps belong in AUGMENTATION, for training only; this version does not read "
+        f"that key yet, so remove {names} from PREPROCESSING and pass it to the training loader as transform=."
     )
 
 
 def _judged(name: str, cfg: Config, is_test: bool) -> str:
-    """Say why a dataset is one that models are judged on; empty if it is not."""
+    """Return why a dataset is evaluation data; empty if it is not."""
     if is_test:
         return "the loader is built with is_test=True"
     for key in ("VAL_DATASET", "TEST_DATASET"):
@@ -87,7 +87,7 @@ def _judged(name: str, cfg: Config, is_test: bool) -> str:
 
 
 def by_dataset(dicts: Sequence[DatasetDict]) -> dict[str, list[DatasetDict]]:
-    """Return the dicts that know their dataset, by its name; the datasets come in the order of the dicts."""
+    """Group the dicts that have a dataset name by that name, in the order of the dicts."""
     found: dict[str, list[DatasetDict]] = {}
     for d, name in zip(dicts, dataset_names(dicts), strict=True):
         if name:
@@ -96,14 +96,14 @@ def by_dataset(dicts: Sequence[DatasetDict]) -> dict[str, list[DatasetDict]]:
 
 
 def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> None:
-    """Raise `LeakageError` if a subject is in the config's training data and in the data that it evaluates on.
+    """Raise `LeakageError` if a subject is in both the training data and the evaluation data of the config.
 
-    Subjects are the same if their collection is (by the metadata; by default the distribution of the plugin) and
-    their `subject_id`. Where there is none the `scan_id` stands in, with one `DataWarning`: another scan of a person is
-    not found so. Nothing is checked unless one of the datasets is in the config.
+    Two subjects are the same if they have the same `subject_id` and the same collection (from the metadata; by default
+    the distribution of the plugin). If there is no `subject_id`, the `scan_id` replaces it, with one `DataWarning`,
+    because this misses other scans of the same person. Nothing is checked unless the config names one of the datasets.
 
     Args:
-        listed: The datasets that a loader is built of, and their dicts.
+        listed: The datasets of the loader, and their dicts.
         cfg: The config.
     """
     subjects: dict[str, set[tuple[str, Any]]] = {}
@@ -119,15 +119,15 @@ def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> N
             what = ", ".join(str(subject) for _, subject in shared[:5]) + (", ..." if len(shared) > 5 else "")
             raise LeakageError(
                 f"{len(shared)} subject{'s are' if len(shared) > 1 else ' is'} in both {train!r} (TRAIN_DATASET) and "
-                f"{other!r} ({key}): {what} (collection {shared[0][0]!r}). A model is not judged on whom it was "
-                "trained on: split by subject; give the datasets different `collection` metadata if these are "
-                "different people; or pass allow_leakage=True to build_loader."
+                f"{other!r} ({key}): {what} (collection {shared[0][0]!r}). A model must not be evaluated on subjects "
+                "that it was trained on: split by subject; give the datasets different `collection` metadata if these "
+                "are different people; or pass allow_leakage=True to build_loader."
             )
 
     if unknown:
         warnings.warn(
-            f"Elements of {', '.join(map(repr, sorted(unknown)))} have no subject_id. Whether a person is in training "
-            "and evaluation data was checked by scan_id instead, which does not find another scan of that person. Add "
+            f"Elements of {', '.join(map(repr, sorted(unknown)))} have no subject_id. Leakage between training and "
+            "evaluation data was checked by scan_id instead, which misses other scans of the same person. Add "
             "subject_id to the dataset dicts.",
             DataWarning,
             stacklevel=3,
@@ -139,25 +139,25 @@ def _evaluation(cfg: Config) -> list[tuple[str, str]]:
 
 
 def _subjects(name: str, dicts: Sequence[DatasetDict] | None, unknown: set[str]) -> set[tuple[str, Any]]:
-    """Return (collection, subject) of a dataset; nothing, with a warning, if it cannot be listed here.
+    """Return the (collection, subject) pairs of a dataset; none, with a warning, if it cannot be listed here.
 
     Args:
         name: The dataset.
-        dicts: Its dicts; None: they are listed.
-        unknown: The name is added if scans stand in for subjects.
+        dicts: Its dicts; None: list them.
+        unknown: Receives the name if scan ids replace subject ids.
     """
     try:
         dicts = list_dataset(name) if dicts is None else dicts
         collection = collection_of(name)
-        # As they are: the dicts may be custom ones, for a custom loader.
+        # Do not validate the dicts: a custom loader may have dicts of its own format.
         found = {(collection, subject) for d in dicts if (subject := _subject(d)) is not None}
         if any(_is_unknown(d) for d in dicts):
             unknown.add(name)
         return found
-    except Exception as error:  # noqa: BLE001 - whatever the function of a dataset raises
+    except Exception as error:  # noqa: BLE001 -- a dataset function may raise anything
         warnings.warn(
-            f"Dataset {name!r}, which the config names, cannot be listed here, so that it is not checked for subjects "
-            f"that are in training and evaluation data: {error}",
+            f"Dataset {name!r} is named by the config but cannot be listed here, so its subjects are not checked for "
+            f"leakage between training and evaluation data: {error}",
             DataWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""Predictions of windows, put together to whole scans."""
+"""Predict scans window by window and merge the predictions."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class ScanToInfer:
     """A scan to predict.
 
     Attributes:
-        source: The scan; of one with gaps, the slices that are there, as if they were all.
-        original: The scan as the dataset has it.
-        number: Its place among all scans, those of other shards included.
-        allow_gaps: Whether scans with gaps are predicted, so that it has to be said which slices there are.
+        source: The scan to read; if slices are missing, the existing ones, renumbered without gaps.
+        original: The scan as it is in the dataset.
+        number: Its number among all scans, including those of other shards.
+        allow_gaps: Whether scans with missing slices are predicted; `inputs` then lists the existing slices.
     """
 
     source: ScanSource
@@ -45,7 +45,7 @@ class ScanToInfer:
     allow_gaps: bool
 
     def inputs(self, x: Array) -> dict[str, Any]:
-        """Return what is known of the scan, for the evaluator."""
+        """Return the inputs that the evaluator gets for this scan."""
         records = self.original.records
         inputs = {
             **self._stated(),
@@ -61,7 +61,7 @@ class ScanToInfer:
         return inputs
 
     def _stated(self) -> dict[str, Any]:
-        """Return what the file says, and over it what the dicts say."""
+        """Return the metadata of the file, overridden by those of the dataset dicts."""
         geometry, by_dict = self.source.geometry, self.original.inputs
         by_file = {f"scan_{key}": value for key, value in geometry.metadata.items()}
         axes = (2, 3) if geometry.shape[2] == 1 else (3,)
@@ -76,7 +76,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
     """Return the scans sorted by (dataset, scan_id, augmentation).
 
     Raises:
-        RecordError: A scan has gaps, and they are not allowed.
+        RecordError: Slices of a scan are missing, and `allow_gaps` is False.
     """
     found = []
     for number, source in enumerate(sorted(setup.files, key=lambda source: source.scan.key)):
@@ -87,7 +87,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
                 raise RecordError(
                     f"Scan {scan.key[1]!r} of dataset {scan.key[0]!r} has {len(scan.records)} of "
                     f"{scan.records[0].scan_num_slices} slices; missing: {', '.join(map(str, missing))}. Add them, or "
-                    "call inference(model, allow_gaps=True) to predict on the slices that are there."
+                    "call inference(model, allow_gaps=True) to predict the existing slices."
                 )
             n = len(scan.records)
             records = tuple(evolve(r, slice_id=i, scan_num_slices=n) for i, r in enumerate(scan.records, 1))
@@ -99,7 +99,7 @@ def scans_to_infer(setup: Setup, allow_gaps: bool) -> list[ScanToInfer]:
 def infer_scans(
     setup: Setup, scans: Sequence[ScanToInfer], model: Any, batch_size: int, output: str
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Predict the scans one after the other; see `DataLoader.inference`."""
+    """Predict the scans one by one; see `DataLoader.inference`."""
     if output not in _OUTPUTS:
         raise ValueError(f"inference(output={output!r}): expected one of {', '.join(map(repr, _OUTPUTS))}.")
     predict = getattr(model, "predict", model)
@@ -113,7 +113,7 @@ def _infer(
     try:
         memory = _load_checked(setup, scan, output)
     except MedSegPyError:
-        # What is kept of files may be of others that were in their place for a while.
+        # Cached headers may be outdated if the files were replaced in the meantime: read them again, once.
         scan.source.forget()
         memory = _load_checked(setup, scan, output)
     probabilities = _predict(setup.maker, memory, scan.number, predict, batch_size)
@@ -128,7 +128,7 @@ def _infer(
 def _load_checked(setup: Setup, scan: ScanToInfer, output: str) -> MemorySource:
     geometry, channels = scan.source.geometry, setup.maker.channels
     voxels = int(np.prod(geometry.shape))
-    # Image, mask, the sum of the predictions, how many were added, and the result.
+    # The image, the mask, the sum and the count of the predictions, and the result.
     needed = voxels * (
         4 * (geometry.channels or 1) + channels + 4 * channels + 4 + (channels if output == "labels" else 0)
     )
@@ -137,7 +137,7 @@ def _load_checked(setup: Setup, scan: ScanToInfer, output: str) -> MemorySource:
 
 
 def _load(files: ScanSource, channels: int, workers: int) -> MemorySource:
-    """Read a whole scan, its slices on several threads."""
+    """Read a whole scan, slices on several threads."""
     geometry = files.geometry
     extra = () if geometry.channels is None else (geometry.channels,)
     image = np.empty(geometry.shape + extra, np.float32)
@@ -159,13 +159,13 @@ def _load(files: ScanSource, channels: int, workers: int) -> MemorySource:
 
 
 def _predict(maker: BatchMaker, memory: MemorySource, number: int, predict: Any, batch_size: int) -> Array:
-    """Predict all windows of a scan, and average where they overlap. Returns H x W x D x C, float32."""
+    """Predict all windows of a scan and average overlapping ones. Returns H x W x D x C, float32."""
     shape = memory.geometry.shape
     total = np.zeros((*shape, maker.channels), np.float32)
     boxes = maker.windows.cover(memory)
     count = np.zeros(shape, np.min_scalar_type(len(boxes)))
     for first in range(0, len(boxes), batch_size):
-        # The random numbers of a window come from the scan and its place in it, as those of an element do.
+        # Seed each window by its scan and its number, so that batch_size does not change its random numbers.
         rows = [
             Row(memory, box, ElementRng(maker.seed, number, i))
             for i, box in enumerate(boxes[first : first + batch_size], first)
@@ -183,15 +183,15 @@ def _called(predict: Any, images: Array, expected: tuple[int, ...]) -> Array:
     result = np.asarray(predict(images), np.float32)
     if result.shape != expected:
         raise ShapeError(
-            f"The model returned {result.shape} for images {images.shape}; expected {expected}: one prediction a "
-            "voxel, "
-            f"the last axis the {expected[-1]} categories of the masks (the background included if INCLUDE_BACKGROUND)."
+            f"The model returned {result.shape} for images {images.shape}; expected {expected}: one prediction per "
+            f"voxel, with the {expected[-1]} categories of the masks on the last axis (including the background if "
+            "INCLUDE_BACKGROUND is set)."
         )
     return result
 
 
 def _add(total: Array, count: Array, box: Box, values: Array) -> None:
-    """Add the prediction of a box, without what lies in the padding."""
+    """Add the prediction of a box, except for its padding."""
     inside = tuple(slice(max(0, w.start), min(n, w.stop)) for w, n in zip(box.window, count.shape, strict=True))
     part = tuple(slice(i.start - w.start, i.stop - w.start) for i, w in zip(inside, box.window, strict=True))
     total[inside] += values.reshape(*box.size, -1)[part]
@@ -201,7 +201,7 @@ def _add(total: Array, count: Array, box: Box, values: Array) -> None:
 def decide(probabilities: Array, cfg: Config) -> Array:
     """Turn probabilities into labels, uint8, H x W x D x C.
 
-    Above 0.5 per channel; with a softmax loss (``cfg.LOSS[1]``) the largest channel.
+    A label is 1 if its probability is above 0.5 or, with a softmax loss (``cfg.LOSS[1]``), if it is the largest.
     """
     if cfg.LOSS and len(cfg.LOSS) > 1 and cfg.LOSS[1] == "softmax":
         largest = probabilities.argmax(axis=-1)

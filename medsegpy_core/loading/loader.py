@@ -1,4 +1,4 @@
-"""`DataLoader` and the five built-in loaders: batches by number or in order, shards, and resumption."""
+"""`DataLoader` and the five built-in loaders: batches by number or in order, shards, and checkpoints."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ if TYPE_CHECKING:
 
 
 class DataLoader:
-    """What all built-in loaders do; the subclasses say how elements are cut.
+    """The base class of the built-in loaders; the subclasses define how elements are cut.
 
-    A loader is immutable but for its position: `epoch`, and how many batches of it the newest iterator has delivered.
+    A loader is immutable except for its position: `epoch`, and the number of batches that the newest iterator has
+    delivered.
 
     Args:
         cfg: A config; the loader keeps a copy.
-        dataset_dicts: Standard dataset dicts; those from `DatasetCatalog.get` know their dataset.
-        is_test: Whether this is for validation or testing: nothing is dropped, augmented elements are refused, and a
-            batch has the raw images as well.
+        dataset_dicts: Standard dataset dicts; those from `DatasetCatalog.get` contain the name of their dataset.
+        is_test: Whether this is for validation or testing: nothing is dropped, augmented elements are rejected, and
+            batches also contain the raw images.
         shuffle: Whether each epoch has its own random order.
-        drop_last: Whether a last batch that is not full is left out; ignored with `is_test`.
-        batch_size: Elements a batch.
+        drop_last: Whether an incomplete last batch is dropped; ignored with `is_test`.
+        batch_size: Elements per batch.
     """
 
     def __init__(
@@ -77,15 +78,15 @@ class DataLoader:
 
     @classmethod
     def from_request(cls, request: LoaderRequest) -> Self:
-        """Build the loader that a `LoaderRequest` asks for; what a `LoaderSpec` names."""
+        """Build a loader from a `LoaderRequest`. A `LoaderSpec` refers to this method."""
         loader = cls.__new__(cls)
-        loader._set_up(request)  # noqa: SLF001 -- an object of this class
+        loader._set_up(request)  # noqa: SLF001 -- an instance of this class
         return loader
 
     @classmethod
     def windows(cls, cfg: Config) -> Windows:
         """Return how this loader cuts elements, by the config."""
-        raise TypeError(f"{cls.__name__} does not say how it cuts elements; use one of its subclasses.")
+        raise TypeError(f"{cls.__name__} does not define how to cut elements; use one of its subclasses.")
 
     def _set_up(self, request: LoaderRequest) -> None:
         check_batch_size(request.batch_size)
@@ -103,11 +104,11 @@ class DataLoader:
         self._lock = ForkSafeLock()
         self._newest: object | None = None
         self._buffers = BufferSets()
-        # `epoch` is what is read next, `pass_epoch` and `position` where the newest iterator is.
+        # `epoch` is read next; `pass_epoch` and `position` are those of the newest iterator.
         self._epoch = self._pass_epoch = 0
         self._position = self._resume_at = 0
 
-    # -- what it has
+    # -- properties
 
     @property
     def cfg(self) -> Config:
@@ -116,12 +117,12 @@ class DataLoader:
 
     @property
     def batch_size(self) -> int:
-        """Elements a batch."""
+        """Elements per batch."""
         return self._order.batch_size
 
     @property
     def seed(self) -> int:
-        """The seed: the config's, or the one that was drawn."""
+        """The seed: the config's, or a random one."""
         return self._order.seed
 
     @property
@@ -131,25 +132,25 @@ class DataLoader:
 
     @property
     def num_elements(self) -> int:
-        """How many elements there are, over all ranks."""
+        """Number of elements over all ranks."""
         return self._order.elements
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has."""
+        """Return the number of batches in an epoch."""
         return self._order.batches
 
     def __repr__(self) -> str:
         order = self._order
         return (
             f"<{type(self).__name__}: {order.elements} elements of {len(self.setup.sources)} scans, {len(self)} "
-            "batches of "
-            f"{order.batch_size}, rank {order.rank} of {order.world_size}, seed {order.seed}, epoch {self._epoch}>"
+            f"batches of {order.batch_size}, rank {order.rank} of {order.world_size}, seed {order.seed}, "
+            f"epoch {self._epoch}>"
         )
 
     # -- batches
 
     def __getitem__(self, i: int) -> Batch:
-        """Return batch `i` of the current epoch; moves nothing.
+        """Return batch `i` of the current epoch, without a change of position.
 
         Raises:
             IndexError: There is no such batch.
@@ -157,11 +158,11 @@ class DataLoader:
         return self.setup.maker.make(self._numbers(i), self._epoch)
 
     def elements(self, i: int) -> list[Element]:
-        """Say what the rows of batch `i` of the current epoch are."""
+        """Return the elements in the rows of batch `i` of the current epoch."""
         return [self.setup.maker.element(int(number), self._epoch) for number in self._numbers(i)]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start a pass of the current epoch at its beginning; after `load_state_dict`, once, at its position."""
+        """Start a pass of the current epoch; once after `load_state_dict`, start at the loaded position."""
         self.setup.require_elements()
         if not len(self):
             warnings.warn(
@@ -200,10 +201,10 @@ class DataLoader:
     # -- position
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the newest iterator stands, as plain ints: seed, epoch, and batches delivered.
+        """Return the position of the newest iterator as plain ints: seed, epoch, and delivered batches.
 
-        A loader of the same data and settings that is given it by `load_state_dict` delivers the remaining batches,
-        bit for bit, with any number of workers.
+        After `load_state_dict` with this state, a loader with the same data and settings delivers the remaining
+        batches, identical bit for bit, with any number of workers.
         """
         with self._lock:
             return {
@@ -216,10 +217,10 @@ class DataLoader:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where another loader stood.
+        """Go to the position of another loader.
 
         Raises:
-            ValueError: The state is of a loader with other data, batch size or world size, or malformed.
+            ValueError: The state is malformed, or from a loader with other data, batch size or world size.
         """
         check_state(state, self.state_dict())
         self._order = evolve(self._order, seed=int(state["seed"]))
@@ -247,7 +248,7 @@ class DataLoader:
     def shard(self, rank: int, world_size: int) -> Self:
         """Return the loader of one of `world_size` processes that share an epoch.
 
-        With `drop_last` every rank has as many batches as any other; without, every element comes once over all ranks,
+        With `drop_last`, all ranks have the same number of batches. Without, each element occurs on exactly one rank,
         and the numbers of batches differ by at most one.
 
         Raises:
@@ -266,7 +267,7 @@ class DataLoader:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither the lock nor the iterators of this process go to another; the position does.
+        # Pickle the position, but not the lock and the iterators of this process.
         return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_newest")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -279,24 +280,24 @@ class DataLoader:
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Predict scan by scan.
 
-        Every scan is covered whole, whatever shuffle, drop_last or the position say; a sharded loader takes the scans
-        ``rank::world_size``. The iterator may be abandoned, or run twice at once.
+        Every scan is predicted as a whole, regardless of shuffle, drop_last and the position; a sharded loader predicts
+        the scans ``rank::world_size``. The iterator may be abandoned, and several may run at the same time.
 
         Args:
-            model: Has ``predict(batch)``, or is called with a batch; returns N x ... x C.
-            output: ``"probs"`` for what the model says, ``"labels"`` for its decision as uint8.
-            allow_gaps: Whether a scan of which slices are missing is predicted on those that are there, and says which
-                in ``inputs["slice_ids"]``.
+            model: An object with ``predict(batch)``, or a callable that takes a batch; returns N x ... x C.
+            output: ``"probs"`` for the output of the model, ``"labels"`` for labels derived from it, as uint8.
+            allow_gaps: Whether a scan with missing slices is predicted on the existing ones, whose numbers are then in
+                ``inputs["slice_ids"]``.
 
         Yields:
             `inputs`: ``scan_id``, ``x`` (H x W x D [x K], float32, as stored), ``subject_id``, ``labelled``, all
-            ``scan_*``. `outputs`: ``y_true`` (H x W x D x C, uint8; None unless all of the scan is labelled),
+            ``scan_*``. `outputs`: ``y_true`` (H x W x D x C, uint8; None unless the whole scan is labelled),
             ``y_pred`` (H x W x D x C, float32, or uint8 for labels), ``time_elapsed`` (s).
 
         Raises:
             ConfigError: A transform in the config's ``PREPROCESSING`` draws random numbers.
-            RecordError: A scan has gaps; the message lists them.
-            ShapeError: The model returns another shape.
+            RecordError: Slices of a scan are missing; the message lists them.
+            ShapeError: The predictions of the model have the wrong shape.
             MemoryError: A scan needs more than ``MEDSEGPY_MEMORY``.
         """
         if self.setup.random_preprocessing:
@@ -309,7 +310,7 @@ _NO_PADDING: Final = (0, 0, 0)
 
 
 class DefaultDataLoader(DataLoader):
-    """One slice an element: images N x H x W x 1 (K channels: N x H x W x K), masks N x H x W x C."""
+    """One slice per element: images N x H x W x 1 (K channels: N x H x W x K), masks N x H x W x C."""
 
     @classmethod
     def windows(cls, cfg: Config) -> Windows:
@@ -318,7 +319,7 @@ class DefaultDataLoader(DataLoader):
 
 
 class S25dDataLoader(DataLoader):
-    """A slice and its neighbours as channels: images N x H x W x K, K = ``IMG_SIZE[-1]`` odd, padded at the ends of the
+    """A slice and its neighbors as channels: images N x H x W x K, K = ``IMG_SIZE[-1]`` odd, padded at the ends of the
     scan with ``IMG_PAD_MODE``; masks N x H x W x C of the middle slice."""
 
     @classmethod
@@ -328,8 +329,8 @@ class S25dDataLoader(DataLoader):
 
 
 class N5dDataLoader(DataLoader):
-    """Windows of a volume along its last axis: images N x H x W x K, K = ``IMG_SIZE[-1]`` odd, not padded unless
-    ``IMG_PAD_SIZE`` says so; masks N x H x W x C of the middle slice."""
+    """Windows of a volume along its last axis: images N x H x W x K, K = ``IMG_SIZE[-1]`` odd, padded only by
+    ``IMG_PAD_SIZE``; masks N x H x W x C of the middle slice."""
 
     @classmethod
     def windows(cls, cfg: Config) -> Windows:
@@ -354,9 +355,9 @@ class PatchDataLoader(DataLoader):
 
 
 class RandomPatchDataLoader(DataLoader):
-    """``PATCHES_PER_SCAN`` random patches a scan and epoch, images and masks as of `PatchDataLoader`.
+    """``PATCHES_PER_SCAN`` random patches per scan and epoch, with images and masks as in `PatchDataLoader`.
 
-    ``FOREGROUND_RATIO`` of them are centred on a voxel of a category.
+    A share ``FOREGROUND_RATIO`` of them is centered on a foreground voxel.
     """
 
     @classmethod
@@ -374,7 +375,7 @@ BUILT_IN: Final[dict[str, type[DataLoader]]] = {
 
 
 def _in_plane(cfg: Config) -> tuple[int, int] | None:
-    """Return the H and W of ``IMG_SIZE``; None: slices come as they are."""
+    """Return the H and W of ``IMG_SIZE``; None: slices keep their size."""
     if not cfg.IMG_SIZE:
         return None
     h, w, _ = spatial_setting("IMG_SIZE", cfg.IMG_SIZE, minimum=1)
@@ -385,8 +386,7 @@ def _odd_depth(cls: type[DataLoader], cfg: Config) -> int:
     size = cfg.IMG_SIZE
     if len(size) != 3 or size[-1] % 2 == 0:
         raise ConfigError(
-            f"{cls.__name__} needs IMG_SIZE = (H, W, K) with K slices a window, odd, so that there is a middle one; it "
-            "is "
-            f"{size!r}."
+            f"{cls.__name__} needs IMG_SIZE = (H, W, K) with an odd number K of slices per window, so that there is a "
+            f"middle slice; it is {size!r}."
         )
     return int(size[-1])

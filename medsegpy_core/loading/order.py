@@ -1,4 +1,4 @@
-"""In which order elements come: a pure function of seed, epoch, rank and world size."""
+"""The order of the elements: a pure function of seed, epoch, rank and world size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
 
-# Separates the streams of random numbers that one seed feeds.
+# Keep the streams of random numbers from one seed independent.
 _PERMUTATION, _ELEMENT = 1, 2
 
 
@@ -23,13 +23,13 @@ class Order:
     """The order of the elements of a loader.
 
     Attributes:
-        elements: How many there are, over all ranks.
-        batch_size: Elements a batch.
+        elements: Number of elements over all ranks.
+        batch_size: Elements per batch.
         shuffle: Whether each epoch has its own random order.
-        drop_last: Whether every rank drops what does not fill a batch.
-        seed: The seed; 0 is one like any other.
-        rank: Which of the `world_size` shards this is.
-        world_size: How many shards there are.
+        drop_last: Whether every rank drops an incomplete last batch.
+        seed: The seed; 0 is a valid seed.
+        rank: The number of this shard, from 0.
+        world_size: The number of shards.
     """
 
     elements: int
@@ -42,7 +42,7 @@ class Order:
 
     @property
     def batches(self) -> int:
-        """How many batches an epoch has on this rank."""
+        """Number of batches in an epoch on this rank."""
         if self.drop_last:
             return self.elements // (self.world_size * self.batch_size)
         return -(-self._own // self.batch_size)
@@ -52,7 +52,7 @@ class Order:
         return len(range(self.rank, self.elements, self.world_size))
 
     def epoch(self, epoch: int) -> Array:
-        """Return the numbers of this rank's elements in an epoch, in order (int64)."""
+        """Return the numbers of this rank's elements in the order of an epoch (int64)."""
         if self.shuffle:
             stream = np.random.SeedSequence([self.seed, _PERMUTATION, epoch])
             order = np.random.Generator(np.random.PCG64(stream)).permutation(self.elements)
@@ -62,15 +62,15 @@ class Order:
         return own[: self.batches * self.batch_size] if self.drop_last else own
 
     def batch(self, order: Array, i: int) -> Array:
-        """Return the elements of batch `i`, given `epoch(...)`."""
+        """Return the elements of batch `i`; `order` is the result of `epoch(...)`."""
         return order[i * self.batch_size : (i + 1) * self.batch_size]
 
 
 class ElementRng:
-    """The random numbers of one element: they depend on nothing else, so that any sample can be made again.
+    """The random numbers of one element. They depend on nothing else, so any sample can be reproduced.
 
-    Calling it gives the generator, the same one every time. It is made at the first call, as that takes longer than
-    reading a small patch, and most elements draw nothing.
+    A call returns the generator, always the same one. It is created by the first call, because creating it takes longer
+    than reading a small patch and most elements draw nothing.
     """
 
     __slots__ = ("_generator", "_key")
@@ -87,23 +87,23 @@ class ElementRng:
 
 
 def check_batch_size(size: Any) -> None:
-    """Raise `ConfigError` if this is no number of elements."""
+    """Raise `ConfigError` unless `size` is a positive int."""
     if not is_natural(size) or size < 1:
         raise ConfigError(f"The batch size is {size!r}, expected an int >= 1.")
 
 
 def check_epoch(epoch: Any) -> None:
-    """Raise `ValueError` if there is no such epoch."""
+    """Raise `ValueError` unless `epoch` is an int >= 0."""
     if not is_natural(epoch):
-        raise ValueError(f"There is no epoch {epoch!r}; epochs are ints, numbered from 0.")
+        raise ValueError(f"There is no epoch {epoch!r}; epochs are ints that start at 0.")
 
 
 def check_rank(rank: Any, world_size: Any) -> None:
-    """Raise `ValueError` if there is no such rank."""
+    """Raise `ValueError` unless `rank` is an int in ``range(world_size)``."""
     if not is_natural(rank) or not is_natural(world_size) or rank >= world_size:
-        raise ValueError(f"There is no rank {rank!r} among {world_size!r}; ranks are ints, numbered from 0.")
+        raise ValueError(f"There is no rank {rank!r} with world_size {world_size!r}; ranks are ints that start at 0.")
 
 
 def is_natural(value: Any) -> bool:
-    """Say whether this is an int that is not negative."""
+    """Return whether this is an int >= 0."""
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0

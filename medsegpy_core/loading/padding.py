@@ -1,4 +1,4 @@
-"""Boxes that reach beyond an array, as `numpy.pad` of the whole array would fill them, without padding the whole."""
+"""Read boxes that reach beyond an array, with the result of `numpy.pad` but without padding the whole array."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ class Box:
         return tuple(slice(a, a + n) for a, n in zip(self.start, self.size, strict=True))
 
     def inside(self, shape: Sequence[int]) -> bool:
-        """Say whether the box lies inside an array of this shape."""
+        """Return whether the box lies inside an array of this shape."""
         return all(a >= 0 and a + n <= s for a, n, s in zip(self.start, self.size, shape, strict=True))
 
 
 def centred_padding(size: int, wanted: int) -> int:
-    """Return how many voxels go before an axis of `size` that is padded to `wanted`, centred (0: it is long
-    enough). The odd one goes behind."""
+    """Return how many voxels to add before an axis of `size` to center it in `wanted`; 0 if it is long enough.
+
+    An odd voxel is added after the axis.
+    """
     return max(0, wanted - size) // 2
 
 
 @lru_cache(maxsize=4096)
 def _index_map(size: int, before: int, after: int, mode: str) -> Array:
-    """Return for each voxel of a padded axis the voxel that it repeats; -1 for a constant 0."""
+    """Return, for each voxel of a padded axis, the index of the voxel that it repeats; -1 for a constant."""
     axis = np.arange(size)
-    # numpy.pad's typing does not know a mode that comes in a variable.
+    # The overloads of numpy.pad accept literal modes only.
     padded: Array = (
         np.pad(axis, (before, after), mode, constant_values=-1)  # type: ignore[call-overload]
         if mode == "constant"
@@ -66,12 +68,12 @@ def read_padded(
     """Read a box that may reach beyond the array.
 
     Args:
-        read: ``read(selection, out)`` reads a box that lies inside.
+        read: ``read(selection, out)`` reads a box inside the array.
         shape: The spatial shape of the array.
         box: The box.
-        mode: What the config's `IMG_PAD_MODE` may be.
-        out: Of the size of the box, and further axes that are not padded.
-        padding: What ``constant`` pads with, of a shape that broadcasts to that of `out`; None: 0.
+        mode: One of the values of the config's `IMG_PAD_MODE`.
+        out: An array of the size of the box; further axes are not padded.
+        padding: The values for mode ``constant``, in a shape that broadcasts to `out`; None: 0.
     """
     if box.inside(shape):
         read(box.window, out)

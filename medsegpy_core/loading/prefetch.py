@@ -1,4 +1,4 @@
-"""Make batches ahead of the caller on threads, and ask the system for the files of the next ones."""
+"""Prepare batches ahead of the caller on threads, and prefetch files into the page cache."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
 
-# The share of the time of a batch that was spent waiting, from which on the files of the next are asked for at once.
+# If a batch spends more than this share of its time waiting, the files of the next batches are prefetched.
 _WAITING: Final = 0.25
-# How many batches are asked for before they are made, so that the disk works while others are.
+# How many batches ahead to prefetch, so that the disk is busy while other batches are prepared.
 _BATCHES_AHEAD: Final = 4
 
 
 def read_ahead(paths: Iterable[str]) -> None:
-    """Begin to read files into the page cache, all of them side by side. What cannot be opened is passed over: reading
-    it says why."""
+    """Start to read all files into the page cache. Files that cannot be opened are skipped: reading them raises."""
     advise = getattr(os, "posix_fadvise", None)
     if advise is None:
         return
@@ -40,29 +39,28 @@ def read_ahead(paths: Iterable[str]) -> None:
         try:
             advise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
         except OSError:
-            pass  # a pipe, or a file system that does not know it
+            pass  # a pipe, or a file system without support for it
         finally:
             os.close(fd)
 
 
 class Waiting:
-    """Whether the batches of a pass wait for the disk: their time is more than what the processor took for them.
+    """Measures whether the batches of a pass wait for the disk: wall time exceeds CPU time.
 
-    Use it as a context around each batch. Several threads may: what is shared is a flag, and how far files were asked
-    for.
+    Use `measure` as a context around each batch. Thread-safe: threads share only a flag and how far files were
+    prefetched.
     """
 
     def __init__(self) -> None:
-        # Until it is known, as for a data set that has just been copied.
+        # Assume a cold cache until a batch has been measured.
         self.expected = True
         self._asked = 0
 
     def to_ask_for(self, batch: int, batches: int) -> range:
-        """Return the batches whose files are to be asked for before this one is made: itself and those that follow,
-        each of them once."""
+        """Return the batches to prefetch before this one is made: itself and its successors, each only once."""
         if not self.expected:
             return range(0)
-        # Two threads may both ask for a batch, which costs little.
+        # Two threads may both prefetch a batch, which costs little.
         first, self._asked = max(batch, self._asked), max(self._asked, min(batch + 1 + _BATCHES_AHEAD, batches))
         return range(first, self._asked)
 
@@ -85,14 +83,14 @@ class _Measured:
 
 @functools.lru_cache(maxsize=8)
 def epoch_order(order: Order, epoch: int) -> Array:
-    """Return the order of an epoch; those asked for last are kept, for loaders that are indexed."""
+    """Return the order of an epoch. The most recent ones are cached, for ``loader[i]``."""
     numbers = order.epoch(epoch)
     numbers.setflags(write=False)
     return numbers
 
 
 def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) -> Callable[[int, Buffers], Batch]:
-    """Return what makes batch `i`. It refers to no loader and no iterator, so that threads keep none alive."""
+    """Return the function that makes batch `i`. It refers to no loader or iterator, so threads keep none alive."""
     waiting = Waiting()
 
     def rows_of(i: int) -> list[Row]:
@@ -100,7 +98,7 @@ def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) 
 
     def make(i: int, buffers: Buffers) -> Batch:
         for ahead in waiting.to_ask_for(i, order.batches):
-            with suppress(MedSegPyError):  # what is wrong with a batch is an error when it is made
+            with suppress(MedSegPyError):  # an invalid batch raises when it is made
                 read_ahead(path for row in rows_of(ahead) for path in row.files())
         with waiting.measure():
             return maker.make(order.batch(numbers, i), epoch, buffers)
@@ -109,7 +107,7 @@ def batch_function(maker: BatchMaker, order: Order, numbers: Array, epoch: int) 
 
 
 def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a state is malformed, or of a loader with other data or settings than `own`."""
+    """Raise `ValueError` if a state is malformed, or comes from a loader with other data or settings than `own`."""
     wrong = [f"{key}={state.get(key)!r}" for key in ("seed", "epoch", "batches") if not is_natural(state.get(key))]
     if wrong:
         raise ValueError(f"The state of a loader has {', '.join(own)}, ints >= 0; this one has {', '.join(wrong)}.")
@@ -122,25 +120,25 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         raise ValueError(f"This is the state of a loader with other data or settings: {'; '.join(differing)}.")
 
 
-# A batch that was delivered stays valid until the next but one is asked for.
+# A delivered batch stays valid until two more have been requested.
 _DELIVERED_SETS: Final = 2
 
 
 class BatchIterator(Iterator[Batch]):
     """One pass over the batches `start` to `stop` of an epoch.
 
-    Errors come where their batch would have come, and end the pass. When the iterator is dropped, batches that no
-    thread has begun are not made.
+    An error is raised in place of its batch and ends the pass. When the iterator is deleted, batches that no thread has
+    started are not made.
 
     Args:
         make: ``make(i, buffers)`` makes batch `i`; called from the threads. It must not refer to this iterator.
         start: The first batch.
-        stop: Behind the last batch.
-        workers: How many threads; 0: batches are made when they are asked for.
-        buffers: Where the buffers of passes that have ended lie; a batch is then valid only until the next but one is
-            asked for. None: a batch is valid for as long as anybody holds it.
-        delivered: Called with the number of batches delivered so far, counted from the first of the epoch.
-        exhausted: Called once when all have been delivered and one more is asked for.
+        stop: The batch after the last.
+        workers: The number of threads; 0: each batch is made when it is requested.
+        buffers: The buffers of finished passes, to reuse: a batch then stays valid until two more have been requested.
+            None: a batch stays valid as long as it is referenced.
+        delivered: Called with the number of batches delivered so far, counted from the start of the epoch.
+        exhausted: Called once, when a batch is requested after the last one.
     """
 
     def __init__(
@@ -187,7 +185,7 @@ class BatchIterator(Iterator[Batch]):
             self._recycle()
             batch, buffers = self._take()
         except BaseException:
-            # The pass ends here: what was made ahead belongs to batches that will not be asked for.
+            # The pass ends here: batches that were prepared ahead will not be requested.
             self._next, self._exhausted = self._stop, None
             self.close()
             raise
@@ -197,7 +195,7 @@ class BatchIterator(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Stop: batches that no thread has begun are not made."""
+        """Stop. Batches that no thread has started are not made."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
@@ -207,14 +205,14 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
     def _give_back(self) -> None:
-        """Leave the buffers to the next pass, those that were delivered last at the end: they are valid for a while."""
+        """Leave the buffers to the next pass. Those delivered last come last, because their batches are still valid."""
         if self._sets is not None and self._free is not None:
             self._sets.give_back([*self._free, *self._out])
         self._free, self._sets = None, None
         self._out.clear()
 
     def _begin_again(self) -> None:
-        """Go on in a process made by fork: the threads, and what they were making, stayed in the other one."""
+        """Continue in a forked process, where the threads and their pending batches do not exist."""
         self._process, self._pool, self._submitted = os.getpid(), _threads(self._workers), self._next
         if self._free is not None:
             self._free.extend(buffers for _, buffers in self._pending)

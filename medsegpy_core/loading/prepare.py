@@ -1,4 +1,4 @@
-"""What a loader is made of: everything that is worked out once, when it is built."""
+"""The setup of a loader: everything that is computed once, when the loader is built."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 
 def role_dataset(cfg: Config, is_test: bool) -> str:
-    """Return the dataset whose metadata hold for dicts that come without a name: by its role in the config."""
+    """Return the dataset to which dicts without a dataset name belong: the one with this role in the config."""
     keys = ("TEST_DATASET", "VAL_DATASET", "TRAIN_DATASET") if is_test else ("TRAIN_DATASET",)
     return next((name for key in keys for name in role_names(cfg, key)), "")
 
 
 @frozen(eq=False)
 class Setup:
-    """Everything that a loader reads from, and nothing that changes.
+    """The immutable part of a loader.
 
     Attributes:
         cfg: The config.
         options: The options of `build_loader`.
         files: The scans, read from files.
-        sources: The same, from memory where the config says `PRELOAD_DATA`.
-        metadata: What the datasets' metadata say, so that another process needs no registration.
+        sources: The scans to read from: in memory if the config sets `PRELOAD_DATA`, else `files`.
+        metadata: A copy of the datasets' metadata, so that another process needs no registration.
         maker: Makes batches.
         is_test: Whether this is for evaluation.
-        random_preprocessing: The names in ``PREPROCESSING`` whose transforms want random numbers.
+        random_preprocessing: The names in ``PREPROCESSING`` whose transforms take random numbers.
     """
 
     cfg: Config
@@ -67,7 +67,7 @@ class Setup:
         cfg, options, records = request.cfg, request.options, request.records
         names = sorted({record.dataset for record in records} | set(request.datasets))
         if not records:
-            raise RecordError(f"{_named(names)} no elements. Check what its function returns, and its scan_root.")
+            raise RecordError(f"{_named(names)} no elements. Check its dataset function and its scan_root.")
         if not options.allow_augmented:
             check_augmentation(records, cfg, request.is_test)
         pipeline = build_transforms(cfg, request.transform)
@@ -108,7 +108,7 @@ class Setup:
         return evolve(self, maker=evolve(self.maker, seed=seed))
 
     def require_elements(self) -> None:
-        """Raise `RecordError` if there is nothing to make batches of, and say why."""
+        """Raise `RecordError` if there are no elements; the message gives the reason."""
         if len(self.maker.plan):
             return
         names = sorted({source.scan.key[0] for source in self.sources})
@@ -116,19 +116,17 @@ class Setup:
             raise RecordError(
                 f"{_named(names)} no labels: none of its elements has a 'sem_seg_file'. Batches need labels; "
                 "build_loader(..., keep_unlabelled=True) delivers images with masks of -1, and inference(model) needs "
-                "none."
+                "no labels."
             )
         raise RecordError(
-            f"{_named(names)} no element that fits: no window of IMG_SIZE {self.cfg.IMG_SIZE} lies in a scan with "
-            "labels "
-            f"throughout (the first scan is {self.sources[0].geometry.shape}). Make IMG_SIZE smaller, set "
-            "IMG_PAD_SIZE, or "
-            "use keep_unlabelled=True."
+            f"{_named(names)} no elements: no window of IMG_SIZE {self.cfg.IMG_SIZE} fits into the labelled part of a "
+            f"scan (the first scan is {self.sources[0].geometry.shape}). Reduce IMG_SIZE, set IMG_PAD_SIZE, or pass "
+            "keep_unlabelled=True."
         )
 
 
 def _access(options: LoaderOptions) -> Access | None:
-    """Return how a loader reads, as its options say; None: they say nothing."""
+    """Return how a loader reads files, by its options; None: the options do not set it."""
     here = current_access()
     if options.isolate is None and not options.mmap:
         return None
@@ -155,20 +153,20 @@ def _category_ids(
         first = next(iter(known.values()))
         return normalize_category_ids(first.require("category_ids").get("category_ids"))
     for record in records:
-        # How many labels a map may hold is not told by the one that happens to come first.
+        # The first label map need not contain all labels of the dataset.
         if record.labelled and (not record.extra.get("label_map") or record.extra.get("label_values")):
             with opener.open(record) as opened:
                 if opened.mask is not None:
                     return tuple(range(opened.mask.shape[-1]))
     raise CategoryError(
         "There are no categories to load: the config's CATEGORIES is empty, the dicts belong to no dataset with "
-        "metadata, and none of them has a mask with a channel for each category. Set CATEGORIES, as in cfg.CATEGORIES "
+        "metadata, and none of them has a mask with one channel per category. Set CATEGORIES, as in cfg.CATEGORIES "
         "= [0, 1]."
     )
 
 
 def _refuse_unknown(records: Sequence[Record], collation: Collation) -> None:
-    """Raise `RecordError` if voxels of the elements may be unknown, which a loss has to know of."""
+    """Raise `RecordError` if the elements may contain unknown voxels, which the loss must ignore."""
     for record in records:
         if not record.labelled or not record.extra:
             continue
@@ -177,8 +175,8 @@ def _refuse_unknown(records: Sequence[Record], collation: Collation) -> None:
         if ignored or (annotated is not None and collation.partly_annotated(annotated).any()):
             key = "ignore_values" if ignored else "annotated"
             raise RecordError(
-                f"{record.where()} has {key}={record.extra[key]!r}: masks hold -1 (uint8: 255) where a voxel is "
-                "unknown. Train with build_loader(..., keep_unlabelled=True) and a loss that leaves these voxels out"
+                f"{record.where()} has {key}={record.extra[key]!r}: unknown voxels are -1 (uint8: 255) in masks. "
+                "Train with build_loader(..., keep_unlabelled=True) and a loss that ignores these voxels"
                 f"{'' if ignored else ', or on the annotated categories alone: set CATEGORIES'}."
             )
 
@@ -207,10 +205,8 @@ def _warn_of_gaps(files: Sequence[ScanSource]) -> None:
         scan, missing = gaps[0]
         warnings.warn(
             f"{len(gaps)} scan{'s have' if len(gaps) > 1 else ' has'} gaps (scan {scan.key[1]!r} of {scan.key[0]!r} "
-            "lacks "
-            f"slices {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}); in windows the "
-            "nearest "
-            "slice that is there stands in.",
+            f"lacks slices {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}); in windows, "
+            "the nearest existing slice replaces a missing one.",
             DataWarning,
             stacklevel=2,
         )

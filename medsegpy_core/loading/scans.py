@@ -1,4 +1,4 @@
-"""Scans: the records that belong together, whether they are slices or a volume, and what opens them."""
+"""Scans: one volume, or the slices that belong together; and how records are opened."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from medsegpy_core.reading.canonical_scan import CanonicalScan, GeometryCheck, o
 from medsegpy_core.reading.readers import find_reader, names_key, reader_by_name
 from medsegpy_core.typing import CategoryId, PreparingReader, Reader
 
-# Dataset, reader, suffix or file, and for a file whether the record names its array.
+# (dataset, reader, suffix or file, for a file: whether the record names its array)
 _ReaderKey = tuple[str, str | None, str, bool | None]
 
-# Opened records that are kept; each takes half a kilobyte.
+# Most opened records to keep; each takes half a kilobyte.
 _KEPT_SCANS: Final = 1 << 16
 
 
@@ -30,8 +30,8 @@ class Scan:
 
     Attributes:
         key: (dataset, scan_id, augmentation).
-        records: One record for a volume, else the slices that are there, by slice_id.
-        positions: Where each of them is in the list that was grouped.
+        records: One record for a volume, else the existing slices, by slice_id.
+        positions: The position of each record in the list that was grouped.
     """
 
     key: ScanKey
@@ -45,7 +45,7 @@ class Scan:
 
     @property
     def missing(self) -> list[int]:
-        """The numbers of the slices that are not there."""
+        """The numbers of the missing slices."""
         if self.is_volume:
             return []
         present = {record.slice_id for record in self.records}
@@ -53,15 +53,15 @@ class Scan:
 
     @property
     def labelled(self) -> bool:
-        """Whether all of the scan has a mask."""
+        """Whether every record of the scan has a mask."""
         return all(record.labelled for record in self.records)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What evaluators get to know of the scan: its id, subject and time point, and all ``scan_*`` keys."""
+        """The scan's id, subject, time point and all ``scan_*`` keys, as evaluators get them."""
         first = self.records[0]
         return {
-            # Where the slices of a scan differ, the first one decides.
+            # If the slices of a scan differ, the first one decides.
             **{key: value for record in reversed(self.records) for key, value in record.scan.items()},
             "scan_id": first.scan_id,
             "subject_id": first.subject_id,
@@ -70,7 +70,7 @@ class Scan:
 
 
 def group_scans(records: Sequence[Record]) -> list[Scan]:
-    """Group records into scans, in the order in which the scans first occur."""
+    """Group records into scans, in the order of each scan's first record."""
     groups: dict[ScanKey, list[tuple[int, int]]] = {}
     for position, record in enumerate(records):
         groups.setdefault(record.scan_key, []).append((record.slice_id or 0, position))
@@ -83,14 +83,14 @@ def group_scans(records: Sequence[Record]) -> list[Scan]:
 
 @frozen
 class Opener:
-    """Opens records with readers that were looked up once, so that no registration is needed in another process."""
+    """Opens records with readers that were looked up once. Another process needs no registered datasets to use it."""
 
     readers: dict[_ReaderKey, Reader]
     category_ids: dict[str, tuple[CategoryId, ...] | None]
     access: Access = DEFAULT_ACCESS
     geometry: GeometryCheck = field(factory=GeometryCheck, eq=False)
-    follows: bool = False  # what `accessing` says where a record is read
-    _kept: _KeptScans = field(factory=lambda: _KeptScans(), eq=False, repr=False)  # noqa: PLW0108 -- it is defined below
+    follows: bool = False  # whether the `accessing` of the reading thread applies
+    _kept: _KeptScans = field(factory=lambda: _KeptScans(), eq=False, repr=False)  # noqa: PLW0108 -- defined below
 
     @classmethod
     def of(
@@ -99,17 +99,19 @@ class Opener:
         access: Access | None = None,
         report: Callable[[str, str, Path], None] | None = None,
     ) -> Opener:
-        """Look up the readers, and what they need, for all of the records.
+        """Look up the readers of all records, and what the readers need.
 
-        Files are read as `access` says; None: as `accessing` says here, and if it says nothing here, then as it says
-        where they are read.
-        Contradictions go to `report`, see `GeometryCheck`.
+        Args:
+            records: The records.
+            access: How to read files; None: as the current `accessing` sets it, or, if none is active, as the
+                `accessing` that is active when a file is read.
+            report: Receives contradictions, see `GeometryCheck`.
         """
         follows = access is None and current_access() == DEFAULT_ACCESS
         access = current_access() if access is None else access
         by_name: dict[_ReaderKey, Reader | None] = {}
         by_content: dict[_ReaderKey, Reader] = {}
-        with accessing(access):  # a reader may have to look into a file to say whether it is its own
+        with accessing(access):  # a reader may have to open a file to recognize it
             for record in records:
                 key = _reader_key(record)
                 if key not in by_name:
@@ -122,7 +124,7 @@ class Opener:
         return cls(readers, {name: declared_categories(name) for name in datasets}, access, geometry, follows)
 
     def prepare(self, records: Iterable[Record]) -> None:
-        """Let readers look into the files of many records that will be opened, see `PreparingReader`."""
+        """Let readers prepare the files of many records before they are opened, see `PreparingReader`."""
         chosen: dict[int, tuple[Reader, list[Record]]] = {}
         for record in records:
             reader = self._reader(record)
@@ -133,16 +135,16 @@ class Opener:
                     reader.prepare(own)
 
     def open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
-        """Open a record; its arrays are read as `access` says while it is open, in this thread."""
+        """Open a record. `access` applies to reads of its arrays in this thread while it is open."""
         here = current_access()
         as_here = self.follows or here is self.access or here == self.access
         return self._open(record) if as_here else self._open_so(record)
 
     def opened(self, record: Record) -> CanonicalScan | None:
-        """Return the arrays of a record, which hold no file; None: they do, and have to be opened for each read.
+        """Return the arrays of a record if they keep no file open; None: they do, so open the record for each read.
 
         Raises:
-            ReadError: It cannot be opened.
+            ReadError: The record cannot be opened.
         """
         kept = self._kept.get(record)
         if kept is not None:
@@ -157,7 +159,7 @@ class Opener:
         return None
 
     def forget(self, records: Iterable[Record]) -> None:
-        """Open these records again when they are next read."""
+        """Drop what is kept of these records; the next read opens them again."""
         for record in records:
             self._kept.drop(record)
 
@@ -183,7 +185,7 @@ class Opener:
 
 
 class _Held:
-    """The context of a record that is kept open: says of which element an error is, as `open_record` does."""
+    """The context of a kept record. It adds the element to errors, as `open_record` does."""
 
     __slots__ = ("_opened", "_record")
 
@@ -200,12 +202,12 @@ class _Held:
 
 
 class _KeptScans:
-    """Opened records whose arrays hold no file, up to a number; they do not go to another process.
+    """A limited number of opened records whose arrays keep no file open. They are not pickled.
 
-    Any thread may use it: what is done to the dict is done at once, and the worst is that a record is opened twice.
+    Thread-safe without a lock: each operation on the dict is atomic, and at worst a record is opened twice.
 
     Attributes:
-        attached: The readers whose arrays hold files.
+        attached: The readers whose arrays keep files open.
     """
 
     def __init__(self) -> None:
@@ -217,7 +219,7 @@ class _KeptScans:
 
     def get(self, record: Record) -> CanonicalScan | None:
         kept = self._scans.get(id(record))
-        # The number of a record that is gone may be that of another.
+        # A new record may have the id() of one that was deleted.
         return kept[1] if kept is not None and kept[0] is record else None
 
     def drop(self, record: Record) -> None:
@@ -230,7 +232,7 @@ class _KeptScans:
 
 
 def _reader_key(record: Record) -> _ReaderKey:
-    # Two parts, for ".nii.gz".
+    # Two suffixes, for ".nii.gz".
     return record.dataset, record.reader, ".".join(record.file_name.name.rsplit(".", 2)[1:]), None
 
 

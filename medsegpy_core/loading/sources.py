@@ -1,4 +1,4 @@
-"""Where the voxels of scans come from: files or memory; and where the foreground of each scan lies."""
+"""Sources of voxels (files or memory), and the foreground voxels of each scan."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
 
-# Voxels that are remembered of a category in a scan. Where there are more, as many are drawn evenly, once: a patch
-# centred on one of 65,536 voxels is as good as one of all, and a scan costs 256 KB a category, not its own size.
+# Most voxels to keep per category and scan; of more, a random sample is kept. Patches centered on 65,536 different
+# voxels are varied enough, and the memory per category is 256 KB instead of the size of the scan.
 _REMEMBERED: Final = 1 << 16
 
 
 class ForegroundIndex:
-    """The voxels of each category, per scan; read when a scan is first asked for, from any thread.
+    """The foreground voxels of each category, per scan, read when a scan is first requested. Thread-safe.
 
     Args:
         sources: The scans.
         channels: Channels of a collated mask.
-        background: Whether the first of them is the background, which is no foreground.
+        background: Whether the first channel is the background, which is not foreground.
     """
 
     def __init__(self, sources: Sequence[Source], channels: int, background: bool):
@@ -53,10 +53,10 @@ class ForegroundIndex:
         self.__dict__.update(state, _lock=ForkSafeLock())
 
     def locations(self, number: int) -> tuple[Array, ...]:
-        """Return the flat indices (H x W x D, C order) of the voxels of each category that scan `number` has."""
+        """Return the flat indices (H x W x D, C order) of the voxels of each category present in scan `number`."""
         found = self._found.get(number)
         if found is None:
-            # One thread reads, the others wait: two would read the same scan.
+            # Under a lock, so that two threads do not read the same scan.
             with self._lock:
                 found = self._found.get(number)
                 if found is None:
@@ -64,7 +64,7 @@ class ForegroundIndex:
         return found
 
     def forget(self, number: int) -> None:
-        """Read scan `number` again when it is next asked for."""
+        """Read scan `number` again on the next request."""
         self._found.pop(number, None)
 
     def _read(self, number: int) -> tuple[Array, ...]:
@@ -92,8 +92,8 @@ class Geometry:
 
     Attributes:
         shape: H, W and D.
-        channels: The image's channels where it has a channel axis, else None.
-        metadata: What the file itself says.
+        channels: The number of image channels; None: no channel axis.
+        metadata: The metadata of the file.
     """
 
     shape: tuple[int, int, int]
@@ -102,13 +102,13 @@ class Geometry:
 
 
 class Places(NamedTuple):
-    """Where a box of one record lies in files.
+    """The places of a box of one record in files.
 
     Attributes:
         record: The record.
-        image: The image.
-        mask: The mask with all its channels; None: it is not wanted.
-        channels: The channels of the mask, a byte each; None: they are the bits of one byte.
+        image: The place of the image.
+        mask: The place of the mask with all its channels; None: not requested.
+        channels: The number of mask channels of one byte each; None: the channels are the bits of one byte.
     """
 
     record: Record
@@ -118,7 +118,7 @@ class Places(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the boxes of one scan come from: files, or memory."""
+    """Provides boxes of one scan from files or memory."""
 
     @property
     def scan(self) -> Scan:
@@ -129,31 +129,30 @@ class Source(Protocol):
         """Its shape."""
 
     def record_at(self, depth: int) -> Record:
-        """Return the record that stands for a slice."""
+        """Return the record of a slice; see `ScanSource.record_at`."""
 
     def slice_files(self, depths: range) -> set[str]:
-        """Return the files that a read of these slices takes whole."""
+        """Return the files that a read of these slices reads entirely."""
 
     def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
-        """Say where a box of image and mask lies; see `ScanSource.places`."""
+        """Return the place of a box in files; see `ScanSource.places`."""
 
     def padding(self, depths: range, dtype: np.dtype[Any]) -> Array:
-        """Return what a mask is padded with; see `ScanSource.padding`."""
+        """Return the padding values of a mask; see `ScanSource.padding`."""
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
-        """Read a box of the image, and of the mask; see `ScanSource.read`."""
+        """Read a box of the image and of the mask; see `ScanSource.read`."""
 
     def forget(self) -> None:
-        """Forget what files said of their shapes; see `ScanSource.forget`."""
+        """Forget the cached headers; see `ScanSource.forget`."""
 
 
 @define(eq=False)
 class ScanSource:
-    """Reads boxes of one scan.
+    """Reads boxes of one scan from its files. Thread-safe.
 
-    Boxes lie inside the scan. Images are H x W x D [x K], masks H x W x D x C, collated; where it is unknown what a
-    voxel is, as in a slice without mask, they are -1 (255 as uint8). A slice that is missing is replaced by the nearest
-    that is there. May be used from several threads.
+    Boxes lie inside the scan. Images are H x W x D [x K], masks H x W x D x C, collated. Unknown voxels of masks, such
+    as those of a slice without a mask, are -1 (uint8: 255). The nearest existing slice replaces a missing one.
     """
 
     scan: Scan
@@ -167,20 +166,20 @@ class ScanSource:
         """The shape, from the header of the (first) file.
 
         Raises:
-            ReadError: The file cannot be read, or has another shape than when elements were planned.
+            ReadError: The file cannot be read, or its shape changed since the elements were planned.
         """
-        # Two threads may both read it: the same value, so no lock.
+        # No lock: two threads may both read it, but get the same value.
         found = self._geometry
         if found is None:
             found = self._geometry = self._read_geometry()
         return found
 
     def keep_planned(self) -> None:
-        """Hold the shape, if it is known by now, for the one that elements were planned for."""
+        """Treat the current shape, if it is known, as the one for which the elements were planned."""
         self._planned = self._geometry
 
     def forget(self) -> None:
-        """Forget what files said of their shapes: for a while, other files may have been in their place."""
+        """Forget the cached headers, because the files may have been replaced in the meantime."""
         self._geometry = None
         self.opener.forget(self.scan.records)
 
@@ -196,7 +195,7 @@ class ScanSource:
         return found
 
     def record_at(self, depth: int) -> Record:
-        """Return the record that holds the slice at `depth` (from 0), or the nearest one that is there."""
+        """Return the record of the slice at `depth` (from 0), or of the nearest existing slice."""
         records = self.scan.records
         if self.scan.is_volume:
             return records[0]
@@ -208,19 +207,21 @@ class ScanSource:
         return min(neighbours, key=lambda record: abs((record.slice_id or 0) - wanted))
 
     def slice_files(self, depths: range) -> set[str]:
-        """Return the files that a read of these slices takes whole; none of a volume, of which a box is a part."""
+        """Return the files that a read of these slices reads entirely: none for a volume, which is read in part."""
         if self.scan.is_volume:
             return set()
         records = {id(record): record for record in map(self.record_at, depths)}.values()
         return {file for record in records for file in record.files if file is not None}
 
     def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
-        """Say where a box of image and mask lies in files; None: not as it is, or not in one record, or something is
-        wrong with it, which `read` tells.
+        """Return the place of a box of image and mask in files.
+
+        None if the bytes need conversion, the box spans several records, or the files are invalid; then use `read`,
+        which also raises the errors.
 
         Args:
             box: H, W and D.
-            mask_depth: The part of the box's D that the mask is wanted of; None: no mask is wanted.
+            mask_depth: The part of the box's D for which to return the mask; None: no mask.
         """
         if not self.scan.is_volume and box[2].stop - box[2].start != 1:
             return None
@@ -239,7 +240,7 @@ class ScanSource:
         return None if mask is None else self._mapped(Places(record, image, *mask))
 
     def _mapped(self, places: Places) -> Places | None:
-        """Return the same in mapped files, if files are to be mapped; None: they are not yet."""
+        """Return the places in mapped files if `mmap` is on; None if the files are not mapped yet."""
         if not self.opener.access.mmap:
             return places
         image, mask = places.image.in_memory(), None if places.mask is None else places.mask.in_memory()
@@ -248,15 +249,16 @@ class ScanSource:
         return places._replace(image=image, mask=mask)
 
     def padding(self, depths: range, dtype: np.dtype[Any]) -> Array:
-        """Return what the mask is beside the scan, where it is padded with a constant: nothing, but unknown for slices
-        without labels, and for categories with channels that are not annotated.
+        """Return the constant with which a mask is padded: no category, or unknown.
+
+        It is unknown for slices without a mask, and for categories whose channels are not annotated.
 
         Args:
-            depths: The slices; those outside the scan are as the nearest inside.
+            depths: The slices; a slice outside the scan has the value of the nearest one inside.
             dtype: The type of the mask.
 
         Returns:
-            Depths x categories.
+            Values per depth and category.
         """
         rows = np.empty((len(depths), self.collation.channels), dtype)
         for i, depth in enumerate(depths):
@@ -267,19 +269,19 @@ class ScanSource:
 
     @property
     def _record_shape(self) -> tuple[int, ...]:
-        """Return the shape that the image of each record has."""
+        """The expected image shape of each record."""
         geometry = self.geometry
         shape: tuple[int, ...] = geometry.shape if self.scan.is_volume else geometry.shape[:2]
         return shape if geometry.channels is None else (*shape, geometry.channels)
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
-        """Read a box of the image, and of the mask.
+        """Read a box of the image and of the mask.
 
         Args:
             box: H, W and D.
-            image: Where to write H x W x D [x K]; None: do not.
-            mask: Where to write H x W x D x C; None: do not.
-            mask_depth: The part of the box's D that the mask is wanted of; None: all of it.
+            image: Receives the image, H x W x D [x K]; None: skip it.
+            mask: Receives the mask, H x W x D x C; None: skip it.
+            mask_depth: The part of the box's D for which to read the mask; None: all of it.
         """
         depth = box[2] if mask_depth is None else mask_depth
         if self.scan.is_volume:
@@ -310,7 +312,7 @@ class ScanSource:
                 raise ShapeError(
                     f"Slice {record.slice_id} of scan {record.scan_id!r} ({record.file_name}) is "
                     f"{_by(opened.image.shape)}, but slice {first.slice_id} ({first.file_name}) is {_by(expected)}. "
-                    "The slices of a scan have one size."
+                    "All slices of a scan must have the same size."
                 )
             if image is not None:
                 read_into(opened.image, (*box, *_rest(opened.image, 2)), image)
@@ -326,11 +328,11 @@ class ScanSource:
 
 @define(eq=False)
 class MemorySource:
-    """Reads boxes of a scan that is in memory, with the same results as `ScanSource`.
+    """Reads boxes of a scan in memory, with the same results as `ScanSource`.
 
     Attributes:
         image: H x W x D [x K], float32.
-        mask: H x W x D x C, uint8, 255 where it is unknown.
+        mask: H x W x D x C, uint8, 255 for unknown voxels.
     """
 
     scan: Scan
@@ -354,7 +356,7 @@ class MemorySource:
         return self._files.record_at(depth)
 
     def slice_files(self, depths: range) -> set[str]:
-        """See `ScanSource.slice_files`: there are none."""
+        """Return no files; see `ScanSource.slice_files`."""
         del depths
         return set()
 
@@ -363,12 +365,12 @@ class MemorySource:
         return self._files.padding(depths, dtype)
 
     def places(self, box: Selection, mask_depth: slice | None) -> Places | None:
-        """See `ScanSource.places`: it lies in no file."""
+        """Return None: the scan is in memory; see `ScanSource.places`."""
         del box, mask_depth
         return None
 
     def forget(self) -> None:
-        """See `ScanSource.forget`: what is in memory stays."""
+        """Do nothing: the scan is in memory; see `ScanSource.forget`."""
 
     def read(self, box: Selection, image: Array | None, mask: Array | None, mask_depth: slice | None = None) -> None:
         """See `ScanSource.read`."""
@@ -382,7 +384,7 @@ class MemorySource:
 
 
 def _by(shape: tuple[int, ...]) -> str:
-    """Return a shape as messages show it."""
+    """Format a shape for messages."""
     return " x ".join(map(str, shape))
 
 
@@ -392,8 +394,8 @@ def _rest(array: LazyArray, spatial: int) -> Selection:
 
 def _changed(record: Record, found: tuple[int, ...], expected: tuple[int, ...]) -> ReadError:
     return ReadError(
-        f"the file changed since the loader looked at it: its image was {_by(expected)}, and is {_by(found)} now. Put "
-        "the old file back, or build the loader again",
+        f"the file changed since the loader read its header: the image was {_by(expected)} and is now {_by(found)}. "
+        "Restore the old file, or build the loader again",
         record.file_name,
         element=record.where(),
     )

@@ -1,4 +1,4 @@
-"""Which boxes of which scans are the elements of a loader: pure functions of shapes and settings."""
+"""Plan the elements of a loader: which boxes of which scans. Pure functions of shapes and settings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Element:
 
     Attributes:
         record: The slice or the volume; for a window of several slices, the record of the middle one.
-        window: One slice per axis (H, W, D) of the scan; a start may be negative and a stop beyond the end where
-            the window is padded.
+        window: One slice per axis (H, W, D) of the scan. If the window is padded, a start may be negative and a stop
+            may lie beyond the end.
         number: The number of the element in the unshuffled list.
     """
 
@@ -39,12 +39,13 @@ class Element:
 def spatial_setting(
     name: str, value: Any, default: tuple[int, int, int] | None = None, minimum: int = 0
 ) -> tuple[int, int, int]:
-    """Return a config value that has one int per axis (H, W, D) as three ints.
+    """Return a config value with one int per axis (H, W, D) as three ints.
 
-    A fourth entry (the channel axis of MedSegPy's configs) is dropped; of two, the third is `default`'s or 1.
+    A fourth entry (the channel axis in MedSegPy's configs) is dropped. If there are only two, the third comes from
+    `default`, or is 1.
 
     Raises:
-        ConfigError: It has another length, or an entry below `minimum`.
+        ConfigError: The value has another length, or an entry below `minimum`.
     """
     if not value and default is not None:
         return default
@@ -61,10 +62,10 @@ def spatial_setting(
 
 
 def axis_starts(size: int, patch: int, pad: int, stride: int) -> list[int]:
-    """Return where the patches of a grid start along one axis.
+    """Return the starts of a grid of patches along one axis.
 
-    They start at -pad, -pad + stride, ... while they end within size + pad. An axis that is shorter than the patch
-    is padded to it, centred, and has one patch.
+    Patches start at -pad, -pad + stride, ... as long as they end within size + pad. An axis shorter than the patch is
+    padded on both sides and has one centered patch.
 
     Example:
         >>> axis_starts(10, 4, 0, 3), axis_starts(10, 5, 3, 5), axis_starts(3, 8, 0, 8)
@@ -76,11 +77,10 @@ def axis_starts(size: int, patch: int, pad: int, stride: int) -> list[int]:
 
 
 def covering_starts(size: int, patch: int, pad: int, stride: int) -> list[int]:
-    """Return `axis_starts`, and where the grid stops short of the end one patch more, flush with it, so that every
-    voxel is covered.
+    """Return `axis_starts` such that every voxel is covered.
 
-    A stride that is larger than the patch is taken as the patch, which leaves no gaps. Patches that lie in the padding
-    altogether are left out.
+    If the grid stops short of the end, one more patch is added, flush with the end. The stride is at most the patch
+    size, so there are no gaps. Patches that lie entirely in the padding are left out.
 
     Example:
         >>> covering_starts(10, 4, 0, 4)
@@ -95,7 +95,7 @@ def covering_starts(size: int, patch: int, pad: int, stride: int) -> list[int]:
 def grid_starts(
     shape: Sequence[int], patch: Sequence[int], pad: Sequence[int], stride: Sequence[int], cover: bool = False
 ) -> list[tuple[int, ...]]:
-    """Return the starts of a grid of patches in C order, last axis fastest; with `cover` every voxel is in one."""
+    """Return the starts of a grid of patches in C order; with `cover`, the patches cover every voxel."""
     along = covering_starts if cover else axis_starts
     return list(itertools.product(*map(along, shape, patch, pad, stride)))
 
@@ -111,15 +111,15 @@ def compute_patches(
     Args:
         img_size: The shape of the scan, any number of axes.
         patch_size: The shape of a patch; None: the whole axis.
-        pad_size: Voxels that are padded on each side, for all axes or per axis; None: none.
+        pad_size: Padding on each side in voxels, for all axes or per axis; None: no padding.
         strides: For all axes or per axis; None: the patch size.
 
     Returns:
-        For each patch, in C order, the slices that lie inside the scan, and what `numpy.pad` has to add to them
-        (None: nothing).
+        For each patch, in C order: the slices inside the scan, and the `pad_width` that `numpy.pad` needs to complete
+        them (None: no padding).
 
     Raises:
-        ValueError: The numbers of axes differ, or patches fit into the padding: those hold no voxel to pad from.
+        ValueError: The numbers of axes differ, or a patch fits into the padding and so would contain no voxel.
 
     Example:
         >>> compute_patches((8,), (4,), pad_size=1)
@@ -147,34 +147,34 @@ def compute_patches(
 Shape3 = tuple[int, int, int]
 # Flat indices of the voxels of each category that is present in a scan.
 Locations = Callable[[], Sequence["Array"]]
-# (number of the scan, three ints that the kind of window understands)
+# (number of the scan, three ints whose meaning depends on the kind of window)
 Planned = tuple[int, Shape3]
 
 
 class Windows(Protocol):
-    """See the module."""
+    """How a loader cuts elements out of scans."""
 
     @property
     def depth_is_channel(self) -> bool:
         """Whether D is the channel axis."""
 
     def elements(self, sources: Sequence[Source], keep_unlabelled: bool) -> list[Planned]:
-        """List the elements."""
+        """List the elements of an epoch."""
 
     def box(self, source: Source, planned: Shape3, rng: ElementRng, locations: Locations) -> Box:
-        """Place an element."""
+        """Return the box of one element."""
 
     def cover(self, source: Source) -> list[Box]:
-        """Cover a scan."""
+        """Return the boxes that inference predicts; they cover the scan."""
 
 
 @frozen
 class SliceWindows:
-    """Every slice, with its neighbours.
+    """Every slice, with its neighbors.
 
     Attributes:
-        depth: How many slices a window has, odd.
-        in_plane: The H and W that slices are padded to, centred; None: as they are.
+        depth: Slices per window, odd.
+        in_plane: The H and W to which slices are padded on both sides; None: no padding.
     """
 
     depth: int = 1
@@ -198,22 +198,22 @@ class SliceWindows:
         if h > height or w > width:
             raise ShapeError(
                 f"{source.scan.records[0].file_name} is {h} x {w}, larger than IMG_SIZE {height} x {width}. Slices are "
-                "padded to IMG_SIZE, never cut: raise it, or crop them when you write the files."
+                "padded to IMG_SIZE, never cropped: increase IMG_SIZE, or crop the slices when you write the files."
             )
         return Box((-centred_padding(h, height), -centred_padding(w, width), planned[2]), (height, width, self.depth))
 
     def cover(self, source: Source) -> list[Box]:
-        """One window for every slice, padded at the ends."""
+        """Return one window per slice, padded at the ends."""
         return [self.box(source, (0, 0, d - self.depth // 2), _NO_RNG, list) for d in range(source.geometry.shape[2])]
 
 
 @frozen
 class VolumeWindows(SliceWindows):
-    """Windows along the last axis that lie inside the scan, padded by `pad` slices at each end.
+    """Windows along the last axis that lie inside the scan after `pad` slices of padding at each end.
 
     Attributes:
         pad: Slices of padding at each end.
-        stride: Slices from one window to the next.
+        stride: Slices between the starts of windows.
     """
 
     pad: int = 0
@@ -238,7 +238,7 @@ class GridWindows:
     Attributes:
         patch: Voxels per axis.
         pad: Voxels of padding on each side, per axis.
-        stride: Voxels from one patch to the next, per axis.
+        stride: Voxels between the starts of patches, per axis.
     """
 
     patch: Shape3
@@ -247,7 +247,7 @@ class GridWindows:
     depth_is_channel = False
 
     def elements(self, sources: Sequence[Source], keep_unlabelled: bool) -> list[Planned]:
-        """List the patches of each scan in C order; those that reach into unlabelled slices are left out."""
+        """List the patches of each scan in C order, without those that reach into unlabelled slices."""
         found = []
         for number, source in enumerate(sources):
             shape = source.geometry.shape
@@ -260,24 +260,24 @@ class GridWindows:
         return found
 
     def box(self, source: Source, planned: Shape3, rng: ElementRng, locations: Locations) -> Box:
-        """The patch."""
+        """Return the patch."""
         return Box(planned, self.patch)
 
     def cover(self, source: Source) -> list[Box]:
-        """The grid, and patches flush with the end where it stops short."""
+        """Return the grid, plus patches flush with the end of an axis if the grid stops short of it."""
         starts = grid_starts(source.geometry.shape, self.patch, self.pad, self.stride, cover=True)
         return [Box(start, self.patch) for start in starts]
 
 
 @frozen
 class RandomWindows:
-    """Random patches; the first `foreground` of each scan are centred on a voxel of a category.
+    """Random patches; the first `foreground` of each scan are centered on a foreground voxel.
 
     Attributes:
         patch: Voxels per axis.
         pad: Voxels of padding on each side that patches may reach into, per axis.
-        per_scan: Patches a scan and epoch.
-        foreground: How many of them are centred on foreground.
+        per_scan: Patches per scan and epoch.
+        foreground: How many of them are centered on foreground.
     """
 
     patch: Shape3
@@ -289,11 +289,11 @@ class RandomWindows:
     @classmethod
     def of(cls, patch: Shape3, pad: Shape3, per_scan: int, ratio: float) -> RandomWindows:
         """Turn the share of foreground patches into a number: ``ceil(per_scan * ratio)``."""
-        # Rounded first, so that 1/3 of 3 patches is one, not two, whatever the last bit says.
+        # Round first: a floating-point error must not turn 1/3 of 3 patches into 2.
         return cls(patch, pad, per_scan, math.ceil(round(per_scan * ratio, 9)))
 
     def elements(self, sources: Sequence[Source], keep_unlabelled: bool) -> list[Planned]:
-        """List `per_scan` patches of each scan that is labelled throughout."""
+        """List `per_scan` patches of each completely labelled scan."""
         return [
             (number, (patch, 0, 0))
             for number, source in enumerate(sources)
@@ -316,18 +316,18 @@ class RandomWindows:
         return Box((h, w, d), self.patch)
 
     def cover(self, source: Source) -> list[Box]:
-        """A grid with a stride of half a patch."""
+        """Return a grid with a stride of half a patch."""
         stride = [max(1, patch // 2) for patch in self.patch]
         starts = grid_starts(source.geometry.shape, self.patch, self.pad, stride, cover=True)
         return [Box(start, self.patch) for start in starts]
 
 
-# For boxes that draw nothing.
+# For windows that draw no random numbers.
 _NO_RNG = ElementRng(0, 0, 0)
 
 
 def _bounds(size: int, patch: int, pad: int) -> tuple[int, int]:
-    """Return the first and the last start of a patch along an axis."""
+    """Return the lowest and the highest start of a patch along an axis."""
     if size + 2 * pad < patch:
         start = -centred_padding(size, patch)
         return start, start
