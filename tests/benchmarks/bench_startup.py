@@ -68,7 +68,7 @@ def run(rounds: int, only: Sequence[str] = ()) -> Iterator[str]:
         if sys.platform == "linux":
             megabytes = _ask(_MEMORY, str(slices))
             rows.append((f"memory over the batches, {_SLICES:,} slices registered, MB", "< 300", megabytes))
-        lines = ["### Beginning", "", "| | target | measured |", "|---|--:|--:|"]
+        lines = ["### Startup", "", "| | target | measured |", "|---|--:|--:|"]
         yield "\n".join(lines + [f"| {what} | {target} | {found:.2f} |" for what, target, found in rows]) + "\n"
 
 
