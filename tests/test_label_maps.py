@@ -343,13 +343,18 @@ def test_keys_that_do_not_fit(tmp_path, keys, what):
         MetadataCatalog.get("other").set(**keys)
 
 
+@pytest.mark.parametrize("keys", [{"label_values": VALUES}, {"ignore_values": [-2]}])
+def test_label_values_mean_a_label_map(tmp_path, keys):
+    values = (0, 1, 2, 3, -2) if "ignore_values" in keys else (0, *VALUES)
+    mask = np.random.default_rng(0).choice(values, SHAPE)
+    register("declared", tmp_path, mask, label_map=True, **keys)
+    register("meant", tmp_path, mask, **keys)
+    (_, expected), (_, found) = load_scan("declared", "s"), load_scan("meant", "s")
+    assert expected.shape == (*LABELS.shape, 3)
+    assert np.array_equal(found, expected)
+
+
 def test_keys_that_contradict_each_other(tmp_path):
-    register("d", tmp_path, label_values=VALUES)
-    with pytest.raises(RecordError, match="label_map=True"):
-        load_scan("d", "s")
-    register("d", tmp_path, ignore_values=[255])
-    with pytest.raises(RecordError, match="label_map=True"):
-        loader_of("d")
     for keys in ({"label_values": VALUES, "ignore_values": [17]}, {"ignore_values": [3]}):
         register("d", tmp_path, label_map=True, **keys)
         with pytest.raises(RecordError, match=r"value (17|3) is that of a category"):

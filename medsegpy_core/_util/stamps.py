@@ -80,16 +80,22 @@ def is_young(status: os.stat_result, now: int | None = None) -> bool:
     return 0 <= now - status.st_mtime_ns < YOUNG_NS or 0 <= now - status.st_ctime_ns < YOUNG_NS
 
 
-def wait_for_write(path: str | Path) -> None:
-    """Wait until a write that is going on is over, on file systems that can say so (ext4, btrfs, tmpfs, overlays).
+def wait_for_write(file: str | Path | int) -> None:
+    """Wait until a write in progress is over, on file systems that support it (ext4, btrfs, tmpfs, overlays).
 
-    A process that is set aside in the middle of a write leaves half of it in the file, for longer than 50 ms on a busy
-    machine. The search for data takes the lock that the write holds.
+    A process that is suspended in the middle of a write leaves half of it in the file, for longer than 50 ms on a busy
+    machine. Seeking for data takes the lock that the write holds.
+
+    Args:
+        file: The file, or its descriptor, whose position is not kept.
     """
     with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        if isinstance(file, int):
+            os.lseek(file, 0, getattr(os, "SEEK_DATA", os.SEEK_SET))
+            return
+        fd = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
-            os.lseek(fd, 0, getattr(os, "SEEK_DATA", os.SEEK_SET))
+            wait_for_write(fd)
         finally:
             os.close(fd)
 

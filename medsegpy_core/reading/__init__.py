@@ -13,6 +13,6 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "masks": "UNLABELLED UNLABELLED_UINT8 value_codes",
         "readers": "all_readers find_reader named_reader register_reader",
         "medsegpy_core._util.limits": "environment_bytes",
-        "medsegpy_core._util.stamps": "Stamp file_hash is_young read_settled stamp_of",
+        "medsegpy_core._util.stamps": "Stamp file_hash is_young read_settled stamp_of wait_for_write",
     },
 )

@@ -16,6 +16,9 @@ from medsegpy_core._util.stamps import (
 from medsegpy_core._util.stamps import (
     stamp_of as stamp_of,
 )
+from medsegpy_core._util.stamps import (
+    wait_for_write as wait_for_write,
+)
 from medsegpy_core.reading.canonical_scan import (
     CanonicalScan as CanonicalScan,
 )

@@ -53,7 +53,7 @@ class RecordMaker:
             key: value for key, value in self._layouts.get(dataset, {}).items() if record.extra.get(key) is None
         }:
             record = record.with_extra(layout)
-        _check_labels(record)
+        record = _as_label_map(record)
         if dataset and d.get("augmentation") is None and augmentation_in_name(d) is None:
             tag = default_manager().tag_augmentation(dataset, record)
             record = evolve(record, augmentation=tag) if tag else record
@@ -80,16 +80,12 @@ def _layout(metadata: Metadata) -> dict[str, Any]:
     }
 
 
-def _check_labels(record: Record) -> None:
-    """Raise `RecordError` if what a dict and the metadata say of label values does not fit together."""
+def _as_label_map(record: Record) -> Record:
+    """Return a record with ``label_map=True`` if it declares label values, which only a label map has."""
     extra = record.extra
-    values, ignored = extra.get("label_values"), extra.get("ignore_values")
-    if (values or ignored) and extra.get("label_map") is None:
-        key = "label_values" if values else "ignore_values"
-        raise RecordError(
-            f"{record.where()} has {key}={extra[key]!r}, which speaks of a label map. Declare label_map=True as well "
-            "(or label_map=False, if its masks have a channel for each category)."
-        )
+    if extra.get("label_map") is None and (extra.get("label_values") or extra.get("ignore_values")):
+        return record.with_extra({"label_map": True})
+    return record
 
 
 def _absolute(record: Record, root: Path) -> Record:

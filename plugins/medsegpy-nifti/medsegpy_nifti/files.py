@@ -15,7 +15,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from medsegpy_core import ReadError
-from medsegpy_core.reading import Stamp, is_young, stamp_of
+from medsegpy_core.reading import Stamp, is_young, stamp_of, wait_for_write
 
 __all__ = ["ChangedError", "OpenFile", "opened_file", "unpacking", "whole_file_errors"]
 
@@ -58,9 +58,12 @@ def opened_file(path: Path) -> Iterator[OpenFile]:
     """
     descriptor = os.open(path, _FLAGS)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ReadError("this is not a regular file", path)
+        # A write sets the times when it begins: the stamp holds only for a file that is not in the middle of one.
+        wait_for_write(descriptor)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        status = os.fstat(descriptor)
         before = stamp_of(status)
         try:
             yield OpenFile(descriptor, before, is_young(status))

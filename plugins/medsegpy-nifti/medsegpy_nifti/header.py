@@ -228,10 +228,16 @@ def _header_of(header: Any, pixdim: list[float], path: Path, stamp: Stamp, compr
         offset=offset,
         slope=slope,
         inter=inter,
-        zooms=_zooms(pixdim[1 : min(rank, 3) + 1], millimetres),
+        zooms=_zooms(pixdim[1 : min(rank, 3) + 1], millimetres) if _states_spacing(header, pixdim, rank) else None,
         affine=_affine(header, millimetres),
         contradictions=_contradictions(header, shape),
     )
+
+
+def _states_spacing(header: Any, pixdim: list[float], rank: int) -> bool:
+    """Say whether the voxel sizes mean something: programs that know none write 1 and leave sform and qform out."""
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    return max(codes) > 0 or any(size != 1 for size in pixdim[1 : min(rank, 3) + 1])
 
 
 def _zooms(sizes: list[float], millimetres: float) -> tuple[float, ...] | None:

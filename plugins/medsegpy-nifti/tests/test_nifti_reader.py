@@ -108,7 +108,11 @@ def test_a_header_without_space_says_nothing(tmp_path):
     (tmp_path / "a.nii").write_bytes(content)
     with opened(d) as scan:
         assert "affine" not in scan.metadata
-        assert scan.metadata["spacing"] == (1.0, 1.0, 1.0)
+        assert dict(scan.metadata) == {}  # 1 mm is what programs write that know no spacing
+    content[80:92] = struct.pack("<3f", 2, 1, 1)
+    (tmp_path / "a.nii").write_bytes(content)
+    with opened(d) as scan:
+        assert dict(scan.metadata) == {"spacing": (2.0, 1.0, 1.0)}
     content[80:84] = struct.pack("<f", 0.0)
     (tmp_path / "a.nii").write_bytes(content)
     with opened(d) as scan:
