@@ -68,6 +68,18 @@ def test_observing_counts_bytes_and_leaves_nothing_behind(tmp_path):
     assert plain.bytes_read == before
 
 
+def test_every_byte_that_a_loader_reads_is_counted_in_all_its_threads(tmp_path, backend):
+    image, mask = make_scan((64, 64, 40))
+    dicts = save_slices(tmp_path / "s", image, mask)
+    loader = build_loader(Config(NUM_WORKERS=8), dicts, batch_size=2, shuffle=True)
+    list(loader)  # files are located by now
+    with observed() as seen:
+        assert len(list(loader)) == 20
+    assert (seen.bytes_read, seen.bytes_decoded) == (image.nbytes + mask.nbytes, 0)
+    list(loader)
+    assert seen.bytes_read == image.nbytes + mask.nbytes
+
+
 def test_a_layout_that_reads_what_it_needs_is_not_wasteful(tmp_path, volume):
     register_packed(pack_dataset("volume", tmp_path / "s").manifest, "by_slices")
     register_packed(pack_dataset("volume", tmp_path / "p", layout="patches", patch=(32, 32, 24)).manifest, "by_patches")

@@ -10,11 +10,13 @@ import itertools
 import math
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.costs import current_costs
 from medsegpy_core.hdf5.extents import box_of
 from medsegpy_core.hdf5.native import read_box
 
@@ -30,11 +32,22 @@ _scratch = threading.local()
 
 
 def read_bytes(fd: int, offset: int, buffer: Any) -> None:
-    """Fill a buffer (contiguous, of any type) from a place in a file.
+    """Fill a buffer (contiguous, of any type) from a place in a file, and count it.
 
     Raises:
         ReadError: The file ends before, or the device fails.
     """
+    costs = current_costs()
+    if costs is None:
+        fill_buffer(fd, offset, buffer)
+        return
+    began = time.perf_counter()
+    fill_buffer(fd, offset, buffer)
+    costs.add_read(time.perf_counter() - began, buffer.nbytes)
+
+
+def fill_buffer(fd: int, offset: int, buffer: Any) -> None:
+    """Do what `read_bytes` does, without counting."""
     wanted = buffer.nbytes
     try:
         done = _read_at(fd, buffer, offset)

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import threading
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ import numpy as np
 
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.byte_ranges import KEPT_SCRATCH, Span, read_contiguous, read_span, stored_bytes
+from medsegpy_core.hdf5.costs import current_costs
 from medsegpy_core.hdf5.dataset_info import DEFLATE, SHUFFLE
 from medsegpy_core.hdf5.filters import DecodeError, decode
 from medsegpy_core.hdf5.native import Kernels, inflate_kernel, run_inflate
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.dataset_info import Vetted
+    from medsegpy_core.hdf5.filters import Bytes, Filters
     from medsegpy_core.hdf5.layout import Layout
     from medsegpy_core.typing import Array, Selection
 
@@ -282,6 +285,16 @@ def _read_ahead(file: int | Array, table: array[int]) -> int | Array | Span:
     return file if length > 2 * total else read_span(file, first, length)
 
 
+def _decode(stored: Array, filters: Filters, mask: int, size: int) -> Bytes:
+    costs = current_costs()
+    if costs is None:
+        return decode(stored, filters, mask, size)
+    began = time.perf_counter()
+    found = decode(stored, filters, mask, size)
+    costs.add_decoded(time.perf_counter() - began, size)
+    return found
+
+
 class _Chunks:
     """The chunks of one read; what is the same for all of them is looked up once."""
 
@@ -334,7 +347,7 @@ class _Chunks:
         if seen is not None and seen in _zeros:
             return None
         try:
-            elements = np.frombuffer(decode(raw, filters, mask, size), self._raw)
+            elements = np.frombuffer(_decode(raw, filters, mask, size), self._raw)
         except (DecodeError, MemoryError) as error:
             raise ReadError(f"chunk {number} decodes to {error}") from error
         if seen is not None and len(_zeros) < _MAX_ZEROS and not elements.view(np.uint8).any():

@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from medsegpy_core._util.stamps import Stamp
 from medsegpy_core.errors import ReadError
-from medsegpy_core.hdf5.byte_ranges import read_bytes
+from medsegpy_core.hdf5.byte_ranges import fill_buffer
 from medsegpy_core.hdf5.dataset_info import Said, Vetted, vet, what_it_says
 from medsegpy_core.hdf5.files import library_errors, open_dataset, open_file
 from medsegpy_core.hdf5.filters import can_decode
@@ -183,7 +183,7 @@ def _same(path: str, offset: int, expected: Array) -> bool:
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         found = np.empty(len(expected), np.uint8)
-        read_bytes(fd, offset, found)
+        fill_buffer(fd, offset, found)
     except ReadError:
         return False
     finally:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from array import array
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from medsegpy_core.hdf5.costs import current_costs
 from medsegpy_core.hdf5.extents import Box, Place
 from medsegpy_core.plugins.discovery import allow_list, is_allowed
 
@@ -196,10 +198,21 @@ def run_kernels(
     found: Kernels, jobs: Any, texts: bytes, maps: tuple[Any, ...], out: Array, table: Any
 ) -> tuple[float, float, float, int]:
     """Read boxes; return the seconds of opening, reading and converting, and the bytes that were read."""
-    return found.read_boxes(jobs, texts, maps, out, table)
+    costs = current_costs()
+    if costs is None:
+        return found.read_boxes(jobs, texts, maps, out, table)
+    began, on_processor = time.perf_counter(), time.thread_time()
+    measured = found.read_boxes(jobs, texts, maps, out, table)
+    busy = time.thread_time() - on_processor
+    opening, reading, converting, size = measured
+    costs.add_read(reading, size)
+    if _is_batch(jobs):
+        waiting = min(reading, max(0.0, time.perf_counter() - began - busy))
+        costs.add_batch(opening, reading - waiting, converting, waiting)
+    return measured
 
 
-def is_batch(jobs: array[int]) -> bool:
+def _is_batch(jobs: array[int]) -> bool:
     """Say whether these are jobs of `BoxReads`, not the one of `read_box`."""
     return jobs[0] >= 0
 
@@ -235,8 +248,14 @@ def inflate_kernel() -> Kernels | None:
 
 
 def run_inflate(found: Kernels, *args: Any) -> tuple[int, float, float, int]:
-    """Decode chunks; in the place of which `observing` puts a function that counts. See `Kernels.inflate_chunks`."""
-    return found.inflate_chunks(*args)
+    """Decode chunks, see `Kernels.inflate_chunks`."""
+    measured = found.inflate_chunks(*args)
+    costs = current_costs()
+    if costs is not None:
+        _, reading, decoding, size = measured
+        costs.add_read(reading, size)
+        costs.add_decoded(decoding, args[-1].nbytes)
+    return measured
 
 
 def collate_voxels(stored: Array, bits: bool, out: Array, table: Array) -> bool:

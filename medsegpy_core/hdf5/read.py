@@ -11,6 +11,7 @@ import math
 import os
 import shlex
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from medsegpy_core._util.stamps import Stamp, is_young, stamp_of, wait_for_write
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.byte_ranges import read_contiguous
 from medsegpy_core.hdf5.chunks import fill_value, read_chunked
+from medsegpy_core.hdf5.costs import current_costs
 from medsegpy_core.hdf5.dataset_info import PLUGIN_FILTERS, Vetted, uses_szip, vet
 from medsegpy_core.hdf5.extents import SMALLEST_MAP, kept_map, map_file
 from medsegpy_core.hdf5.files import open_dataset, open_file, regular_file
@@ -246,7 +248,7 @@ def read_located(path: str, layout: Layout, selection: Selection, out: Array) ->
                 _read_ranges(path, layout, selection, out, mapped)
         else:
             _check(regular_file(path), layout)
-            out[...] = read_box(path, layout, selection)
+            out[...] = _read_by_library(path, layout, selection)
             _check(regular_file(path), layout)
     except ReadError as error:
         if error.path is not None:
@@ -280,6 +282,16 @@ def _read_from(file: int | Array, layout: Layout, selection: Selection, out: Arr
         out[...] = fill_value(vetted)
     else:
         read_contiguous(file, layout.offset, vetted.shape, vetted.raw, selection, out)
+
+
+def _read_by_library(path: str, layout: Layout, selection: Selection) -> Array:
+    costs = current_costs()
+    if costs is None:
+        return read_box(path, layout, selection)
+    began = time.perf_counter()
+    found = read_box(path, layout, selection)
+    costs.add_read(time.perf_counter() - began, found.nbytes)
+    return found
 
 
 def _needs_c_code(layout: Layout) -> bool:
