@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegpy_core.plugins.hookspecs import PROJECT, HookSpecs
+from medsegpy_core.plugins.kinds import KINDS
 
 PAGE = Path(__file__).parent / "hooks.md"
 HEAD = """\
@@ -79,10 +80,11 @@ def prose(docstring: str) -> str:
 def reference() -> str:
     """Return the page."""
     parts = [HEAD]
-    for title, historic in (("Register hooks", True), ("Questions", False)):
+    register = {kind.hook for kind in KINDS.values()}
+    for title, registers in (("Register hooks", True), ("Questions", False)):
         parts.append(f"\n## {title}\n")
         for name, hook in hooks():
-            if bool(getattr(hook, f"{PROJECT}_spec")["historic"]) is historic:
+            if (name in register) is registers:
                 # Not run: it is a signature.
                 parts.append(f"\n### {name}\n\n```text\n{signature(name, hook)}\n```\n\n{prose(hook.__doc__)}\n")
     return "".join([*parts, TAIL])

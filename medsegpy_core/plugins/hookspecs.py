@@ -35,7 +35,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class HookSpecs:
     """The hooks of medsegpy_core. A plugin's functions are written without `self`."""
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_datasets(self) -> Iterable[DatasetSpec]:
         """Bring datasets.
 
@@ -66,7 +66,7 @@ class HookSpecs:
         """
         raise AssertionError("hook specs are never called")
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_readers(self) -> Iterable[Reader]:
         """Bring readers of file formats. A `Reader` is an object, not a class.
 
@@ -114,7 +114,7 @@ class HookSpecs:
         """
         raise AssertionError("hook specs are never called")
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_augmentations(self) -> Iterable[Augmentation]:
         """Declare what the augmentation numbers of this plugin's datasets mean.
 
@@ -129,7 +129,7 @@ class HookSpecs:
         """
         raise AssertionError("hook specs are never called")
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_loaders(self) -> Iterable[LoaderSpec]:
         """Bring loaders; the config's `TAG` picks one by name.
 
@@ -151,7 +151,7 @@ class HookSpecs:
         """
         raise AssertionError("hook specs are never called")
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_transforms(self) -> Iterable[TransformSpec]:
         """Bring transforms; the config's `PREPROCESSING` picks them by name.
 
@@ -173,7 +173,7 @@ class HookSpecs:
         """
         raise AssertionError("hook specs are never called")
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_evaluators(self) -> Iterable[EvaluatorSpec]:
         """Bring evaluators; the metadata's `evaluator_type` picks one by name.
 
@@ -201,7 +201,7 @@ class HookSpecs:
         """
         raise AssertionError("hook specs are never called")
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_metrics(self) -> Iterable[MetricSpec]:
         """Bring metrics; the config's `TEST_METRICS` picks them by name.
 
@@ -221,7 +221,7 @@ class HookSpecs:
         """
         raise AssertionError("hook specs are never called")
 
-    @hookspec(historic=True)
+    @hookspec
     def medsegpy_register_commands(self) -> Iterable[click.Command]:
         """Bring commands of the ``medsegpy`` program.
 

@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -201,11 +200,8 @@ class PluginLoader:
     def __init__(self) -> None:
         self._pluggy = pluggy.PluginManager(PROJECT)
         self._pluggy.add_hookspecs(HookSpecs)
-        self._stage = Stage(Owner(""))
         # Imports that went well, so that what a module registered is not lost when Ctrl-C ends its hooks: it runs once.
         self._imported: dict[EntryPoint, tuple[Any, Stage]] = {}
-        for kind in KINDS.values():
-            getattr(self._pluggy.hook, kind.hook).call_historic(partial(self._collect, kind.name))
 
     def load(self, entry_point: EntryPoint, plugin: Any = None) -> Loaded:
         """Load a plugin; a failure is told in the result, never raised.
@@ -253,23 +249,26 @@ class PluginLoader:
         _check_hooks(self._pluggy, plugin)
         if (other := self._pluggy.get_name(plugin)) is not None:
             raise PluginError(f"its module {entry_point.value!r} is loaded already, as the plugin {other}")
-        self._stage = stage
         try:
             self._pluggy.register(plugin, name=_key(entry_point))
+            functions = self._functions_of(plugin)
+            for kind in KINDS.values():
+                if kind.hook in functions and (result := functions[kind.hook]()) is not None:
+                    collect_records(stage, kind, result)
+                    trace(f"{stage.owner}: {kind.hook}() -> {', '.join(stage.names().get(kind.name, ()))}")
         except BaseException:
-            # pluggy keeps a plugin whose replay raised.
             self._pluggy.unregister(name=_key(entry_point))
             raise
-        found = {}
-        for name in _QUESTIONS:
-            for implementation in getattr(self._pluggy.hook, name).get_hookimpls():
-                if implementation.plugin is plugin:
-                    found[name] = _by_name(implementation)
-        return found
+        return {hook: function for hook, function in functions.items() if hook in _QUESTIONS}
 
-    def _collect(self, kind: str, result: Any) -> None:
-        collect_records(self._stage, KINDS[kind], result)
-        trace(f"{self._stage.owner}: {KINDS[kind].hook}() -> {', '.join(self._stage.names().get(kind, ()))}")
+    def _functions_of(self, plugin: Any) -> dict[str, Callable[..., Any]]:
+        """Return the hooks that a registered plugin implements: name to function, which takes all arguments."""
+        return {
+            caller.name: _by_name(implementation)
+            for caller in self._pluggy.get_hookcallers(plugin) or ()
+            for implementation in caller.get_hookimpls()
+            if implementation.plugin is plugin
+        }
 
 
 def trace(text: str) -> None:
@@ -335,7 +334,7 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
 
 
 def _by_name(implementation: Any) -> Callable[..., Any]:
-    """Return a function that takes all arguments of a question and passes on those that the plugin wants."""
+    """Return a function that takes all arguments of a hook and passes on those that the plugin wants."""
     function, wanted = implementation.function, implementation.argnames
 
     def ask(**arguments: Any) -> Any:
