@@ -9,7 +9,6 @@ of any other, each thread has a deep copy of its own.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -269,18 +268,7 @@ def _name_of(transform: Transform) -> str:
     return str(getattr(transform, "__qualname__", type(transform).__qualname__))
 
 
-def _builtin(name: str) -> TransformSpec:
-    def build(*args: Any, **kwargs: Any) -> Transform:
-        # By name: the transforms need NumPy, their names do not.
-        made: Transform = getattr(importlib.import_module("medsegpy_core.transforms"), name)(*args, **kwargs)
-        return made
-
-    return TransformSpec(name, build)
-
-
-_registry = Registry(
-    "transforms", builtins=map(_builtin, ("AffineNormalization", "Windowing", "ZeroMeanNormalization"))
-)
+_registry: Registry[TransformSpec] = Registry("transforms")
 
 
 def register_transform(name: str, build: Callable[..., Transform], *, replace: bool = False) -> None:

@@ -49,6 +49,16 @@ def test_catalogs_need_no_numpy():
     assert not loaded & {"medsegpy_h5_slices", "medsegpy_evaluation"}
 
 
+def test_names_of_loaders_and_transforms_need_no_numpy(site):
+    loaded = modules_after(
+        "from medsegpy_core.plugins import default_manager; assert default_manager().loaders()",
+        site,
+        MEDSEGPY_LOAD_PLUGINS="",
+    )
+    assert "medsegpy_core.builtin_plugin" in loaded
+    assert not loaded & {"numpy", "h5py", "click", "rich", "yaml", "medsegpy_core.loading", "medsegpy_core.transforms"}
+
+
 def test_every_public_name_is_there():
     assert sorted(medsegpy_core.__all__) == medsegpy_core.__all__
     assert len(set(medsegpy_core.__all__)) == len(medsegpy_core.__all__)

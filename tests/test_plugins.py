@@ -19,13 +19,25 @@ from medsegpy_core import (
     PluginWarning,
     Record,
     UnknownNameError,
+    Windowing,
     hookimpl,
 )
 from medsegpy_core.plugins.discovery import EntryPoint
 from medsegpy_core.plugins.hookspecs import HookSpecs
 from medsegpy_core.plugins.kinds import KINDS
 from medsegpy_core.plugins.manager import PluginManager
+from medsegpy_core.transforms import build_transform
 
+PROVIDED_BY_THE_CORE = {
+    "loaders": [
+        "DefaultDataLoader",
+        "N5dDataLoader",
+        "PatchDataLoader",
+        "RandomPatchDataLoader",
+        "S25dDataLoader",
+    ],
+    "transforms": ["AffineNormalization", "Windowing", "ZeroMeanNormalization"],
+}
 DATASET = """
 from medsegpy_core import DatasetSpec, hookimpl
 
@@ -554,7 +566,55 @@ def test_every_register_hook_has_a_kind():
     register = {name for name in vars(HookSpecs) if name.startswith("medsegpy_register_")}
     assert {kind.hook for kind in KINDS.values()} == register
     for kind in set(KINDS) - {"augmentations"}:
-        assert getattr(PluginManager([]), kind)() == {}
+        assert set(getattr(PluginManager([]), kind)()) == set(PROVIDED_BY_THE_CORE.get(kind, ()))
+
+
+def test_the_core_registers_as_a_plugin_does_and_is_not_listed(site, plugins, monkeypatch):
+    site.add("a", DATASET.format(name="da"))
+    monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", "")
+    manager = plugins()
+    assert [(info.name, info.status) for info in manager.infos()] == [("a", "blocked")]
+    for kind, names in PROVIDED_BY_THE_CORE.items():
+        provided = getattr(manager, kind)()
+        assert set(provided) == set(names)
+        assert {str(owned.owner) for owned in provided.values()} == {f"medsegpy-core {medsegpy_core.__version__}"}
+    transform = build_transform("Windowing", {"bounds": [[0, 1]]})
+    assert transform == Windowing([(0, 1)])
+
+
+def test_a_plugin_that_takes_a_name_of_the_core_is_reported(site, plugins):
+    site.add(
+        "a",
+        """
+        from medsegpy_core import TransformSpec, hookimpl
+
+        @hookimpl
+        def medsegpy_register_transforms():
+            return [TransformSpec("Windowing", dict)]
+        """,
+    )
+    manager = plugins()
+    owners = manager.contested()["transforms", "Windowing"]
+    assert [owner.distribution for owner in owners] == ["medsegpy-a", "medsegpy-core"]
+    with pytest.raises(DuplicateNameError, match=r"medsegpy-a 1\.0.*medsegpy-core.*pip uninstall medsegpy-a") as error:
+        build_transform("Windowing", {"bounds": [[0, 1]]})
+    assert "uninstall medsegpy-core" not in str(error.value)
+    assert "AffineNormalization" in manager.transforms()
+
+
+def test_a_hook_that_returns_none_provides_nothing(site, plugins):
+    site.add(
+        "a",
+        """
+        from medsegpy_core import hookimpl
+
+        @hookimpl
+        def medsegpy_register_datasets():
+            return None
+        """,
+    )
+    (info,) = plugins().infos()
+    assert (info.status, info.provides) == ("active", {})
 
 
 def test_api_version_may_be_said():

@@ -16,7 +16,6 @@ from medsegpy_core.datasets import (
 )
 from medsegpy_core.errors import RecordError, ShapeError, UnknownNameError, closest_match
 from medsegpy_core.loading.evaluation_guards import by_dataset, check_leakage, config_datasets
-from medsegpy_core.loading.loader import BUILT_IN
 from medsegpy_core.loading.prepare import role_dataset
 from medsegpy_core.loading.scans import group_scans
 from medsegpy_core.plugins.registry import Registry
@@ -37,10 +36,7 @@ _BATCH_SIZE_KEYS = {
 }
 
 
-# The built-in loaders and those of plugins share one namespace.
-_loaders: Registry[LoaderSpec] = Registry(
-    "loaders", builtins=[LoaderSpec(name, loader.from_request) for name, loader in BUILT_IN.items()]
-)
+_loaders: Registry[LoaderSpec] = Registry("loaders")
 
 
 def build_loader(

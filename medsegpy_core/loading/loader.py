@@ -368,12 +368,6 @@ class RandomPatchDataLoader(DataLoader):
         return RandomWindows.of(patch, pad, cfg.PATCHES_PER_SCAN, cfg.FOREGROUND_RATIO)
 
 
-BUILT_IN: Final[dict[str, type[DataLoader]]] = {
-    loader.__name__: loader
-    for loader in (DefaultDataLoader, S25dDataLoader, PatchDataLoader, N5dDataLoader, RandomPatchDataLoader)
-}
-
-
 def _in_plane(cfg: Config) -> tuple[int, int] | None:
     """Return the H and W of ``IMG_SIZE``; None: slices keep their size."""
     if not cfg.IMG_SIZE:

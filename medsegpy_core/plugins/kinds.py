@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from attrs import Factory, define, field, frozen
@@ -19,6 +20,7 @@ from medsegpy_core.plugins.specs import (
     MetricSpec,
     TransformSpec,
 )
+from medsegpy_core.version import __version__
 
 T = TypeVar("T")
 
@@ -40,12 +42,14 @@ class Owner:
     def __str__(self) -> str:
         if not self.plugin:
             return "this process"
+        if self == CORE:
+            return f"{self.distribution} {self.version}"
         packaged = f" ({self.distribution} {self.version})" if self.distribution else " (registered in this process)"
         return f"plugin {self.plugin!r}{packaged}"
 
 
 PROCESS: Final = Owner("")
-CORE: Final = Owner("medsegpy_core", "medsegpy-core", "itself")
+CORE: Final = Owner("medsegpy-core", "medsegpy-core", __version__)
 
 
 @frozen
@@ -233,6 +237,8 @@ def collect_records(stage: Stage, kind: Kind, result: Any) -> None:
 def origin(record: Any) -> str:
     """Say where the function behind a record was written, or which class it is; empty where that is not known."""
     function = getattr(record, "load", None) or getattr(record, "build", None) or getattr(record, "function", None)
+    while isinstance(function, partial):
+        function = function.func
     source = function if hasattr(function, "__qualname__") else type(function if function is not None else record)
     module, name = getattr(source, "__module__", None), getattr(source, "__qualname__", "")
     return f"{module}.{name}" if module else name

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from medsegpy_core.errors import DuplicateNameError, MedSegPyError, PluginError, UnknownNameError, closest_match
 from medsegpy_core.plugins.discovery import EntryPoint, normalize_distribution, suggest_plugin
 from medsegpy_core.plugins.hookspecs import PROJECT, HookSpecs
-from medsegpy_core.plugins.kinds import KINDS, Owned, Owner, PluginInfo, Stage, collect_records, staging
+from medsegpy_core.plugins.kinds import CORE, KINDS, Owned, Owner, PluginInfo, Stage, collect_records, staging
 from medsegpy_core.text import printable
 from medsegpy_core.version import API_VERSION, __version__
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+# What the core provides: a plugin like others, but loaded first, always, and not listed among those installed.
+CORE_PLUGIN: Final = EntryPoint(CORE.plugin, "medsegpy_core.builtin_plugin", CORE.distribution, CORE.version)
 
 # Name to everybody who claims it.
 Claims = Mapping[str, tuple[Owned[T], ...]]
@@ -147,7 +150,11 @@ def blocked_plugin(entry_point: EntryPoint) -> Loaded:
 def duplicate_name(kind: str, name: str, owners: Iterable[Owned[Any]]) -> DuplicateNameError:
     """Return the error for a name that more than one owner claims."""
     owners = list(owners)
-    remedies = [f"pip uninstall {owned.owner.distribution}" for owned in owners if owned.owner.distribution]
+    remedies = [
+        f"pip uninstall {owned.owner.distribution}"
+        for owned in owners
+        if owned.owner.distribution and owned.owner != CORE
+    ]
     remedies.append("name the plugins to load in MEDSEGPY_LOAD_PLUGINS")
     if not all(owned.owner.plugin for owned in owners):
         remedies.insert(0, "register under another name, or with replace=True")

@@ -13,6 +13,7 @@ from medsegpy_core.plugins import discovery
 from medsegpy_core.plugins.discovery import EntryPoint, allow_list, is_allowed
 from medsegpy_core.plugins.kinds import Owned, Owner, PluginInfo, current_stage
 from medsegpy_core.plugins.load import (
+    CORE_PLUGIN,
     Claims,
     Loaded,
     PluginLoader,
@@ -51,7 +52,7 @@ class PluginManager:
         """Make a manager that has loaded nothing yet.
 
         Args:
-            entry_points: The plugins to load; None: those installed. Empty: a manager without plugins.
+            entry_points: The plugins to load; None: those installed. Empty: a manager of what the core provides.
         """
         self._entry_points = None if entry_points is None else tuple(entry_points)
         self._loader = PluginLoader()
@@ -136,7 +137,7 @@ class PluginManager:
 
     def infos(self) -> list[PluginInfo]:
         """Return one entry for each plugin, sorted by name: active, failed and blocked ones."""
-        return [plugin.info for plugin in self._loaded().loaded.values()]
+        return [plugin.info for entry_point, plugin in self._loaded().loaded.items() if entry_point != CORE_PLUGIN]
 
     def contested(self) -> dict[tuple[str, str], tuple[Owner, ...]]:
         """Return what more than one plugin claims: (kind, name) to the owners; a plugin's own name has the kind
@@ -215,10 +216,10 @@ class PluginManager:
             if not self._complete:
                 entry_points = discovery.installed() if self._entry_points is None else self._entry_points
                 allowed = allow_list()
-                for entry_point in sorted(set(entry_points)):
+                for entry_point in (CORE_PLUGIN, *sorted(set(entry_points))):
                     # Those that are there were loaded before Ctrl-C ended the first attempt.
                     if entry_point not in self._state.loaded:
-                        may_load = is_allowed(entry_point.distribution, allowed)
+                        may_load = entry_point == CORE_PLUGIN or is_allowed(entry_point.distribution, allowed)
                         plugin = self._loader.load(entry_point) if may_load else blocked_plugin(entry_point)
                         self._state = State.of({**self._state.loaded, entry_point: plugin})
                 self._complete = True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar, cast
 
 from medsegpy_core._util.locks import ForkSafeLock
 from medsegpy_core.errors import DuplicateNameError, UnknownNameError
-from medsegpy_core.plugins.kinds import CORE, KINDS, PROCESS, Owned, current_stage
+from medsegpy_core.plugins.kinds import KINDS, PROCESS, Owned, current_stage
 from medsegpy_core.plugins.load import Claims
 from medsegpy_core.plugins.manager import PluginManager, default_manager
 
@@ -21,19 +21,15 @@ class Registry(Generic[T]):
     several threads.
     """
 
-    def __init__(
-        self, kind: str, manager: Callable[[], PluginManager] = default_manager, builtins: Iterable[T] = ()
-    ) -> None:
+    def __init__(self, kind: str, manager: Callable[[], PluginManager] = default_manager) -> None:
         """Make a registry in which the process has registered nothing.
 
         Args:
             kind: ``"datasets"``, ``"readers"``, ...: one of the kinds of `PluginManager.claims`.
             manager: Returns the plugin manager.
-            builtins: What the core itself brings.
         """
         self._kind = KINDS[kind]
         self._manager = manager
-        self._builtins = {_name_of(record): Owned(record, CORE) for record in builtins}
         self._lock = ForkSafeLock()
         # Name to record, and whether it stands in the place of a plugin's. Replaced as a whole.
         self._own: Mapping[str, tuple[T, bool]] = {}
@@ -96,9 +92,7 @@ class Registry(Generic[T]):
         own, merged = self._own, self._merged
         if merged is not None and merged[0] is plugins and merged[1] is own:
             return merged[2]
-        claims = {name: (owned,) for name, owned in self._builtins.items()}
-        for name, owners in plugins.items():
-            claims[name] = (*claims.get(name, ()), *owners)
+        claims = dict(plugins)
         for name, (record, replace) in own.items():
             others = () if replace else claims.get(name, ())
             claims[name] = (*others, Owned(record, PROCESS))

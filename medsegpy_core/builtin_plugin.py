@@ -1,0 +1,49 @@
+"""The plugin of the core itself: its loaders and transforms, through the hooks that every plugin has.
+
+`medsegpy_core.plugins` loads it before all others, whatever `MEDSEGPY_LOAD_PLUGINS` says. Loaders and transforms are
+imported when one is built.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from medsegpy_core.plugins.hookspecs import hookimpl
+from medsegpy_core.plugins.specs import LoaderSpec, TransformSpec
+
+if TYPE_CHECKING:
+    from medsegpy_core.plugins.specs import LoaderRequest
+    from medsegpy_core.typing import Transform
+
+# Names of classes in medsegpy_core.loading and medsegpy_core.transforms.
+_LOADERS: Final = (
+    "DefaultDataLoader",
+    "S25dDataLoader",
+    "PatchDataLoader",
+    "N5dDataLoader",
+    "RandomPatchDataLoader",
+)
+_TRANSFORMS: Final = ("AffineNormalization", "Windowing", "ZeroMeanNormalization")
+
+
+@hookimpl
+def medsegpy_register_loaders() -> list[LoaderSpec]:
+    """Return the loaders of `medsegpy_core.loading`."""
+    return [LoaderSpec(name, partial(_build_loader, name)) for name in _LOADERS]
+
+
+@hookimpl
+def medsegpy_register_transforms() -> list[TransformSpec]:
+    """Return the transforms of `medsegpy_core.transforms`."""
+    return [TransformSpec(name, partial(_build_transform, name)) for name in _TRANSFORMS]
+
+
+def _build_loader(name: str, request: LoaderRequest) -> Any:
+    return getattr(import_module("medsegpy_core.loading"), name).from_request(request)
+
+
+def _build_transform(name: str, /, *args: Any, **kwargs: Any) -> Transform:
+    made: Transform = getattr(import_module("medsegpy_core.transforms"), name)(*args, **kwargs)
+    return made
