@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from medsegpy_core import __version__
+from medsegpy_core import PluginWarning, __version__
 from medsegpy_core.cli import cli
 
 HELLO = """
@@ -56,10 +56,10 @@ def test_help_lists_the_core_and_the_plugins(site, plugins, medsegpy):
     site.add("hello", HELLO, distribution="medsegpy-greetings")
     plugins()
     text = medsegpy("--help").output
-    for name in ("datasets", "demo", "plugins", "view", "hello"):
+    for name in ("datasets", "plugins", "view", "hello"):
         assert f"  {name} " in text
     assert "Say hello. [medsegpy-greetings]" in text
-    for name in ("datasets", "datasets list", "datasets show", "demo", "plugins", "view", "hello"):
+    for name in ("datasets", "datasets list", "datasets show", "plugins", "view", "hello"):
         result = medsegpy(*name.split(), "--help")
         assert result.exit_code == 0
         assert f"Usage: cli {name}" in result.output
@@ -80,6 +80,30 @@ def test_wrong_usage_is_status_2(medsegpy):
         assert result.exit_code == 2
         assert "Usage" in result.stderr
         assert result.stdout == ""
+
+
+def test_an_unknown_command_names_the_plugin_that_provides_it(site, plugins, medsegpy):
+    result = medsegpy("demo", "--out", "folder")
+    assert result.exit_code == 2
+    assert "pip install medsegpy-example-datasets" in result.stderr
+    site.add("hello", HELLO)
+    site.add("broken", "raise RuntimeError('no luck')")
+    with pytest.warns(PluginWarning, match="no luck"):
+        plugins().infos()
+    result = medsegpy("helo")
+    assert result.exit_code == 2
+    assert "There is no command 'helo'. Did you mean 'hello'? Known commands: datasets, hello, " in result.stderr
+    assert "no luck" in result.stderr
+
+
+def test_a_command_of_two_plugins_names_both(site, plugins, medsegpy):
+    site.add("one", HELLO)
+    site.add("two", HELLO)
+    plugins()
+    result = medsegpy("hello")
+    assert result.exit_code == 1
+    assert "medsegpy-one" in result.stderr
+    assert "medsegpy-two" in result.stderr
 
 
 def test_an_error_is_one_message_on_stderr(site, plugins, medsegpy):

@@ -22,7 +22,7 @@ from medsegpy_core import (
     Windowing,
     hookimpl,
 )
-from medsegpy_core.plugins.discovery import EntryPoint
+from medsegpy_core.plugins.discovery import EntryPoint, suggest_plugin
 from medsegpy_core.plugins.hookspecs import HookSpecs
 from medsegpy_core.plugins.kinds import KINDS
 from medsegpy_core.plugins.manager import PluginManager
@@ -567,6 +567,17 @@ def test_every_register_hook_has_a_kind():
     assert {kind.hook for kind in KINDS.values()} == register
     for kind in set(KINDS) - {"augmentations"}:
         assert set(getattr(PluginManager([]), kind)()) == set(PROVIDED_BY_THE_CORE.get(kind, ()))
+
+
+def test_what_plugins_of_this_repository_provide_is_in_the_table_of_suggestions(monkeypatch):
+    monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
+    manager = PluginManager()
+    for kind in ("commands", "evaluators", "metrics", "readers"):
+        provided = getattr(manager, kind)()
+        assert provided
+        for name, owned in provided.items():
+            assert f"pip install {owned.owner.distribution}." in suggest_plugin(kind, name, [])
+            assert suggest_plugin(kind, name, [owned.owner.distribution]) == ""
 
 
 def test_the_core_registers_as_a_plugin_does_and_is_not_listed(site, plugins, monkeypatch):

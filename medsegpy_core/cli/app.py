@@ -11,7 +11,7 @@ from typing import IO, Any, Final, TextIO
 import click
 
 from medsegpy_core.cli.output import tolerant_streams
-from medsegpy_core.errors import MedSegPyError, MedSegPyWarning
+from medsegpy_core.errors import MedSegPyError, MedSegPyWarning, UnknownNameError
 from medsegpy_core.plugins.manager import default_manager
 from medsegpy_core.text import printable
 from medsegpy_core.version import __version__
@@ -19,7 +19,6 @@ from medsegpy_core.version import __version__
 # command -> its module and the line that --help shows, so that --help imports none of them.
 _COMMANDS: Final = {
     "datasets": ("datasets", "List the datasets, and say what is in one."),
-    "demo": ("demo", "Show the main job on real images: from a dataset's name to a picture."),
     "new-plugin": ("new_plugin", "Write the package of a new plugin, with its tests."),
     "pack": ("pack", "Rewrite a dataset into one HDF5 file, laid out for fast reading."),
     "plugins": ("plugins", "Say which plugins are installed, what they bring, and which failed."),
@@ -64,6 +63,19 @@ class App(click.Group):
             return command
         owned = default_manager().commands().get(cmd_name)
         return None if owned is None else owned.record
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names; for an unknown one, say which plugin provides it."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            manager = default_manager()
+            try:
+                manager.lookup("commands", name, {**dict.fromkeys(_COMMANDS, ()), **manager.claims("commands")})
+            except UnknownNameError as error:
+                raise click.UsageError(str(error), ctx) from error
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, with where those of plugins come from."""

@@ -251,6 +251,11 @@ def _asked_of(find: Callable[[Any], Iterable[Any]], **search: Any) -> Iterator[_
 
 # kind -> name -> distribution
 _PROVIDES: Final[Mapping[str, Mapping[str, str]]] = {
+    "commands": {
+        "compare": "medsegpy-evaluation",
+        "demo": "medsegpy-example-datasets",
+        "evaluate": "medsegpy-evaluation",
+    },
     "readers": {
         "h5-slices": "medsegpy-h5-slices",
         "h5-volumes": "medsegpy-h5-volumes",
@@ -258,7 +263,21 @@ _PROVIDES: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "evaluators": {"SemSegEvaluator": "medsegpy-evaluation"},
     "metrics": dict.fromkeys(
-        ("DSC", "VOE", "CV", "ASSD", "HD95", "HD", "NSD", "Precision", "Recall", "RVD"), "medsegpy-evaluation"
+        [
+            "ASSD",
+            "CV",
+            "DSC",
+            "HD",
+            "HD95",
+            "NSD",
+            "Precision",
+            "PredictedVolume",
+            "RVD",
+            "Recall",
+            "TrueVolume",
+            "VOE",
+        ],
+        "medsegpy-evaluation",
     ),
 }
 

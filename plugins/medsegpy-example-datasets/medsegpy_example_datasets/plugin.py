@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from medsegpy_core import Augmentation, DatasetSpec, hookimpl
 from medsegpy_example_datasets.datasets import AUGMENTED, SPLITS, augmentation, load_slices, load_volumes, metadata
 
-__all__ = ["medsegpy_register_augmentations", "medsegpy_register_datasets"]
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["medsegpy_register_augmentations", "medsegpy_register_commands", "medsegpy_register_datasets"]
 
 _PERSON = {"train": "person 1, CT", "val": "person 3, MR", "test": "person 2, CT"}
 
@@ -48,3 +52,11 @@ def medsegpy_register_datasets() -> list[DatasetSpec]:
 def medsegpy_register_augmentations() -> list[Augmentation]:
     """Say what was done to the augmented copy."""
     return [Augmentation(dataset=AUGMENTED, **augmentation())]
+
+
+@hookimpl
+def medsegpy_register_commands() -> list[click.Command]:
+    """Return ``medsegpy demo``."""
+    from medsegpy_example_datasets.demo_command import demo
+
+    return [demo]

@@ -1,4 +1,4 @@
-"""``medsegpy demo``: the main job on real images, step by step."""
+"""What ``medsegpy demo`` does: the main job on real images, step by step."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import click
 import numpy as np
 from attrs import frozen
 
-from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
-from medsegpy_core.cli.baseline import Baseline
-from medsegpy_core.cli.output import by, console, table, track
-from medsegpy_core.cli.plugins import show_plugins
-from medsegpy_core.config import Config
-from medsegpy_core.data.categories import normalize_category_ids
-from medsegpy_core.datasets import load_records
+from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, build_loader
+from medsegpy_core.cli.output import Screen, by, console, table, track
+from medsegpy_core.data import normalize_category_ids
 from medsegpy_core.drawing import Color, Panel, Upright, class_colors, draw, gray_window, spread_slices
-from medsegpy_core.errors import UnknownNameError
-from medsegpy_core.loading import build_loader
-from medsegpy_core.plugins.manager import default_manager
+from medsegpy_core.plugins import default_manager
+from medsegpy_example_datasets.baseline import Baseline
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from medsegpy_core.typing import Array
 
 
@@ -57,22 +49,18 @@ class _Prediction:
     prediction: Array
 
 
-@click.command("demo")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="A folder; MEDSEGPY_RESULTS/demo if not given."
-)
-def command(out: Path | None) -> None:
-    """Show the main job on real images: from a dataset's name to batches, predictions, scores and a picture.
+def run(out: Path | None) -> None:
+    """Run the demo.
 
-    The images are CT and MR of three people (plugin medsegpy-example-datasets). The model is a small baseline of
-    statistics, made with NumPy: it shows that everything fits together, not how good a segmentation can be.
+    Args:
+        out: The folder for the picture; None: ``MEDSEGPY_RESULTS/demo``.
     """
     began = time.perf_counter()
     screen = console()
     folder = out or Path(os.environ.get("MEDSEGPY_RESULTS") or "results") / "demo"
     _heading(screen, "Plugins")
-    show_plugins(default_manager().infos())
-    _check_datasets()
+    rows = [(info.name, info.distribution, info.version, info.status) for info in default_manager().infos()]
+    screen.print(table(["plugin", "distribution", "version", "status"], rows))
     classes = _classes()
     cfg = Config(
         "baseline",
@@ -98,18 +86,8 @@ def command(out: Path | None) -> None:
     screen.print(f"Took {time.perf_counter() - began:.1f} s.")
 
 
-def _heading(screen: Console, text: str) -> None:
+def _heading(screen: Screen, text: str) -> None:
     screen.print(f"\n{text}", style="bold cyan")
-
-
-def _check_datasets() -> None:
-    missing = [name for name in (_TRAIN, _VAL, _TEST, _VOLUMES) if name not in DatasetCatalog]
-    if missing:
-        raise UnknownNameError(
-            f"The demo needs the datasets {', '.join(missing)}, which no working plugin brings. They come with "
-            "`pip install medsegpy-example-datasets medsegpy-h5-slices medsegpy-h5-volumes`; `medsegpy plugins` says "
-            "what is installed, and what failed."
-        )
 
 
 def _classes() -> list[_Class]:
@@ -121,16 +99,16 @@ def _classes() -> list[_Class]:
     return [_Class(category_id, str(name), color) for category_id, name, color in found if isinstance(category_id, int)]
 
 
-def _show_datasets(screen: Console) -> None:
+def _show_datasets(screen: Screen) -> None:
     rows = []
     for name in (_TRAIN, _VAL, _TEST, _VOLUMES):
-        records, metadata = load_records(name), MetadataCatalog.get(name)
+        dicts, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
         spacing = by(float(step) for step in metadata.spacing)
-        rows.append((name, metadata.get("modality", ""), len(records), len({r.scan_key for r in records}), spacing))
+        rows.append((name, metadata.get("modality", ""), len(dicts), len({d["scan_id"] for d in dicts}), spacing))
     screen.print(table(["dataset", "modality", ">elements", ">scans", "spacing (mm)"], rows))
 
 
-def _stream(screen: Console, cfg: Config) -> None:
+def _stream(screen: Screen, cfg: Config) -> None:
     """Time loaders for a second each, decoding included, with the files in the system's cache."""
     rows = []
     for tag, dataset, size, batch_size in (
@@ -161,7 +139,7 @@ def _timed(loader: Any) -> tuple[Array, Array, int, float]:
     return images, masks, elements, seconds
 
 
-def _fit(screen: Console, cfg: Config) -> Baseline:
+def _fit(screen: Screen, cfg: Config) -> Baseline:
     loader = build_loader(cfg, _TRAIN, batch_size=8, drop_last=False)
     model = Baseline.untrained(len(cfg.CATEGORIES) + 1)
     began = time.perf_counter()
@@ -185,7 +163,7 @@ def _infer(cfg: Config, model: Baseline, dataset: str) -> list[_Prediction]:
     ]
 
 
-def _score(screen: Console, predictions: Sequence[_Prediction], names: Sequence[str]) -> None:
+def _score(screen: Screen, predictions: Sequence[_Prediction], names: Sequence[str]) -> None:
     measure, source = _dice_function()
     rows = []
     for found in predictions:
@@ -213,7 +191,7 @@ def _dice(prediction: Array, truth: Array, _spacing: Sequence[float]) -> float:
     return 2 * np.count_nonzero(prediction & truth) / total if total else float("nan")
 
 
-def _explain_shift(screen: Console, predictions: Sequence[_Prediction]) -> None:
+def _explain_shift(screen: Screen, predictions: Sequence[_Prediction]) -> None:
     for found in predictions:
         screen.print(
             f"\n{found.dataset}, scan {found.scan_id}, is MR, and the baseline has seen CT only: it is in the picture, "

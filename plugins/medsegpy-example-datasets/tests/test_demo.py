@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from medsegpy_core.cli.baseline import Baseline, body_coordinates, box_mean, find_body
+from medsegpy_example_datasets.baseline import Baseline, body_coordinates, box_mean, find_body
 
 
 def demo(folder, **environ):
     command = [sys.executable, "-m", "medsegpy_core", "demo"]
     env = {**os.environ, "MEDSEGPY_RESULTS": str(folder / "results"), **environ}
-    env["PYTHONPATH"] = str(Path(__file__).parent.parent)
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -51,10 +49,11 @@ def test_the_demo_does_what_it_says(tmp_path):
     assert scores(plain) == scores(result)
 
 
-def test_without_the_example_datasets_it_says_how_to_get_them(tmp_path):
+def test_a_demo_whose_plugin_is_not_loaded_says_so(tmp_path):
     result = demo(tmp_path, MEDSEGPY_LOAD_PLUGINS="")
-    assert result.returncode == 1
-    assert "pip install medsegpy-example-datasets" in result.stderr
+    assert result.returncode == 2
+    assert "MEDSEGPY_LOAD_PLUGINS does not name them: " in result.stderr
+    assert "medsegpy-example-datasets" in result.stderr
     assert "Traceback" not in result.stderr
 
 
