@@ -1,4 +1,4 @@
-"""`DatasetCatalog` and `MetadataCatalog`: datasets, and what they mean, by name."""
+"""`DatasetCatalog` and `MetadataCatalog`: datasets and their metadata, by name."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ from medsegpy_core.reading.readers import find_reader
 from medsegpy_core.reading.record_maker import RecordMaker, datasets_root
 from medsegpy_core.typing import DatasetDict, GetDicts
 
-# The collection of all that is registered in the process, where its metadata names no other.
+# The collection of all datasets registered in the process, unless their metadata name another.
 PROCESS_COLLECTION = "(this process)"
 
 
 class _DatasetCatalog:
     """Datasets by name: those of plugins and those registered in the process.
 
-    It may be used from several threads. A function that brings dicts is called when its dataset is asked for.
+    Thread-safe. The function of a dataset is called each time `get` needs its dicts.
     """
 
     def __init__(self, manager: Callable[[], PluginManager] = default_manager) -> None:
         self._registry: Registry[DatasetSpec] = Registry("datasets", manager)
 
     def register(self, name: str, get_dicts: GetDicts, replace: bool = False) -> None:
-        """Register a dataset for as long as the process runs. No plugin is loaded.
+        """Register a dataset until the process ends. This loads no plugin.
 
         Args:
-            name: Its name; ``@`` is reserved.
+            name: The name; ``@`` is reserved.
             get_dicts: A function without arguments that returns the list of dataset dicts.
-            replace: Whether it may take the place of another of this name, for notebooks.
+            replace: Whether to replace an existing dataset of this name, for notebooks.
 
         Raises:
-            DuplicateNameError: The name is registered already. A clash with a plugin's name shows on `get`.
-            ValueError: The name is empty, or has an ``@``.
+            DuplicateNameError: The name is already registered. A clash with a plugin's name is reported by `get`.
+            ValueError: The name is empty or contains ``@``.
             TypeError: `get_dicts` is not a function.
         """
         if not callable(get_dicts):
             raise TypeError(
                 f"DatasetCatalog.register({name!r}, ...) takes a function that returns the dataset dicts, not "
-                f"{type(get_dicts).__name__}. Hand over the function itself, without calling it."
+                f"{type(get_dicts).__name__}. Pass the function itself, without calling it."
             )
         self._registry.register(DatasetSpec(name=name, load=get_dicts), replace)
 
     def get(self, name: str) -> Sequence[DatasetDict]:
-        """Return what the function of a dataset returns, unchecked.
+        """Return the result of a dataset's function, unchecked.
 
-        Each mapping in it comes as a shallow copy that has the name asked for as `dataset_name`, so that it is known as
-        an element of this dataset in any other list. Anything else is returned as it is.
+        Each mapping is replaced by a shallow copy with this name as `dataset_name`, so that it can be recognized as an
+        element of this dataset in any other list. Anything else is returned unchanged.
 
         Raises:
-            UnknownNameError: There is no such dataset. The message has the known names and the plugins that failed.
+            UnknownNameError: There is no such dataset. The message lists the known names and the failed plugins.
             DuplicateNameError: More than one owner claims the name. The message names them.
         """
         owned = self._registry.get(name)
@@ -77,10 +77,10 @@ class _DatasetCatalog:
         return self._registry.names()
 
     def remove(self, name: str) -> None:
-        """Take back a dataset that was registered in the process.
+        """Remove a dataset that was registered in the process.
 
         Raises:
-            UnknownNameError: There is no such dataset, or a plugin brings it.
+            UnknownNameError: There is no such dataset, or a plugin provides it.
         """
         self._registry.remove(name)
 
@@ -97,7 +97,7 @@ class _DatasetCatalog:
 
 
 def named_dicts(found: Any, name: str) -> Any:
-    """Return what a dataset's function returned, each mapping in it as a copy that knows its dataset."""
+    """Return the result of a dataset's function with a copy of each mapping that contains the dataset's name."""
     if isinstance(found, Iterator):
         return (_with_dataset(member, name) for member in found)
     if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping):
@@ -105,7 +105,7 @@ def named_dicts(found: Any, name: str) -> Any:
     members = list(found)
     if not any(isinstance(member, Mapping) for member in members):
         return found
-    # In place, so that no third list of 200,000 is made.
+    # In place, to avoid a third list of 200,000 dicts.
     for i, member in enumerate(members):
         members[i] = _with_dataset(member, name)
     return tuple(members) if isinstance(found, tuple) else members
@@ -121,13 +121,13 @@ def _with_dataset(member: Any, name: str) -> Any:
             copied = copy.copy(member)
             copied["dataset_name"] = name
             return copied
-        except TypeError:  # a mapping that refuses changes, though its base class does not
+        except TypeError:  # a mapping that refuses changes, despite its base class
             pass
     return {**member, "dataset_name": name}
 
 
 class _MetadataCatalog:
-    """Metadata by the name of the dataset. It may be used from several threads."""
+    """Metadata by the name of the dataset. Thread-safe."""
 
     def __init__(self, datasets: _DatasetCatalog, manager: Callable[[], PluginManager] = default_manager) -> None:
         self._datasets = datasets
@@ -137,10 +137,10 @@ class _MetadataCatalog:
         self._layers: dict[str, tuple[object, tuple[Layer, ...]]] = {}
 
     def get(self, name: str) -> Metadata:
-        """Return the metadata of a dataset, the same object every time. The dataset need not be registered yet.
+        """Return the metadata of a dataset, always the same object. The dataset need not be registered yet.
 
         Raises:
-            ValueError: The name is empty, or has an ``@``, which is reserved.
+            ValueError: The name is empty or contains ``@``, which is reserved.
         """
         if not isinstance(name, str) or not name or "@" in name:  # type: ignore[redundant-expr]
             raise ValueError(
@@ -160,7 +160,7 @@ class _MetadataCatalog:
         return sorted(contested | with_plugins | set(self._own_names()))
 
     def remove(self, name: str) -> None:
-        """Take back what was set in the process; what a plugin says stays.
+        """Remove the values set in the process; those of plugins stay.
 
         Raises:
             UnknownNameError: Nothing was set.
@@ -183,7 +183,7 @@ class _MetadataCatalog:
         return sorted(name for name, metadata in tuple(self._metadata.items()) if metadata.own.layers(""))
 
     def _below(self, name: str) -> tuple[Layer, ...]:
-        """Return the layers of the plugins, the same tuple as long as nothing has changed."""
+        """Return the layers of the plugins, the same tuple as long as they are unchanged."""
         manager = self._manager()
         datasets = self._datasets.registry.claims()
         known = self._layers.get(name)
@@ -209,7 +209,7 @@ def _staged() -> MutableMapping[str, SetValues] | None:
 
 
 def _file_says(name: str, scan: Mapping[Any, Any] | Record) -> Mapping[str, Any]:
-    """Read the header of the file of a dataset dict, where there is one."""
+    """Read the header of the file of a dataset dict, if it exists."""
     file_name = scan.file_name if isinstance(scan, Record) else scan.get("file_name")
     if not isinstance(file_name, str | os.PathLike):
         return {}
@@ -240,7 +240,7 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 
 def dataset_owner(name: str) -> Owner:
-    """Return who brings a dataset; its `plugin` is empty for one registered in the process.
+    """Return the owner of a dataset; its `plugin` is empty for one registered in the process.
 
     Raises:
         UnknownNameError: There is no such dataset.
@@ -250,10 +250,10 @@ def dataset_owner(name: str) -> Owner:
 
 
 def collection_of(name: str) -> str:
-    """Return the collection of subjects that a dataset draws from: its metadata's `collection`, else the plugin's
-    distribution, else one value for all that is registered in the process.
+    """Return the collection of subjects of a dataset: its metadata's `collection`, else the plugin's distribution, else
+    a single value for all datasets registered in the process.
 
-    Two datasets of one collection mean the same person when they say the same `subject_id`.
+    Within a collection, the same `subject_id` means the same person.
     """
     collection = MetadataCatalog.get(name).get("collection")
     if collection is not None:
@@ -263,9 +263,9 @@ def collection_of(name: str) -> str:
 
 
 def declared_augmentation(dataset: str, number: int) -> Augmentation | None:
-    """Return what a plugin declares an augmentation number of a dataset to mean, or None.
+    """Return the meaning of an augmentation number that a plugin declares for a dataset, or None.
 
     Raises:
-        DuplicateNameError: Two plugins declare it, and neither brings the dataset.
+        DuplicateNameError: Two plugins declare it, and neither owns the dataset.
     """
     return default_manager().declared_augmentation(dataset, number)

@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 def load_records(name: str) -> list[Record]:
-    """Return the elements of a registered dataset, checked and typed.
+    """Return the validated elements of a registered dataset.
 
     Raises:
         UnknownNameError: No dataset has this name.
-        RecordError: What it returns are not standard dataset dicts.
+        RecordError: Its function does not return standard dataset dicts.
     """
     dicts = list_dataset(name)
     return make_records(dicts, [name] * len(dicts))
 
 
 def list_dataset(name: str) -> list[DatasetDict]:
-    """Return what the function of a dataset returns, as a list, its members unchecked.
+    """Return the result of a dataset's function as a list, its members unchecked.
 
     Raises:
         UnknownNameError: No dataset has this name.
-        RecordError: It returns no list.
+        RecordError: The function does not return a list.
     """
     found: Any = DatasetCatalog.get(name)
     if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping):
@@ -50,11 +50,11 @@ def list_dataset(name: str) -> list[DatasetDict]:
 
 
 def dataset_names(dicts: Iterable[Any], otherwise: str = "") -> list[str]:
-    """Return the dataset of each dict: what it has as `dataset_name`.
+    """Return the dataset of each dict: its `dataset_name`.
 
     Args:
         dicts: Dataset dicts, not necessarily standard ones.
-        otherwise: The dataset of the dicts that have no `dataset_name`.
+        otherwise: The dataset of dicts without `dataset_name`.
 
     Raises:
         UnknownNameError: A dict names a dataset that is unknown in this process.
@@ -78,8 +78,8 @@ def _check_known(name: str, index: int) -> None:
 
 
 def augmentation_numbers(dicts: Sequence[DatasetDict]) -> list[int | None]:
-    """Return the augmentation number of each dict as a loader knows it: what the dict says, else the name of its file,
-    else the plugins if the dict has a `dataset_name`, else 0; None for a custom dict that has no file.
+    """Return the augmentation number of each dict, as loaders do: from the dict, else the name of its file, else the
+    plugins if the dict has a `dataset_name`, else 0. None for a custom dict without a file.
 
     Raises:
         UnknownNameError: A dict names a dataset that is unknown in this process.
@@ -90,16 +90,16 @@ def augmentation_numbers(dicts: Sequence[DatasetDict]) -> list[int | None]:
 
 
 def make_records(dicts: Sequence[DatasetDict], datasets: Sequence[str]) -> list[Record]:
-    """Check and type dataset dicts: absolute paths, augmentation numbers, file layouts from the metadata.
+    """Validate dataset dicts: absolute paths, augmentation numbers, file layouts from the metadata.
 
     Args:
         dicts: Standard dataset dicts.
-        datasets: The name of the dataset of each; empty: its `dataset_name`, if it has one.
+        datasets: The dataset of each dict; empty: its `dataset_name`, if it has one.
 
     Raises:
         UnknownNameError: A dict names a dataset that is unknown in this process.
-        RecordError: One of them lacks a key or has a wrong type, or two of them are the same slice.
-        ReadError: A file lies outside the dataset's `scan_root`, whose metadata say that it is `contained`.
+        RecordError: A dict lacks a key or has a wrong type, or two dicts are the same slice.
+        ReadError: A file is outside the `scan_root` of a dataset whose metadata have `contained=True`.
     """
     own = dataset_names(dicts) if "" in datasets else datasets
     names = [given or name for given, name in zip(datasets, own, strict=True)]
@@ -116,22 +116,22 @@ def make_records(dicts: Sequence[DatasetDict], datasets: Sequence[str]) -> list[
 
 @contextmanager
 def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[CanonicalScan]:
-    """Open the image and the mask that a dataset dict names.
+    """Open the image and the mask of a dataset dict.
 
     Args:
         dataset_dict: A standard dataset dict.
-        dataset: The dataset it is of, whose metadata say how its files are laid out where the dict does not; empty: its
+        dataset: Its dataset, whose metadata describe the layout of the files unless the dict does; empty: its
             `dataset_name`, if it has one.
 
     Yields:
-        `image` (H x W [x D] [x K]) and `mask` (H x W [x D] x C, or None), lazily, in the file's own type and
-        native byte order, and `metadata`.
+        `image` (H x W [x D] [x K]) and `mask` (H x W [x D] x C, or None), lazily, in the stored type and native byte
+        order, and `metadata`.
 
     Raises:
         RecordError: The dict is not a standard dataset dict.
         UnknownNameError: Its `dataset_name` is unknown in this process.
-        ReadError: A file is missing, broken, or not what the dict says.
-        GeometryError: The mask lies elsewhere than the image, by what their files say.
+        ReadError: A file is missing, broken, or does not match the dict.
+        GeometryError: The files state different grids for mask and image.
 
     Example:
         ```python
@@ -146,29 +146,29 @@ def open_scan(dataset_dict: DatasetDict, dataset: str = "") -> Iterator[Canonica
 
 
 def declared_categories(dataset: str) -> tuple[CategoryId, ...] | None:
-    """Return the `category_ids` of a dataset, which say what the values of its label maps mean; None: it has none."""
+    """Return the `category_ids` of a dataset, which define the values of its label maps, or None if it has none."""
     category_ids = MetadataCatalog.get(dataset).get("category_ids") if dataset else None
     return None if category_ids is None else normalize_category_ids(category_ids)
 
 
 def geometry_check(datasets: Iterable[str], report: Callable[[str, str, Path], None] | None = None) -> GeometryCheck:
-    """Return a comparison of what files state with the spacings in the metadata of datasets; see `GeometryCheck`."""
+    """Return a check of the geometry in files against the spacings in the metadata of datasets; see `GeometryCheck`."""
     spacings = {name: MetadataCatalog.get(name).get("spacing") for name in set(datasets) if name}
     return GeometryCheck({name: spacing for name, spacing in spacings.items() if spacing is not None}, report)
 
 
 def scan_directory(root: str | os.PathLike[str], reader: str | None = None) -> list[DatasetDict]:
-    """List the scans that lie in a directory, as dataset dicts. Subdirectories are not searched.
+    """List the scans in a directory as dataset dicts. Subdirectories are not searched.
 
     Args:
-        root: The directory. A relative one is taken from the working directory if it is there, else from
+        root: The directory. A relative path starts at the working directory if it exists there, else at
             ``MEDSEGPY_DATASETS``.
         reader: The name of a reader; None: every reader lists the files with its suffixes.
 
     Returns:
-        Dicts sorted by scan and slice number, volumes by file name, with absolute paths. A scan whose reader does not
-        know the person has `subject_id` and `time_point` from its name, if that is ``sub-01_ses-1`` or the like. What
-        is left aside is reported in warnings.
+        Dicts with absolute paths, sorted by scan and slice number, volumes by file name. If the reader of a scan does
+        not set the subject, `subject_id` and `time_point` come from a name like ``sub-01_ses-1``. Skipped files are
+        reported in warnings.
 
     Raises:
         ReadError: There is no such directory.
@@ -180,12 +180,12 @@ def scan_directory(root: str | os.PathLike[str], reader: str | None = None) -> l
     for d in dicts:
         if d.get("subject_id") is None:
             _identify(d)
-    # One reader's list is sorted; several lists have to be merged.
+    # A single reader's list is sorted; several lists must be merged.
     return dicts if len(readers) == 1 else sorted(dicts, key=_place)
 
 
 def _identify(d: DatasetDict) -> None:
-    """Add what the names of a scan say of the person, and what the dict does not."""
+    """Add the subject and time point in the names of a scan, unless the dict has them."""
     stem = os.path.basename(os.fspath(d["file_name"])).partition(".")[0]
     said = parse_identity(str(d.get("scan_id", ""))) or parse_identity(stem)
     for key, value in said.items():
@@ -194,7 +194,7 @@ def _identify(d: DatasetDict) -> None:
 
 
 def _place(d: DatasetDict) -> tuple[str, int]:
-    """Return what dicts of several readers are sorted by."""
+    """Return the sort key for dicts of several readers."""
     if "slice_id" in d:
         return str(d["scan_id"]), d["slice_id"]
     return os.path.basename(os.fspath(d["file_name"])), 0
@@ -208,14 +208,14 @@ def _directory(root: str | os.PathLike[str]) -> Path:
             return candidate
     tried = " nor ".join(map(str, candidates))
     raise ReadError(
-        f"there is no directory {tried}. Relative paths are taken from the working directory or MEDSEGPY_DATASETS"
+        f"there is no directory {tried}. Relative paths start at the working directory or at MEDSEGPY_DATASETS"
     )
 
 
 def _claiming(folder: Path) -> list[Reader]:
-    """Return the readers that claim, by suffix, a file of the folder, and can list one."""
+    """Return the readers that claim a file of the folder by suffix, and can list a folder."""
     names = os.listdir(folder)
-    # One search in one text: there may be hundreds of thousands of names.
+    # A search in one text is fast: there may be hundreds of thousands of names.
     endings = "\n".join(names).lower() + "\n"
     readers = [
         reader for reader in all_readers().values() if any(suffix + "\n" in endings for suffix in reader.suffixes)

@@ -1,7 +1,7 @@
-"""The exception tree and the warnings.
+"""The exceptions and warnings.
 
-Every error subclasses a builtin as well as `MedSegPyError`, so that both ``except ValueError`` and
-``except MedSegPyError`` work, and its message says what was asked, what exists, and what to do next.
+Every error subclasses a built-in exception as well as `MedSegPyError`, so that both ``except ValueError`` and
+``except MedSegPyError`` work. Its message states the problem, the available choices, and what to do next.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ __all__ = [
 
 
 class MedSegPyError(Exception):
-    """Base class of every error that medsegpy_core raises on purpose.
+    """Base class of every error that medsegpy_core raises deliberately.
 
-    Its text is safe to show: control characters in the names that it quotes are written as escapes.
+    Its text is safe to show: control characters in quoted names are escaped.
     """
 
     def __str__(self) -> str:
@@ -48,26 +48,26 @@ class MedSegPyError(Exception):
 
 
 class _PlainKeyError(MedSegPyError, KeyError):
-    """A ``KeyError`` whose message is shown as written (``KeyError`` would show its ``repr``)."""
+    """A ``KeyError`` whose message is shown as written (``KeyError`` shows its ``repr``)."""
 
     def __str__(self) -> str:
         return printable(str(self.args[0]), lines=True) if self.args else ""
 
 
 class UnknownNameError(_PlainKeyError):
-    """A dataset, reader, loader, transform, evaluator or metric name that nobody registered."""
+    """A dataset, reader, loader, transform, evaluator or metric name that is not registered."""
 
 
 class DuplicateNameError(MedSegPyError, ValueError):
-    """One name, two owners."""
+    """A name with more than one owner."""
 
 
 class ConfigError(_PlainKeyError, ValueError):
-    """A config key that does not exist, or a value that its key cannot take."""
+    """An unknown config key, or an invalid value of a key."""
 
 
 class MetadataError(MedSegPyError, ValueError):
-    """Metadata that is missing, or that contradicts itself."""
+    """Metadata that are missing or inconsistent."""
 
 
 class MetadataConflictError(MetadataError):
@@ -79,19 +79,19 @@ class RecordError(MedSegPyError, ValueError):
 
 
 class CategoryError(MedSegPyError, ValueError):
-    """A category id that is malformed, or that a mask file does not have."""
+    """A category id that is malformed or that a mask file does not have."""
 
 
 class ShapeError(MedSegPyError, ValueError):
-    """Elements whose sizes do not fit together in one batch, or do not fit ``IMG_SIZE``."""
+    """Elements whose sizes do not fit into one batch, or do not fit ``IMG_SIZE``."""
 
 
 class AmbiguousReaderError(MedSegPyError, ValueError):
-    """Two readers claim one file, and nothing says which is meant."""
+    """Two readers claim one file, and nothing decides between them."""
 
 
 class AugmentationError(MedSegPyError, ValueError):
-    """Augmented elements in an evaluation dataset, or an augmentation that is not well declared."""
+    """Augmented elements in an evaluation dataset, or an augmentation that is not declared correctly."""
 
 
 class LeakageError(MedSegPyError, ValueError):
@@ -99,17 +99,17 @@ class LeakageError(MedSegPyError, ValueError):
 
 
 class PluginError(MedSegPyError, RuntimeError):
-    """A plugin that broke a rule of the plugin interface."""
+    """A plugin violated a rule of the plugin interface."""
 
 
 class ReadError(MedSegPyError, OSError):
-    """A file that is missing, broken, hostile, or not of the shape that it should have.
+    """A file that is missing, broken, malicious, or of the wrong shape.
 
     Attributes:
-        reason: What is wrong.
-        path: The file, or None where no single file is to blame.
+        reason: The problem.
+        path: The file, or None if the problem is not that of a single file.
         key: The dataset inside the file, or None.
-        element: The dataset and the element of it that were read, in words; None where neither is known.
+        element: A description of the element that was read and its dataset; None if unknown.
     """
 
     def __init__(self, reason: str, path: str | Path | None = None, key: str | None = None, element: str | None = None):
@@ -131,30 +131,30 @@ class ReadError(MedSegPyError, OSError):
 
 
 class GeometryError(ReadError):
-    """An image and a mask, or a prediction, that state different grids: their voxels do not lie in the same places."""
+    """An image and a mask, or a prediction, that state different grids."""
 
 
 class MemoryLimitError(MedSegPyError, MemoryError):
-    """More memory would be needed than ``MEDSEGPY_MEMORY`` allows; raised before it is allocated."""
+    """An operation would need more memory than ``MEDSEGPY_MEMORY`` allows; raised before allocation."""
 
 
 class MedSegPyWarning(UserWarning):
-    """Base class of the warnings that medsegpy_core issues; their text is safe to show, as that of errors is."""
+    """Base class of the warnings that medsegpy_core issues. Their text is safe to show, like that of errors."""
 
     def __str__(self) -> str:
         return printable(super().__str__(), lines=True)
 
 
 class PluginWarning(MedSegPyWarning):
-    """A plugin failed; the others work."""
+    """A plugin failed. The others are not affected."""
 
 
 class DataWarning(MedSegPyWarning):
-    """Data that can be used, though something about them is not as it should be."""
+    """A problem in data that can still be used."""
 
 
 class ConfigWarning(MedSegPyWarning):
-    """A config file says something that has no effect."""
+    """A setting in a config file has no effect."""
 
 
 def closest_match(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Splits by subject: each subject is in one of them, and the same files are always split alike."""
+"""Splits by subject. Each subject is in one split, and the same subjects always give the same splits."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def split_by_subject(
 ) -> dict[str, list[DatasetDict]]:
     """Split dataset dicts so that all elements of a subject are in one split.
 
-    Which split a subject is in depends on the subjects, the fractions and the seed; not on the order of the dicts, nor
-    on how many scans a subject has. Each split gets at least one subject as long as there are enough, the first
-    ones first.
+    The split of a subject depends on the set of subjects, the fractions and the seed, not on the order of the dicts or
+    the number of scans. If there are enough subjects, each split gets at least one; otherwise the first splits do.
 
     Args:
-        dicts: Dataset dicts. The subject of one is its `subject_id`, else what its `scan_id` says, if that is a name
-            like ``0000001_V00`` or ``sub-01_ses-1``. Else the `scan_id` stands in, with a `DataWarning`: two scans of
-            one person may then be in two splits.
-        fractions: The name of each split and its share of the subjects; they sum to 1.
-        seed: Another seed, another split.
+        dicts: Dataset dicts. The subject of a dict is its `subject_id`, else the one in its `scan_id`, if that is a
+            name like ``0000001_V00`` or ``sub-01_ses-1``. Otherwise the `scan_id` is used, with a `DataWarning`,
+            because two scans of one person may then be in different splits.
+        fractions: The name of each split and its fraction of the subjects. The fractions sum to 1.
+        seed: A different seed gives a different split.
 
     Returns:
         The dicts of each split, in their order. Augmented copies are kept in training splits, those whose names begin
-        with ``"train"``. Elsewhere a scan would count twice, so they are left out, with a `DataWarning`.
+        with ``"train"``. In other splits a scan would count twice, so they are left out, with a `DataWarning`.
 
     Raises:
+        RecordError: A dict has neither `subject_id` nor `scan_id`.
         RecordError: A dict says neither `subject_id` nor `scan_id`.
-        ValueError: The fractions are no positive numbers that sum to 1.
+        ValueError: The fractions are not positive numbers that sum to 1.
 
     Example:
         >>> dicts = [{"scan_id": f"{n}", "subject_id": n // 2, "file_name": f"{n}.h5"} for n in range(20)]
@@ -74,7 +74,7 @@ def split_by_subject(
 
 
 def known_subject(d: DatasetDict) -> int | str | None:
-    """Return the person that a dataset dict is of: its `subject_id`, else what its `scan_id` says, else None."""
+    """Return the person of a dataset dict: its `subject_id`, else the one in its `scan_id`, else None."""
     subject = d.get("subject_id")
     if subject is None:
         subject = parse_identity(str(d.get("scan_id", ""))).get("subject_id")
@@ -82,7 +82,7 @@ def known_subject(d: DatasetDict) -> int | str | None:
 
 
 def warn_of_unknown_subjects(dicts: Sequence[DatasetDict], what: str, stacklevel: int = 1) -> None:
-    """Issue a `DataWarning` if scans stand in for people, and there is more than one scan.
+    """Issue a `DataWarning` if subjects are unknown, so that scans are used instead, and there is more than one scan.
 
     Args:
         dicts: Dataset dicts.
@@ -102,7 +102,7 @@ def warn_of_unknown_subjects(dicts: Sequence[DatasetDict], what: str, stacklevel
 
 
 def subject_of(d: DatasetDict, index: int = 0) -> int | str:
-    """Return what a dataset dict is split by: the person, if known, else its `scan_id`.
+    """Return the unit by which a dataset dict is split: the person if known, else its `scan_id`.
 
     Raises:
         RecordError: It has neither `subject_id` nor `scan_id`.
@@ -118,12 +118,12 @@ def subject_of(d: DatasetDict, index: int = 0) -> int | str:
 
 
 def _plain(subject: Any) -> int | str | None:
-    """Return a number as an int: NumPy's have another `repr`, by which subjects are drawn."""
+    """Return a number as an int: NumPy integers have another `repr`, which the split depends on."""
     return int(subject) if isinstance(subject, Integral) else subject
 
 
 def _is_training(split: str) -> bool:
-    """Say whether a split is for training: "train", "training", "fold0/train"."""
+    """Return whether a split is for training: "train", "training", "fold0/train"."""
     return split.rpartition("/")[2].lower().startswith("train")
 
 
@@ -136,13 +136,13 @@ def _check(fractions: Mapping[str, float]) -> None:
 
 
 def _lot(subject: Hashable, seed: int) -> tuple[bytes, str]:
-    """Return what subjects are sorted by: as random as the seed, and the same on any machine."""
+    """Return the sort key of a subject: pseudorandom, and the same on any machine."""
     text = f"{seed}:{subject!r}"
     return hashlib.blake2b(text.encode(), digest_size=16).digest(), text
 
 
 def _counts(subjects: int, shares: Sequence[float]) -> list[int]:
-    """Share out subjects by largest remainder, and give each split one where there are enough."""
+    """Divide subjects by largest remainder, and give each split one if there are enough."""
     exact = [subjects * share for share in shares]
     counts = [math.floor(part + 1e-9) for part in exact]
     by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))

@@ -1,4 +1,4 @@
-"""Text from files and plugins, made safe to show."""
+"""Making text from files and plugins safe to show."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ __all__ = ["printable"]
 
 
 def printable(text: str, lines: bool = False) -> str:
-    r"""Return text in which every character that cannot be seen is written as an escape.
+    r"""Return text with every invisible character escaped.
 
-    These are control characters (a terminal obeys some of them), characters that change the direction of text or have
+    These are control characters (which may control a terminal), characters that change the direction of text or have
     no width, line separators, lone surrogates (from file names that are not valid UTF-8) and unassigned code points.
-    Letters of all scripts, spaces and backslashes stay as they are.
+    Letters of all scripts, spaces and backslashes stay unchanged.
 
     Args:
-        text: Any text, for example the name of a file or a message from a plugin.
-        lines: Keep line breaks and tabs: for messages. Names are one line.
+        text: Any text, such as the name of a file or a message from a plugin.
+        lines: Keep line breaks and tabs, for messages. Names have one line.
 
     Example:
         >>> print(printable("größe\x1b[31m\n"))

@@ -208,7 +208,7 @@ def test_a_missing_file_or_base_is_named(write, tmp_path: Path):
         ("c.json", "{}", "ends in .yaml"),
         ("c.yaml", "- 1\n- 2\n", "found a list"),
         ("c.yaml", "a: [1\n", "not valid YAML"),
-        ("c.yaml", "N_EPOCHS: 1\nn_epochs: 2\n", "N_EPOCHS comes twice"),
+        ("c.yaml", "N_EPOCHS: 1\nn_epochs: 2\n", "N_EPOCHS occurs twice"),
         ("c.yaml", "CATEGORIES: [0]\nTISSUES: [1]\n", "old name TISSUES"),
         ("c.yaml", "1: 2\n", "not 1"),
         ("c.yaml", "N_EPOCHS: many\n", "N_EPOCHS is 'many', expected an int"),

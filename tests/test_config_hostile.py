@@ -29,7 +29,7 @@ def bomb(levels, merged=False):
 @pytest.mark.parametrize("merged", [False, True])
 def test_aliases_that_stand_for_too_much_are_refused(tmp_path, merged):
     path = config_file(tmp_path, "bomb.yaml", bomb(30, merged))
-    with pytest.raises(ConfigError, match=r"bomb\.yaml: .*aliases stand for more than 100,000 values"):
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: .*aliases expand to more than 100,000 values"):
         Config.from_file(path)
 
 
@@ -67,7 +67,7 @@ def test_aliases_in_moderation_are_fine(tmp_path):
         ("a.ini", "[DEFAULT]\na = 1\na = 2\n", "line 3"),
         ("a.ini", "a = 1\n", "line 1"),
         ("a.yaml", '_BASE_: "b\\0.yaml"\n', "_BASE_"),
-        ("a.yaml", "_BASE_: a.yaml\n", "circle"),
+        ("a.yaml", "_BASE_: a.yaml\n", "circular"),
         ("a.yaml", "x: " + "1" * 2**20, "at most"),
     ],
     ids=range(19),

@@ -167,7 +167,7 @@ def test_a_file_that_contradicts_the_metadata_is_reported_once(tmp_path):
     (warning,) = caught
     assert issubclass(warning.category, DataWarning)
     assert "a spacing of 0.5 x 0.6 x " in str(warning.message)
-    assert "metadata say 0.5 x 0.6 x 3 mm" in str(warning.message)
+    assert "metadata state 0.5 x 0.6 x 3 mm" in str(warning.message)
     found = [finding for finding in check_dataset(name).findings if finding.kind == "geometry"]
     assert sorted(finding.file for finding in found) == [dicts[0]["file_name"], dicts[2]["file_name"]]
     # A value that a dict gives to override the file is meant.

@@ -357,7 +357,7 @@ def test_label_values_mean_a_label_map(tmp_path, keys):
 def test_keys_that_contradict_each_other(tmp_path):
     for keys in ({"label_values": VALUES, "ignore_values": [17]}, {"ignore_values": [3]}):
         register("d", tmp_path, label_map=True, **keys)
-        with pytest.raises(RecordError, match=r"value (17|3) is that of a category"):
+        with pytest.raises(RecordError, match=r"value (17|3) is both that of a category"):
             load_scan("d", "s")
 
 

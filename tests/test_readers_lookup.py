@@ -112,7 +112,7 @@ def test_files_without_a_known_suffix_are_probed(plugins, tmp_path):
     path.write_bytes(b"A")
     assert find_reader(volume(path)) is a
     path.write_bytes(b"B")
-    with pytest.raises(UnknownNameError, match=r"no_suffix: no reader knows this file.*Readers: a\."):
+    with pytest.raises(UnknownNameError, match=r"no_suffix: no reader recognizes this file.*Readers: a\."):
         find_reader(volume(path))
     with pytest.raises(ReadError, match="no such file"):
         find_reader(volume(tmp_path / "absent"))
@@ -134,7 +134,7 @@ def test_a_probe_that_raises_does_not_know_the_file(plugins, tmp_path):
     register_reader(bad)
     register_reader(good)
     (tmp_path / "f.x").write_bytes(b"G")
-    with pytest.warns(PluginWarning, match="'bad' of this process is passed over"):
+    with pytest.warns(PluginWarning, match="'bad' of this process is skipped"):
         assert find_reader(volume(tmp_path / "f.x")) is good
 
 
@@ -260,13 +260,13 @@ class TestKeys:
 
     def test_what_is_not_there_is_said(self, tmp_path, scan):
         path = save(tmp_path / "scan.mat", img=scan[0])
-        with pytest.raises(UnknownNameError, match=r"'h5-volumes' can read it if the dict says .* image_key='...'"):
+        with pytest.raises(UnknownNameError, match=r"'h5-volumes' can read it if the dict names .* image_key='...'"):
             find_reader(volume(path))
         there = r"no dataset 'im'. The file holds 'img'. Did you mean 'img'?"
         with pytest.raises(ReadError, match=there), open_scan(volume(path, image_key="im")):
             pass
         (tmp_path / "text.mat").write_text("text")
-        with pytest.raises(UnknownNameError, match="no reader knows this file"):
+        with pytest.raises(UnknownNameError, match="no reader recognizes this file"):
             find_reader(volume(tmp_path / "text.mat", image_key="img"))
 
     def test_two_readers_that_take_keys(self, plugins, tmp_path):
@@ -286,7 +286,7 @@ class TestKeys:
         assert find_reader(volume(tmp_path / "file.x", image_key="k")) is other
         register_reader(Keyed("failing", magic=None))
         path.write_bytes(b"ab")
-        with pytest.warns(PluginWarning, match=r"'failing' .* passed over: probe_keyed"):
+        with pytest.warns(PluginWarning, match=r"'failing' .* skipped: probe_keyed"):
             assert find_reader(volume(path, image_key="k")) is one
 
 

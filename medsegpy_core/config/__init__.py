@@ -1,6 +1,6 @@
-"""`Config`: the settings of an experiment, by MedSegPy's names.
+"""`Config`: the settings of an experiment, with MedSegPy's key names.
 
-The keys, their defaults and what they take are in `config_keys`; files are read and written in `config_files`.
+`keys` defines the keys, their defaults and checks; `files` reads and writes config files.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from medsegpy_core.config.files import read_config_file, write_config_file
 from medsegpy_core.config.keys import ANYTHING, KEYS, OWN_KEYS, RENAMED_KEYS, UNUSED_PATHS, Key
 from medsegpy_core.errors import ConfigError, ConfigWarning, MedSegPyError, closest_match
 
-_LONGEST: Final = 300  # characters of a value in a message
+_LONGEST: Final = 300  # characters of a value shown in a message
 
 
 class _UnknownKeyError(ConfigError, AttributeError):
-    """An unknown key asked for as an attribute: `hasattr` and `getattr` with a default work."""
+    """Access to an unknown key as an attribute. As an `AttributeError`, it supports `hasattr` and `getattr`."""
 
 
 class Config:
     """The settings of an experiment. Keys are attributes, in upper case; see docs/config.md for all of them.
 
-    A value is checked when it is set, and kept in one form: sizes are tuples, categories and names of metrics lists.
+    A value is checked and normalized when it is set: sizes become tuples, categories and metric names become lists.
     Configs pickle, copy, and compare by value.
 
     Args:
         model_name: Sets ``MODEL_NAME``.
-        values: Any keys.
+        values: Values of any keys.
 
     Raises:
-        ConfigError: There is no such key, or the value does not fit it.
+        ConfigError: A key is unknown, or a value does not fit it.
 
     Example:
         >>> cfg = Config("unet", TRAIN_DATASET="knee_train", IMG_SIZE=(384, 384, 1))
@@ -45,11 +45,11 @@ class Config:
         Traceback (most recent call last):
             ...
         medsegpy_core.errors.ConfigError: There is no config key 'TRAIN_BATCH_SIZES'. Did you mean \
-'TRAIN_BATCH_SIZE'? A key of your own is added with cfg.add('TRAIN_BATCH_SIZES', value).
+'TRAIN_BATCH_SIZE'? Add a key of your own with cfg.add('TRAIN_BATCH_SIZES', value).
     """
 
     def __init__(self, model_name: str = "", /, **values: Any):
-        # Past `__setattr__`, which takes keys only.
+        # Bypass `__setattr__`, which accepts keys only.
         self.__dict__["_values"] = {name: copy.copy(key.default) for name, key in KEYS.items()}
         if model_name:
             self.MODEL_NAME = model_name
@@ -58,45 +58,45 @@ class Config:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Config:
-        """Read a config file, see `merge_from_file`."""
+        """Read a config file; see `merge_from_file`."""
         return cls()._merge_file(Path(path))  # noqa: SLF001 - an object of this class
 
     def merge_from_file(self, path: str | os.PathLike[str]) -> Config:
-        """Take over what a file says: YAML, TOML, or INI (section ``DEFAULT``).
+        """Merge the values of a file: YAML, TOML, or INI (section ``DEFAULT``).
 
-        Keys may be in any case, values may be written as Python literals (``(384, 384, 1)``, ``1e-3``); nothing is
-        executed. ``_BASE_`` names a file, relative to this one, whose values hold where this one says nothing. What
-        MedSegPy once called otherwise (``TISSUES``) is understood.
+        Keys may be in any case, and values may be written as Python literals (``(384, 384, 1)``, ``1e-3``); nothing is
+        executed. ``_BASE_`` names a file, relative to this one, whose values are used for keys that this file does not
+        set. Old names of MedSegPy's keys (``TISSUES``) are accepted.
 
         Returns:
             This config.
 
         Raises:
-            ConfigError: The file is malformed, or a value does not fit its key. The config is then as it was.
+            ConfigError: The file is malformed, or a value does not fit its key. The config is then unchanged.
             OSError: The file cannot be read.
 
         Warns:
-            ConfigWarning: The file has keys that nobody knows. They are kept.
+            ConfigWarning: The file has unknown keys. They are kept.
         """
         return self._merge_file(Path(path))
 
     def merge_from_list(self, pairs: Sequence[Any]) -> Config:
-        """Take over keys and values, as from a command line: ``["N_EPOCHS", 20, "IMG_SIZE", "(384, 384, 1)"]``.
+        """Merge keys and values, as from a command line: ``["N_EPOCHS", 20, "IMG_SIZE", "(384, 384, 1)"]``.
 
         Returns:
             This config.
 
         Raises:
-            ConfigError: An odd number of items, an unknown key, ``MODEL_NAME`` (which says what the other keys are
-                for, and is set in code or in a file), or a value that does not fit. The config is then as it was.
+            ConfigError: An odd number of items, an unknown key, ``MODEL_NAME`` (set it in code or in a file), or a
+                value that does not fit. The config is then unchanged.
         """
         items = list(pairs)
         if isinstance(pairs, str) or len(items) % 2:
-            raise ConfigError(f"Expected keys and values in turn, as in ['N_EPOCHS', 20], but got {pairs!r}.")
+            raise ConfigError(f"Expected alternating keys and values, as in ['N_EPOCHS', 20], but got {pairs!r}.")
         merged = {}
         for name, value in zip(items[::2], items[1::2], strict=True):
             if name == "MODEL_NAME":
-                raise ConfigError("MODEL_NAME cannot be changed by a list: use Config(name), or cfg.MODEL_NAME = name.")
+                raise ConfigError("A list cannot change MODEL_NAME: use Config(name), or cfg.MODEL_NAME = name.")
             merged[name] = self._fit(name, value, parse=True)
         self._values.update(merged)
         return self
@@ -105,25 +105,25 @@ class Config:
         """Add a key of your own.
 
         Args:
-            name: In upper case, like every key: files have keys in any case.
+            name: In upper case, like every key, because keys in files may be in any case.
             value: None, bools, numbers, strings, and lists, tuples and dicts of them.
 
         Raises:
-            ConfigError: The key exists, is no name in upper case, or the value is of another kind.
+            ConfigError: The key exists, is not a name in upper case, or the value is of another type.
         """
         if not str(name).isidentifier() or name != name.upper() or name.startswith("_"):
-            raise ConfigError(f"{name!r} cannot be a config key: it takes a name in upper case, as in 'MY_KEY'.")
+            raise ConfigError(f"{name!r} cannot be a config key: use a name in upper case, as in 'MY_KEY'.")
         if name in self._values or name in RENAMED_KEYS:
-            raise ConfigError(f"The config key {name!r} exists already; set it with cfg.{name} = value.")
+            raise ConfigError(f"The config key {name!r} already exists; set it with cfg.{name} = value.")
         self._values[name] = _converted(name, value, ANYTHING, parse=False)
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the config; ``Config.from_file(path)`` gives an equal one. The file is replaced atomically.
+        """Write the config, so that ``Config.from_file(path)`` returns an equal one. The file is replaced atomically.
 
-        The suffix says what is written: ``.yaml`` (``.yml``), ``.toml`` or ``.ini`` (``.cfg``).
+        The suffix chooses the format: ``.yaml`` (``.yml``), ``.toml`` or ``.ini`` (``.cfg``).
 
-        All of medsegpy_core's keys are written, and of the others those that differ from their defaults.
+        The file contains all of medsegpy_core's keys, and those of the others that differ from their defaults.
         """
         values = self._checked()
         write_config_file(
@@ -135,28 +135,28 @@ class Config:
         """Return an independent copy.
 
         Raises:
-            ConfigError: A list or dict in it was changed in place, to what its key does not take.
+            ConfigError: A list or dict in it was changed in place to an invalid value.
         """
         new = type(self)()
         new.__dict__["_values"] = self._checked()
         return new
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all keys and values, MedSegPy's other keys included."""
+        """Return all keys and values, including MedSegPy's other keys."""
         return copy.deepcopy(self._values)
 
     def __getattr__(self, name: str) -> Any:
         values = self.__dict__.get("_values", {})
         if name in values:
             return values[name]
-        # Names with an underscore are Python's business (copy and pickle ask for some), never keys.
+        # Names with a leading underscore are never keys; copy and pickle look up some.
         raise AttributeError(name) if name.startswith("_") else _UnknownKeyError(_unknown(name, values))
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._values[name] = self._fit(name, value, parse=False)
 
     def __delattr__(self, name: str) -> None:
-        raise ConfigError(f"Config keys cannot be deleted, {name!r} neither.")
+        raise ConfigError(f"Config keys cannot be deleted: {name!r}.")
 
     def __eq__(self, other: object) -> bool:
         return self._values == other._values if isinstance(other, Config) else NotImplemented
@@ -216,7 +216,7 @@ def _unknown(name: Any, known: Mapping[str, Any]) -> str:
     if not isinstance(name, str):
         return f"There is no config key {name!r}: keys are names in upper case, as in 'N_EPOCHS'."
     hint = closest_match(name.upper(), known)
-    return f"There is no config key {name!r}.{hint} A key of your own is added with cfg.add({name.upper()!r}, value)."
+    return f"There is no config key {name!r}.{hint} Add a key of your own with cfg.add({name.upper()!r}, value)."
 
 
 def _warn(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Config files: YAML, TOML and INI, in and out. Values are data; nothing is executed."""
+"""Reading and writing config files: YAML, TOML and INI. Values are data; nothing is executed."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ _Function = TypeVar("_Function")
 _MOST_BYTES: Final = 2**20
 _MOST_VALUES: Final = 100_000
 _MOST_LEVELS: Final = 50
-# YAML 1.2 floats: PyYAML follows YAML 1.1, which takes 1e-3 for a str.
+# YAML 1.2 floats: PyYAML follows YAML 1.1, which reads 1e-3 as a str.
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
 )
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Read a config file and those that its ``_BASE_`` names, the nearest value of a key wins.
+    """Read a config file and its ``_BASE_`` files. The nearest value of a key wins.
 
     Args:
-        path: The file. The suffix says what it is: ``.yaml``, ``.yml``, ``.toml``, ``.ini``.
+        path: The file. The suffix gives the format: ``.yaml``, ``.yml``, ``.toml``, ``.ini``, ``.cfg``.
 
     Returns:
-        Keys in upper case, and values as the file has them: an INI has strings only.
+        Keys in upper case, and values as in the file: an INI has strings only.
 
     Raises:
-        ConfigError: The file is malformed, of another kind, larger than a config is, no regular file, or its own base,
-            directly or not.
+        ConfigError: The file is malformed, of another format, too large, not a regular file, or its own base, directly
+            or indirectly.
         OSError: A file cannot be read.
     """
     chain: list[Path] = []
     values: dict[str, Any] = {}
     at: Path | None = path
     while at is not None:
-        resolved = Path(os.path.realpath(at))  # unlike `resolve`, no error for links in a circle
+        resolved = Path(os.path.realpath(at))  # unlike `resolve`, does not raise for circular links
         if resolved in chain:
             names = " -> ".join(p.name for p in [*chain, resolved])
-            raise ConfigError(f"{path}: {BASE_KEY} goes round in a circle: {names}.")
+            raise ConfigError(f"{path}: {BASE_KEY} is circular: {names}.")
         if chain and not resolved.is_file():
             raise FileNotFoundError(f"{chain[-1]}: {BASE_KEY} names {at}, which is not a file.")
         chain.append(resolved)
@@ -58,10 +58,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def write_config_file(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a file of the kind that the suffix says beside `path`, then rename it: `path` is whole, or as it was.
+    """Write a file in the format of the suffix, atomically: on failure, `path` is unchanged.
 
     Raises:
-        ConfigError: The suffix is of no config file, or a value cannot be written so that it is read back the same.
+        ConfigError: The suffix is unknown, or a value cannot be written so that it is read back the same.
     """
     writers = {".yaml": _yaml_text, ".yml": _yaml_text, ".toml": _toml_text, ".ini": _ini_text, ".cfg": _ini_text}
     text = _by_suffix(path, writers)(values)
@@ -94,7 +94,7 @@ def _yaml_text(values: Mapping[str, Any]) -> str:
 
 
 def _toml_text(values: Mapping[str, Any]) -> str:
-    """Return a line for each key: TOML's strings, booleans and ints, and Python literals in strings for the rest."""
+    """Return one line per key: TOML strings, booleans and ints, and Python literals in strings for the rest."""
     lines = []
     for key, value in values.items():
         if type(value) in (bool, int):
@@ -121,7 +121,7 @@ def _read_one(path: Path) -> dict[str, Any]:
     reader = _by_suffix(path, readers)
     try:
         text = _bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        # MedSegPy has INI files that are named .yaml; no YAML config begins so.
+        # MedSegPy has INI files with the suffix .yaml; no YAML config begins like this.
         found = _read_ini(text) if text.startswith("[DEFAULT]") else reader(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error}).") from error
@@ -132,7 +132,7 @@ def _read_one(path: Path) -> dict[str, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"{path}: the keys of a config are names, not {key!r}.")
         if key.upper() in values:
-            raise ConfigError(f"{path}: {key.upper()} comes twice.")
+            raise ConfigError(f"{path}: {key.upper()} occurs twice.")
         values[key.upper()] = value
     return values
 
@@ -141,7 +141,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return read_limited(path, _MOST_BYTES)
     except OSError as error:
-        if error.errno is None:  # a file, but none that can be a config
+        if error.errno is None:  # not an OS error: the file cannot be a config
             raise ConfigError(str(error).removeprefix(f"{path}: ")) from error
         raise
 
@@ -161,7 +161,7 @@ def _read_yaml(text: str) -> Mapping[Any, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {_yaml_problem(error)}") from error
     except RecursionError as error:
-        raise ConfigError(f"not a config: values lie more than {_MOST_LEVELS} levels deep.") from error
+        raise ConfigError(f"not a config: values are nested more than {_MOST_LEVELS} levels deep.") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -170,11 +170,11 @@ def _read_yaml(text: str) -> Mapping[Any, Any]:
 
 
 def _count_values(node: Any, known: dict[int, int], level: int) -> int:
-    """Return how many values a YAML node stands for, with those that its aliases repeat.
+    """Return the number of values of a YAML node, including those that its aliases repeat.
 
     Raises:
-        ConfigError: There are too many, they lie too deep, or one contains itself. Ten lines of aliases can stand for
-            more values than a machine has memory.
+        ConfigError: There are too many values, they are nested too deep, or one contains itself. Ten lines of aliases
+            can expand to more values than fit into memory.
     """
     if node is None or isinstance(node.value, str):
         return 1
@@ -182,18 +182,18 @@ def _count_values(node: Any, known: dict[int, int], level: int) -> int:
     if known.get(id(node)) == 0:
         raise ConfigError(f"not a config: the value that begins in {where} contains itself.")
     if level > _MOST_LEVELS:
-        raise ConfigError(f"not a config: values lie more than {_MOST_LEVELS} levels deep ({where}).")
+        raise ConfigError(f"not a config: values are nested more than {_MOST_LEVELS} levels deep ({where}).")
     if id(node) not in known:
         known[id(node)] = 0
         parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
         known[id(node)] = 1 + sum(_count_values(part, known, level + 1) for part in parts)
     if known[id(node)] > _MOST_VALUES:
-        raise ConfigError(f"not a config: aliases stand for more than {_MOST_VALUES:,} values ({where}).")
+        raise ConfigError(f"not a config: aliases expand to more than {_MOST_VALUES:,} values ({where}).")
     return known[id(node)]
 
 
 def _yaml_problem(error: Any) -> str:
-    """Say in one line what is wrong, and where."""
+    """Return the problem and its position in one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
         return " ".join(str(error).replace('in "<unicode string>", ', "").split())
@@ -208,7 +208,7 @@ def _read_toml(text: str) -> Mapping[str, Any]:
     except ValueError as error:  # also an int of too many digits
         raise ConfigError(f"not valid TOML: {error}") from error
     except RecursionError as error:
-        raise ConfigError("not a config: values lie too deep in each other.") from error
+        raise ConfigError("not a config: values are nested too deep.") from error
 
 
 def _read_ini(text: str) -> Mapping[str, Any]:
@@ -226,20 +226,20 @@ def _read_ini(text: str) -> Mapping[str, Any]:
 
 
 def _ini_problem(error: Any) -> str:
-    """Say in one line what is wrong, and where."""
+    """Return the problem and its position in one line."""
     import configparser
 
     if isinstance(error, configparser.MissingSectionHeaderError):
         return f"it does not begin with the section [DEFAULT] (at line {error.lineno})"
     if isinstance(error, configparser.DuplicateOptionError):
-        return f"{error.option} comes twice (at line {error.lineno})"
+        return f"{error.option} occurs twice (at line {error.lineno})"
     if isinstance(error, configparser.ParsingError) and error.errors:
         return f"expected KEY = VALUE (at line {error.errors[0][0]})"
     return " ".join(str(error).split())
 
 
 def _located(base: Any) -> Any:
-    """Return a copy of a YAML loader that says where a value is that Python does not take, as a month 13."""
+    """Return a subclass of a YAML loader that reports the position of values that Python refuses, such as month 13."""
     import yaml
 
     class Located(base):  # type: ignore[misc]
@@ -253,19 +253,19 @@ def _located(base: Any) -> Any:
 
 
 def _yaml_class(base: Any) -> Any:
-    """Return a copy of PyYAML's safe loader or dumper that knows floats like 1e-3."""
+    """Return a subclass of PyYAML's safe loader or dumper that recognizes floats like 1e-3."""
     cls: Any = type(f"Config{base.__name__}", (base,), {})
     cls.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT.pattern})$"), list("-+0123456789."))
     return cls
 
 
 def _represent_text(dumper: Any, text: str) -> Any:
-    # PyYAML reads line breaks back as blanks (U+0085, U+2028) unless they are escaped, which double quotes do.
+    # PyYAML reads some line breaks (U+0085, U+2028) back as blanks unless they are escaped, which needs double quotes.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 def _writable(key: str, value: Any) -> Any:
-    """Return what to give to YAML for `value`: YAML has no tuples, and a str may look like a literal."""
+    """Return the YAML form of `value`: YAML has no tuples, and a str may look like a literal."""
     if isinstance(value, str):
         return repr(value) if literal(value) is not value else value
     if _is_yaml(value):

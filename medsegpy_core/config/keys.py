@@ -1,4 +1,4 @@
-"""The keys of a config: ours with their defaults and checks, and what MedSegPy's configs have beyond them."""
+"""The keys of a config: those of medsegpy_core with their defaults and checks, and the other keys of MedSegPy."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RENAMED_KEYS: Final = {
 }
 RENAMED_TAGS: Final = dict.fromkeys(("oai", "oai_2d", "oai_aug", "oai_aug_2d"), "DefaultDataLoader")
 
-# Folders that MedSegPy once took for datasets: they read like settings, so a file that has one gets a warning.
+# Folders that MedSegPy once used as datasets: they look like settings, so a file that has one causes a warning.
 UNUSED_PATHS: Final = {"TRAIN_PATH": "TRAIN_DATASET", "VALID_PATH": "VAL_DATASET", "TEST_PATH": "TEST_DATASET"}
 
-# The name of a loss -> the loss and the activation that the model's output has.
+# The name of a loss -> the loss and the activation of the model's output.
 LOSSES: Final[dict[str, tuple[str, str | None]]] = {
     "DICE_LOSS": ("dice", "sigmoid"),
     "MULTI_CLASS_DICE_LOSS": ("multi_class_dice", "sigmoid"),
@@ -41,7 +41,7 @@ LOSSES: Final[dict[str, tuple[str, str | None]]] = {
     "L2_LOSS": ("l2_loss", None),
 }
 
-# Keys that medsegpy_core keeps for the code that trains, and their defaults, whose types they must have. None: any.
+# Keys that medsegpy_core keeps for training code, and their defaults, which define their types. None: any type.
 OTHER_KEYS: Final[dict[str, Any]] = {
     # The experiment.
     "VERSION": 7,
@@ -87,12 +87,12 @@ OTHER_KEYS: Final[dict[str, Any]] = {
     "CV_TRAIN_BINS": [],
     "CV_VALID_BINS": [],
     "CV_TEST_BINS": [],
-    # Layers that all models have.
+    # Layers of all models.
     "NORMALIZATION": "BatchNorm",
     "NORMALIZATION_ARGS": {"axis": -1, "momentum": 0.95, "epsilon": 0.001},
     "WEIGHT_STANDARDIZATION": False,
     "KERNEL_INITIALIZER": "he_normal",
-    # What only some models have: each had a default of its own, so there is none here.
+    # Keys of some models: each model had its own default, so there is none here.
     **dict.fromkeys(
         (
             "AT_DIVISOR",
@@ -118,7 +118,7 @@ OTHER_KEYS: Final[dict[str, Any]] = {
             "USE_SE_BLOCK",
         )
     ),
-    # What MedSegPy itself no longer read.
+    # Keys that MedSegPy itself no longer used.
     **dict.fromkeys(
         (
             "DATE_TIME_STR",
@@ -144,13 +144,13 @@ OTHER_KEYS: Final[dict[str, Any]] = {
 
 @frozen
 class Key:
-    """What a config key takes.
+    """The definition of a config key.
 
     Attributes:
-        default: The value that it has if nobody sets it.
-        convert: Returns the value in the form that the config keeps (an ``IMG_SIZE`` is always a tuple); raises
-            `TypeError` or `ValueError` for a value that does not fit.
-        expected: What fits, in words.
+        default: The default value.
+        convert: Returns the normalized value (an ``IMG_SIZE`` is always a tuple); raises `TypeError` or `ValueError`
+            for an invalid one.
+        expected: A description of valid values.
     """
 
     default: Any = field()
@@ -158,11 +158,11 @@ class Key:
     expected: str = field()
 
     def parse(self, value: Any) -> Any:
-        """Convert a value that comes from a file or a command line, where a str may hold a Python literal."""
+        """Convert a value from a file or a command line, where a str may contain a Python literal."""
         candidates = [value]
         if isinstance(value, str) and (found := literal(value)) is not value:
             candidates.insert(0, found)
-        elif isinstance(value, list):  # YAML: a list whose items are written as literals, as in `- (1, 2)`
+        elif isinstance(value, list):  # YAML: a list with items written as literals, as in `- (1, 2)`
             candidates.append([literal(item) if isinstance(item, str) else item for item in value])
         for candidate in candidates[:-1]:
             try:
@@ -173,7 +173,7 @@ class Key:
 
 
 def literal(text: str) -> Any:
-    """Return the Python literal that `text` is, or `text` itself if it is none. Nothing is executed.
+    """Return the value of the Python literal `text`, or `text` itself if it is not one. Nothing is executed.
 
     Example:
         >>> literal("(0, (1, 2))"), literal("1e-3"), literal("false"), literal("val_loss")
@@ -188,7 +188,7 @@ def literal(text: str) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Say whether `value` is made of None, bools, numbers, strings, lists, tuples and dicts only."""
+    """Return whether `value` is made of None, bools, numbers, strings, lists, tuples and dicts only."""
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     if isinstance(value, dict):
@@ -212,7 +212,7 @@ def _text(default: str = "", *, empty: bool = True) -> Key:
 
 def _flag(default: bool) -> Key:
     def convert(value: Any) -> bool:
-        # By name, so that NumPy's bool fits and NumPy need not be imported.
+        # By name, so that NumPy's bool is accepted without importing NumPy.
         _check(type(value).__name__ in ("bool", "bool_"))
         return bool(value)
 
@@ -243,7 +243,7 @@ def _number(default: float, low: float | None = None, high: float | None = None)
 
 
 def _items(value: Any) -> list[Any]:
-    """Return the items of what has an order: a list, a tuple, a range, an array of NumPy; not of a set or a dict."""
+    """Return the items of an ordered value: a list, a tuple, a range, a NumPy array; not of a set or a dict."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     _check(isinstance(value, Sequence) and not isinstance(value, str | bytes))
@@ -281,7 +281,7 @@ def _categories() -> Key:
     def convert(value: Any) -> list[Any]:
         items = _items(value)
         normalized = normalize_category_ids(items)
-        # A superclass stays a list where it is written as one.
+        # A superclass written as a list stays a list.
         return [
             list(new) if isinstance(old, list) and isinstance(new, tuple) else new
             for old, new in zip(items, normalized, strict=True)
@@ -339,7 +339,7 @@ def _loss() -> Key:
 
 
 def _like(default: Any) -> Key:
-    """A key of MedSegPy: of the type of its default there, or None."""
+    """Return the key for a default of MedSegPy: values have its type, or are None."""
     if default is None:
         return ANYTHING
     if isinstance(default, list | tuple | dict):
@@ -366,18 +366,18 @@ def _convert_anything(value: Any) -> Any:
 
 
 def _workers() -> int:
-    # The cores this process may use, not those of the machine: they differ in containers and batch jobs.
+    # The cores available to this process: in containers and batch jobs, fewer than those of the machine.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, cores)
 
 
 ANYTHING: Final = Key(None, _convert_anything, "None, bools, numbers, strings, and lists, tuples and dicts of them")
 
-# Modes of numpy.pad that only repeat voxels, or put 0, so that a mask stays a mask. The others (mean, linear_ramp, ...)
-# invent values, and need the whole scan to do so.
+# Modes of numpy.pad that only repeat voxels or add zeros, so that a mask stays a mask. The others (mean, linear_ramp,
+# ...) invent values, and need the whole scan to do so.
 PAD_MODES: Final = ("constant", "edge", "reflect", "symmetric", "wrap")
 
-# Keys that medsegpy_core acts on.
+# Keys that medsegpy_core uses.
 OWN_KEYS: Final[dict[str, Key]] = {
     "MODEL_NAME": _text(),
     "TRAIN_DATASET": _dataset(),
@@ -406,5 +406,5 @@ OWN_KEYS: Final[dict[str, Key]] = {
     "INIT_WEIGHTS": _text(),
     "OUTPUT_DIR": _text(),
 }
-# All keys that need no `Config.add`.
+# All keys that exist without `Config.add`.
 KEYS: Final[dict[str, Key]] = OWN_KEYS | {name: _like(default) for name, default in OTHER_KEYS.items()}

@@ -1,4 +1,4 @@
-"""The data model: records, metadata, categories, names, and where voxels lie."""
+"""The data model: records, metadata, categories, file names, and voxel grids."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def normalize_category_id(category_id: Any) -> CategoryId:
     """Return `category_id` as an int or a tuple of ints.
 
     Raises:
-        CategoryError: It is neither a non-negative int nor a non-empty sequence of distinct ones.
+        CategoryError: The value is neither a non-negative int nor a non-empty sequence of distinct ones.
 
     Example:
         >>> normalize_category_id([0, 2])
@@ -34,10 +34,10 @@ def normalize_category_id(category_id: Any) -> CategoryId:
 
 
 def normalize_category_ids(category_ids: Iterable[Any]) -> tuple[CategoryId, ...]:
-    """Normalize a list of category ids; the outer list picks and orders.
+    """Normalize a list of category ids. Their order is kept.
 
     Raises:
-        CategoryError: One of them is malformed, or one comes twice.
+        CategoryError: An id is malformed or repeated.
 
     Example:
         >>> normalize_category_ids([0, [1, 2], 3])
@@ -62,7 +62,7 @@ def channels_of(category_id: CategoryId) -> tuple[int, ...]:
 
 
 def required_channels(category_ids: Sequence[CategoryId]) -> int:
-    """Return how many channels a mask needs so that it has all the categories (0 for none).
+    """Return the number of channels that a mask needs for these categories (0 for none).
 
     Example:
         >>> required_channels((0, (1, 4)))

@@ -1,6 +1,6 @@
-"""Where voxels lie: spacing, affines, and whether two arrays are on one grid.
+"""Voxel geometry: spacings, affines, and comparing the grids of two arrays.
 
-An affine is 4 x 4 and maps the voxel index (h, w, d) to RAS+ millimetres. Indices mean the centers of voxels.
+An affine is 4 x 4 and maps the voxel index (h, w, d) to RAS+ millimeters. An index refers to the center of a voxel.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 Affine: TypeAlias = tuple[tuple[float, ...], ...]
 
-# How far the corners of a mask may lie from those of its image, in voxels, before there is a warning, and an error.
+# Offset of the corners of a mask from those of its image, in voxels, above which there is a warning, and an error.
 WARNING_VOXELS: Final = 0.1
 ERROR_VOXELS: Final = 0.5
-# How much two spacings of one thing may differ, as a fraction.
+# Relative difference up to which two spacings count as equal.
 SPACING_TOLERANCE: Final = 0.01
-# More than these are no affine.
+# Arrays with more numbers than this cannot be an affine.
 _MOST_NUMBERS: Final = 16
 # Rounding of float32, in which NIfTI stores affines.
 _ROUNDING: Final = 1e-5
 
 
 def checked_spacing(value: Any, axes: Sequence[int] = (3,)) -> tuple[float, ...] | None:
-    """Return a spacing as floats.
+    """Return a spacing as floats, or None if it is not a spacing.
 
     Args:
-        value: Anything.
-        axes: How many values it may have.
+        value: Any value.
+        axes: The allowed numbers of values.
 
     Returns:
-        None: it is not that many positive, finite numbers.
+        None if the value is not that many positive, finite numbers.
     """
     import numpy as np
 
@@ -56,7 +56,7 @@ def checked_spacing(value: Any, axes: Sequence[int] = (3,)) -> tuple[float, ...]
 
 
 def checked_affine(value: Any) -> Affine | None:
-    """Return an affine as four rows of four floats; None: it is not 4 x 4, finite and invertible."""
+    """Return an affine as four rows of four floats, or None if it is not 4 x 4, finite and invertible."""
     import numpy as np
 
     try:
@@ -66,21 +66,21 @@ def checked_affine(value: Any) -> Affine | None:
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or matrix[3].tolist() != [0, 0, 0, 1]:
         return None
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-    # The volume of a voxel relative to that of the box with its edges: 0 where directions coincide.
+    # The volume of a voxel relative to that of the box with its edges: 0 if two directions coincide.
     if not (lengths > 0).all() or abs(np.linalg.det(matrix[:3, :3] / lengths)) < _ROUNDING:
         return None
     return tuple(map(tuple, matrix.tolist()))
 
 
 def spacing_of(affine: Any) -> tuple[float, float, float]:
-    """Return the size of a voxel along each axis, in millimetres: the lengths of the affine's columns.
+    """Return the size of a voxel along each axis, in millimeters: the lengths of the affine's columns.
 
     Args:
         affine: 4 x 4.
     """
     import numpy as np
 
-    # To seven digits: 0.7 stored as float32 is meant to be 0.7.
+    # Round to seven digits: 0.7 stored as float32 is meant to be 0.7.
     h, w, d = (float(f"{n:.7g}") for n in np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0))
     return h, w, d
 
@@ -88,7 +88,7 @@ def spacing_of(affine: Any) -> tuple[float, float, float]:
 def axis_codes(affine: Any) -> tuple[str, str, str]:
     """Return the direction in which each axis of the array runs: one of R, L, A, P, S and I.
 
-    An axis that is oblique has the direction that is closest, and no two axes share one.
+    An oblique axis has the closest direction, and no two axes share a direction.
 
     Args:
         affine: 4 x 4, invertible.
@@ -111,10 +111,10 @@ def axis_codes(affine: Any) -> tuple[str, str, str]:
 
 
 def given_geometry(spacing: Any, affine: Any) -> dict[str, Any]:
-    """Check a spacing and an affine that somebody gives for a scan; None for one that is not known.
+    """Check the spacing and the affine that a caller passes for a scan. None stands for an unknown one.
 
     Returns:
-        ``spacing`` and ``affine``, those that are known.
+        ``spacing`` and ``affine``, as far as they are known.
 
     Raises:
         ValueError: They are not three positive numbers and an invertible 4 x 4 matrix, or contradict each other by more
@@ -122,10 +122,10 @@ def given_geometry(spacing: Any, affine: Any) -> dict[str, Any]:
     """
     sizes, matrix = checked_spacing(spacing), checked_affine(affine)
     if spacing is not None and sizes is None:
-        raise ValueError(f"spacing is {spacing!r}: expected three positive numbers of millimetres, for H, W and D.")
+        raise ValueError(f"spacing is {spacing!r}: expected three positive numbers of millimeters, for H, W and D.")
     if affine is not None and matrix is None:
         raise ValueError(
-            f"affine is {affine!r}: expected an invertible 4 x 4 matrix, voxel index (h, w, d) to RAS+ millimetres, "
+            f"affine is {affine!r}: expected an invertible 4 x 4 matrix, voxel index (h, w, d) to RAS+ millimeters, "
             "its last row 0, 0, 0, 1."
         )
     if sizes is not None and matrix is not None and not same_spacing(sizes, spacing_of(matrix)):
@@ -137,39 +137,39 @@ def given_geometry(spacing: Any, affine: Any) -> dict[str, Any]:
 
 
 def has_length(value: Any, axes: Sequence[int]) -> bool:
-    """Say whether a spacing has one of these lengths; True for anything that is no spacing, which others refuse."""
+    """Return whether a spacing has one of these lengths. True for what is no spacing, which other checks refuse."""
     return checked_spacing(value, axes) is not None or checked_spacing(value, range(1, 17)) is None
 
 
 def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Say whether two spacings agree within 1 %, on the axes that both have."""
+    """Return whether two spacings agree within 1 %, on the axes that both have."""
     return all(abs(a - b) <= SPACING_TOLERANCE * max(a, b) for a, b in zip(one, other, strict=False))
 
 
 def stated(metadata: Mapping[str, Any], axes: Sequence[int] = (3,)) -> tuple[dict[str, Any], str | None]:
-    """Return what a file states of its geometry, in one form, with what else it says left as it is.
+    """Return the geometry that a file states, normalized, together with its other metadata unchanged.
 
-    Spacing is the length of the affine's columns where there is an affine. What cannot be a spacing or an affine, or
+    If there is an affine, the spacing is the length of its columns. A value that cannot be a spacing or an affine, or
     has another length, counts as not stated.
 
     Args:
         metadata: `OpenScan.metadata`: ``spacing`` and ``affine`` are for the axes H, W, D.
-        axes: How many values a spacing may have.
+        axes: The allowed numbers of values of a spacing.
 
     Returns:
-        The values, and how spacing and affine contradict each other in words, None if they do not.
+        The values, and a description of the contradiction between spacing and affine, or None if they agree.
     """
     values = {key: value for key, value in metadata.items() if key not in ("spacing", "affine")}
     found = _stated(_key(metadata.get("spacing")), _key(metadata.get("affine")))
     if found.affine is not None:
-        values["affine"] = metadata["affine"]  # as it came: an array stays an array
+        values["affine"] = metadata["affine"]  # the original: an array stays an array
     if found.spacing is not None and len(found.spacing) in axes:
         values["spacing"] = found.spacing
     return values, found.contradiction
 
 
 class _Stated(NamedTuple):
-    """What a file states, in one form; see `stated`."""
+    """The normalized geometry of a file; see `stated`."""
 
     spacing: tuple[float, ...] | None
     affine: Affine | None
@@ -177,7 +177,7 @@ class _Stated(NamedTuple):
 
 
 def _key(value: Any) -> tuple[tuple[int, ...], bytes] | None:
-    """Return the shape and the bytes of a few numbers; None: it is something else."""
+    """Return the shape and the bytes of a few numbers, or None for anything else."""
     import numpy as np
 
     if value is None:
@@ -189,7 +189,7 @@ def _key(value: Any) -> tuple[tuple[int, ...], bytes] | None:
     return (numbers.shape, numbers.tobytes()) if numbers.size <= _MOST_NUMBERS else None
 
 
-# Kept, because it is asked for each slice of a scan.
+# Cached because every slice of a scan needs it.
 @functools.lru_cache(maxsize=1024)
 def _stated(
     spacing_key: tuple[tuple[int, ...], bytes] | None, affine_key: tuple[tuple[int, ...], bytes] | None
@@ -207,22 +207,22 @@ def _stated(
     if spacing is not None and not same_spacing(spacing, columns):
         contradiction = f"its spacing is {_mm(spacing)}, but the columns of its affine are {_mm(columns)} long"
     if spacing is not None and len(spacing) == 2 and columns[2] == 1:
-        columns = columns[:2]  # a file with two axes; programs fill the third column with 1
+        columns = columns[:2]  # a file with two axes; writers fill the third column with 1
     if spacing is None or not _equal(spacing, columns):
         spacing = columns
     return _Stated(spacing, affine, contradiction)
 
 
 def reordered(metadata: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
-    """Return spacing and affine for the axes H, W, D of a file that gives them for its stored axes.
+    """Return spacing and affine for the axes H, W, D, given those for the stored axes of a file.
 
     Args:
         metadata: ``spacing``, one value per stored spatial axis, and ``affine``, its columns in stored order. If D is
             not stored, a third value or column is that of D.
-        axes: The stored axes, as `image_axes` has them; C counts for nothing. None: H, W, D.
+        axes: The stored axes, as in `image_axes`; C is ignored. None: H, W, D.
 
     Returns:
-        Both; a spacing that has not a value for each stored axis is left out.
+        Both. A spacing without a value for each stored axis is left out.
     """
     import numpy as np
 
@@ -241,7 +241,7 @@ def reordered(metadata: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
 
 
 def as_stored(metadata: Mapping[str, Any], axes: str) -> dict[str, Any]:
-    """Return spacing and affine for the stored axes: what `reordered` gives back for the axes H, W, D."""
+    """Return spacing and affine for the stored axes: the inverse of `reordered`."""
     import numpy as np
 
     letters = [letter for letter in axes if letter != "C"]
@@ -255,7 +255,7 @@ def as_stored(metadata: Mapping[str, Any], axes: str) -> dict[str, Any]:
 
 
 def _equal(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Say whether two spacings differ by rounding only."""
+    """Return whether two spacings differ by rounding only."""
     return len(one) == len(other) and all(
         math.isclose(a, b, rel_tol=_ROUNDING) for a, b in zip(one, other, strict=True)
     )
@@ -275,12 +275,12 @@ def _ints(values: Sequence[int]) -> tuple[int, ...]:
 
 @frozen
 class Grid:
-    """Where the voxels of an array lie, as far as it is known.
+    """The positions of the voxels of an array, as far as they are known.
 
     Attributes:
         shape: The spatial axes.
-        affine: Voxel index to RAS+ millimetres; None: unknown.
-        spacing: Millimetres, one per axis; with an affine the lengths of its columns; None: unknown.
+        affine: Voxel index to RAS+ millimeters, or None if unknown.
+        spacing: Millimeters along each axis; with an affine, the lengths of its columns; None if unknown.
     """
 
     shape: tuple[int, ...] = field(converter=_ints)
@@ -293,19 +293,19 @@ class Grid:
 
         Args:
             shape: Its spatial axes, H, W and perhaps D.
-            metadata: What its file says, as in `OpenScan.metadata`.
+            metadata: The metadata stated by its file, as in `OpenScan.metadata`.
         """
         found = _stated(_key(metadata.get("spacing")), _key(metadata.get("affine")))
         return cls(shape, found.affine, found.spacing)
 
 
 def corner_offset(image: Grid, mask: Grid) -> float | None:
-    """Return how far the corners of the mask's grid lie from where the image has them, in voxels of the image.
+    """Return the largest distance between corresponding corners of two grids, in voxels of the image.
 
-    Affines are compared where both have one, else spacings; both grids have one shape.
+    Affines are compared if both grids have one, else spacings. Both grids have the same shape.
 
     Returns:
-        The largest distance; None: one of them does not say where its voxels are.
+        The largest distance, or None if one of the grids is unknown.
     """
     import numpy as np
 
@@ -344,14 +344,14 @@ class Alignment(NamedTuple):
 
 
 def alignment(source: Grid, target: Grid) -> Alignment | None:
-    """Find the permutation and the flips that put an array on `source` exactly onto `target`.
+    """Find the permutation and the flips that map an array on `source` exactly onto `target`.
 
-    Where one of them has no affine, arrays are compared by index: they are on one grid if their shapes, and the
-    spacings that both state, agree.
+    If one of the grids has no affine, they are compared by index: they match if their shapes, and the spacings that
+    both state, agree.
 
     Returns:
-        None: the grids differ by more than permutation and flips; some voxel would lie more than a tenth of a voxel
-        from where it belongs.
+        None if the grids differ by more than permutation and flips, so that some voxel would be more than a tenth of a
+        voxel off.
 
     Example:
         >>> flipped = Grid((4, 3, 2), [[-1, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -366,7 +366,7 @@ def alignment(source: Grid, target: Grid) -> Alignment | None:
     if source.affine is None or target.affine is None:
         by_index = source.shape == target.shape and (corner_offset(target, source) or 0.0) <= WARNING_VOXELS
         return Alignment(tuple(range(rank)), ()) if by_index else None
-    # From a voxel index in the source to the one in the target.
+    # Maps a voxel index in the source to one in the target.
     moved = np.linalg.solve(np.array(target.affine), np.array(source.affine))
     order, signs = _signed_permutation(moved[:3, :3])
     if order is None or any(order[axis] != axis for axis in range(rank, 3)):
@@ -384,7 +384,7 @@ def alignment(source: Grid, target: Grid) -> Alignment | None:
 
 
 def _signed_permutation(matrix: NDArray[np.float64]) -> tuple[tuple[int, ...] | None, list[float]]:
-    """Return for each row the column that it is closest to, and the sign there; None: it is no permutation."""
+    """Return for each row the closest column and the sign there. The order is None if it is not a permutation."""
     import numpy as np
 
     scaled = np.abs(matrix) / np.linalg.norm(matrix, axis=0)
@@ -397,8 +397,8 @@ def align(array: Array, how: Alignment) -> Array:
     """Return an array on the other grid: a view.
 
     Args:
-        array: The spatial axes, and any further axes behind them.
-        how: What `alignment` found.
+        array: The spatial axes, followed by any other axes.
+        how: The result of `alignment`.
     """
     import numpy as np
 

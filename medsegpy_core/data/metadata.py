@@ -1,4 +1,4 @@
-"""Metadata of a dataset: the known keys and their checks, the layers they come from, and the view of one scan."""
+"""Metadata of a dataset: the known keys and their checks, the layers of values, and the view of a single scan."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from medsegpy_core.errors import CategoryError, MetadataConflictError, MetadataE
 
 REQUIRED_KEYS = ("scan_root", "category_ids", "categories", "category_id_to_contiguous_id", "evaluator_type")
 
-# These begin with `scan_`, but say which scan it is: they override nothing.
+# These keys begin with `scan_` but identify the scan: they do not override metadata.
 IDENTITY_KEYS = frozenset(("scan_id", "scan_num_slices"))
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values without the known keys that are None, which stands for "not given"."""
+    """Return the values without known keys that are None, which stands for "not given"."""
     return {key: value for key, value in values.items() if value is not None or key not in _CHECKS}
 
 
 def copied(value: Any) -> Any:
-    """Copy plain containers, so that a list that its owner changes later does not change the metadata unchecked."""
+    """Copy plain containers, so that later changes by their owner do not bypass the checks."""
     if type(value) in (list, tuple):
         return type(value)(map(copied, value))
     return {key: copied(member) for key, member in value.items()} if type(value) is dict else value
 
 
 def same(a: Any, b: Any) -> bool:
-    """Say whether two values mean the same: a list and a tuple, an array and its list, a path and its text do."""
+    """Return whether two values are equal, ignoring list or tuple, array or list, path or str."""
     if a is b:
         return True
     a, b = _plain(a), _plain(b)
@@ -44,7 +44,7 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(key in b and same(value, b[key]) for key, value in a.items())
     try:
         return bool(a == b)
-    except Exception:  # noqa: BLE001 -- whatever a user's type does when it is compared, it is not the same
+    except Exception:  # noqa: BLE001 -- a user's type may raise anything when compared; it then counts as different
         return False
 
 
@@ -55,10 +55,10 @@ def shown(value: Any) -> str:
 
 
 def check_value(name: str, key: str, value: Any, source: str) -> None:
-    """Check the value of one key; any value of a key of the user's own fits.
+    """Check the value of one key. A key that is not known accepts any value.
 
     Raises:
-        MetadataError: It does not fit. The message says whose it is.
+        MetadataError: The value does not fit the key. The message names the source.
         CategoryError: A category id is malformed.
     """
     if key in _CHECKS:
@@ -74,10 +74,10 @@ def check_value(name: str, key: str, value: Any, source: str) -> None:
 
 
 def check_together(name: str, values: Mapping[str, Any], source: str) -> None:
-    """Check that the values of different keys fit each other.
+    """Check that the values of different keys are consistent.
 
     Raises:
-        MetadataError: They are not 1-to-1.
+        MetadataError: They do not have the same categories.
     """
     lengths = {key: len(_plain(values[key])) for key in _ONE_TO_ONE if key in values}
     if len(set(lengths.values())) > 1:
@@ -128,7 +128,7 @@ def _is_color(value: Any) -> bool:
 
 
 def _all(value: Any, fits: Callable[[Any], bool]) -> bool:
-    """Say whether it is a list, tuple or array whose members fit."""
+    """Return whether `value` is a list, tuple or array whose members all fit."""
     members = _plain(value)
     return isinstance(members, tuple) and all(map(fits, members))
 
@@ -153,7 +153,7 @@ def _on_plain(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
 
-# key -> (what its value must satisfy, that in words).
+# key -> (check of its value, the same in words).
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scan_root": (_is_path, "the folder of the scans"),
     "category_ids": (_are_ids, "a list of ints and tuples of ints"),
@@ -166,7 +166,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a dict from category ids to contiguous ids, which are the numbers 0 to n-1, each once",
     ),
     "evaluator_type": (_is_text, "the name of an evaluator, as 'SemSegEvaluator'"),
-    "spacing": (_is_spacing, "a positive number of millimetres for each axis, as in (0.31, 0.31, 0.7)"),
+    "spacing": (_is_spacing, "a positive number of millimeters for each axis, as in (0.31, 0.31, 0.7)"),
     "category_abbreviations": (lambda value: _all(value, _is_text), "a list of abbreviations"),
     "category_colors": (lambda value: _all(value, _is_color), "a list of (R, G, B), each from 0 to 255"),
     "collection": (_is_text, "the name of a collection of subjects"),
@@ -187,7 +187,7 @@ _ONE_TO_ONE = (
 KNOWN_KEYS = frozenset(_CHECKS)
 
 
-# What `Metadata` and `MetadataView` call something else.
+# Names that `Metadata` and `MetadataView` use themselves.
 RESERVED_KEYS: Final = frozenset(("as_dict", "clear", "for_scan", "get", "name", "own", "require", "set", "view"))
 
 
@@ -196,9 +196,10 @@ class Layer:
     """Values from one source.
 
     Attributes:
-        source: Whose they are, for messages.
+        source: Description of the source, for messages.
         values: Keys and values. None as the value of a known key stands for "not given".
-        overrides: Whether they beat the layers below; else a value that differs from one below is a conflict.
+        overrides: Whether the values override lower layers. Otherwise a value that differs from a lower one is a
+            conflict.
     """
 
     source: str
@@ -208,21 +209,21 @@ class Layer:
 
 @frozen
 class SetValues:
-    """What ``.set`` has said so far. A change makes a new object, so a refused one leaves nothing behind.
+    """The values set by ``.set``. Immutable, so that a refused change has no effect.
 
     Attributes:
         plain: Values that must agree with those of the plugin.
-        replaced: Values set with ``replace=True``, which count instead of the plugin's.
+        replaced: Values set with ``replace=True``, which override the plugin's.
     """
 
     plain: Mapping[str, Any] = field(factory=dict)
     replaced: Mapping[str, Any] = field(factory=dict)
 
     def set(self, name: str, values: Mapping[str, Any], replace: bool) -> SetValues:
-        """Return these values with more of them.
+        """Return a copy with more values.
 
         Raises:
-            MetadataConflictError: A key has another value already, and `replace` is False.
+            MetadataConflictError: A key already has another value, and `replace` is False.
             MetadataError: A value does not fit its key, or the other values.
         """
         before = {**self.plain, **self.replaced}
@@ -247,11 +248,11 @@ class SetValues:
 
 
 def resolve(name: str, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Put layers on top of each other, the first at the bottom.
+    """Merge layers, the first at the bottom.
 
     Raises:
-        MetadataConflictError: A layer that does not override has another value than one below it.
-        MetadataError: A value does not fit its key, or the others.
+        MetadataConflictError: A layer that does not override has a different value than a lower one.
+        MetadataError: A value does not fit its key or the other values.
     """
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
@@ -280,7 +281,7 @@ def _check_names(name: str, values: Mapping[str, Any]) -> None:
         if key in RESERVED_KEYS:
             raise MetadataError(
                 f"Dataset {name!r} cannot have a metadata key {key!r}: `Metadata.{key}` is something else. "
-                "Take another name."
+                "Choose another name."
             )
 
 
@@ -290,9 +291,9 @@ class _MissingError(MetadataError, AttributeError):
 
 @frozen(eq=False)
 class MetadataView:
-    """The resolved metadata of a dataset, or of one scan. It does not change, and it pickles.
+    """The resolved metadata of a dataset or of one scan. Immutable and picklable.
 
-    Values are read as attributes (``view.spacing``) or with `get`.
+    Read values as attributes (``view.spacing``) or with `get`.
 
     Attributes:
         name: The name of the dataset.
@@ -322,7 +323,7 @@ class MetadataView:
     __hash__ = None  # type: ignore[assignment]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of `key`, or `default` where it is not set."""
+        """Return the value of `key`, or `default` if it is not set."""
         return copied(self._values.get(key, default))
 
     def as_dict(self) -> dict[str, Any]:
@@ -330,7 +331,7 @@ class MetadataView:
         return {key: copied(value) for key, value in self._values.items()}
 
     def require(self, *keys: str) -> MetadataView:
-        """Check that keys are set; without arguments, the five that every dataset needs.
+        """Check that keys are set; without arguments, the five required keys.
 
         Raises:
             MetadataError: Some are missing. The message lists all of them.
@@ -346,20 +347,20 @@ class MetadataView:
         file: Mapping[str, Any] | None = None,
         axes: Sequence[int] | None = None,
     ) -> MetadataView:
-        """Return the metadata of one scan: its ``scan_*`` keys over what the file says over these values.
+        """Return the metadata of one scan: its ``scan_*`` keys, then those of the file, then these values.
 
-        A spacing has a value for each axis of the scan; one of another length counts as absent. The spacing is that of
-        the affine where one source gives an affine and no spacing.
+        A spacing without a value for each axis of the scan counts as absent. If a source gives an affine but no
+        spacing, the spacing is that of the affine.
 
         Args:
             scan: A dataset dict, the inputs of `inference`, or a record. ``scan_spacing`` is the spacing of this
-                scan; `label_map`, `image_axes` and the other keys of the file's layout count as they are.
-            file: What the file itself says, as in `OpenScan.metadata`.
-            axes: How many values a spacing may have. None: three, or two if `scan` says that it has one slice, or
-                nothing of its size.
+                scan; `label_map`, `image_axes` and the other keys of the file layout apply without prefix.
+            file: The metadata stated by the file, as in `OpenScan.metadata`.
+            axes: The allowed numbers of values of a spacing. None: three, or two if `scan` has one slice or does not
+                state its size.
 
         Raises:
-            MetadataError: A value does not fit its key, as a spacing of 0.
+            MetadataError: A value does not fit its key, such as a spacing of 0.
         """
         axes = _axes_of(scan) if axes is None else axes
         own: Mapping[Any, Any] = {**scan.scan, **scan.extra} if isinstance(scan, Record) else scan
@@ -394,7 +395,7 @@ class MetadataView:
 
 
 def _axes_of(scan: Mapping[Any, Any] | Record) -> tuple[int, ...]:
-    """Return how many values the spacing of a scan may have, by what a record, a dict or the inputs say of its size."""
+    """Return the allowed numbers of values of a spacing, from the size that a record, a dict or the inputs state."""
     depth = scan.scan_num_slices if isinstance(scan, Record) else scan.get("scan_num_slices")
     if isinstance(scan, Record) or "file_name" in scan:
         return (2, 3) if depth == 1 else (3,)
@@ -405,10 +406,10 @@ def _axes_of(scan: Mapping[Any, Any] | Record) -> tuple[int, ...]:
 
 
 class Metadata:
-    """The metadata of one dataset, as `MetadataCatalog.get` gives it: values are set with `set` and read as attributes.
+    """The metadata of one dataset, from `MetadataCatalog.get`. Set values with `set`, read them as attributes.
 
-    What is read is the result of all sources: ``.set`` in the process, and below it the plugin's metadata hook and
-    `DatasetSpec.metadata`. It may be used from several threads, and pickles as its `view`.
+    Reading combines all sources: ``.set`` in the process, and below it the plugin's metadata hook and
+    `DatasetSpec.metadata`. Thread-safe; pickles as its `view`.
     """
 
     def __init__(
@@ -422,9 +423,9 @@ class Metadata:
 
         Args:
             name: The name of the dataset.
-            below: Returns the layers of the plugins; the same object as long as nothing has changed.
-            staging: Returns where ``.set`` puts values while a plugin is being loaded, else None.
-            file_says: Opens the file of a dataset dict and returns what it says.
+            below: Returns the layers of the plugins; the same object as long as they are unchanged.
+            staging: Returns the place for values of ``.set`` while a plugin is being loaded, else None.
+            file_says: Opens the file of a dataset dict and returns its metadata.
         """
         self.name = name
         self._below = below
@@ -435,18 +436,18 @@ class Metadata:
         self._resolved: tuple[Sequence[Layer], SetValues, MetadataView] | None = None
 
     def set(self, /, *, replace: bool = False, **values: Any) -> Metadata:
-        """Set values; all of them, or, where one is refused, none.
+        """Set values: all of them, or none if one is refused.
 
         Args:
-            replace: Whether a value may replace another, a plugin's included.
-            **values: Keys and values. None for a known key is the same as leaving it out; with `replace`, it takes
-                back what was set.
+            replace: Whether values may replace others, those of a plugin included.
+            **values: Keys and values. None for a known key is the same as leaving it out; with `replace`, it removes
+                the value that was set.
 
         Returns:
             This object.
 
         Raises:
-            MetadataConflictError: A key has another value already. A plugin's value is compared on the first read.
+            MetadataConflictError: A key already has another value. A plugin's value is compared on the first read.
             MetadataError: A value does not fit its key, or the other values.
             CategoryError: A category id is malformed.
         """
@@ -459,11 +460,11 @@ class Metadata:
         return self
 
     def view(self) -> MetadataView:
-        """Return the values as they are now; the view does not follow later changes.
+        """Return the current values. The view does not follow later changes.
 
         Raises:
-            MetadataConflictError: A plugin says something else than ``.set`` did.
-            MetadataError: The values of a plugin do not fit.
+            MetadataConflictError: A plugin and ``.set`` have different values.
+            MetadataError: The values of a plugin are invalid.
         """
         below, own, known = self._below(self.name), self._own, self._resolved
         if known is not None and known[0] is below and known[1] is own:
@@ -474,14 +475,14 @@ class Metadata:
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__") or "_resolved" not in self.__dict__:
-            raise AttributeError(key)  # copying and pickling ask for such names, of objects not yet made, too
+            raise AttributeError(key)  # copy and pickle look up such names, even on objects without __init__
         return getattr(self.view(), key)
 
     def __contains__(self, key: object) -> bool:
         return key in self.view()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of `key`, or `default` where it is not set."""
+        """Return the value of `key`, or `default` if it is not set."""
         return self.view().get(key, default)
 
     def as_dict(self) -> dict[str, Any]:
@@ -502,21 +503,21 @@ class Metadata:
 
         Args:
             scan: A dataset dict, the inputs of `inference`, or a record.
-            file: What the file says. None: its header is read, where the dict has a file that is there.
-            axes: How many values a spacing may have.
+            file: The metadata stated by the file. None: read its header, if the dict has a file that exists.
+            axes: The allowed numbers of values of a spacing.
 
         Raises:
-            ReadError: The file is there, but cannot be read.
+            ReadError: The file exists, but cannot be read.
         """
         return self.view().for_scan(scan, self._file_says(scan) if file is None else file, axes)
 
     @property
     def own(self) -> SetValues:
-        """What was set in the process."""
+        """The values set in the process."""
         return self._own
 
     def clear(self) -> None:
-        """Forget what was set in the process."""
+        """Remove the values set in the process."""
         with self._lock:
             self._own = SetValues()
 

@@ -1,4 +1,4 @@
-"""What names say: those of 2D slice files, ``%07d_V%02d-Aug%02d_%03d``, and those of scans."""
+"""Parsing names: those of 2D slice files, ``%07d_V%02d-Aug%02d_%03d``, and those of scans."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from attrs import field, frozen, validators
 
-# `[0-9]`, not `\d`: the convention means ASCII digits.
+# `[0-9]`, not `\d`, which also matches digits of other scripts.
 _SLICE_NAME = re.compile(r"([0-9]+)_V([0-9]+)-Aug([0-9]+)_([0-9]+)")
 _SCAN_NAME = re.compile(r"([0-9]+)_V([0-9]+)(?:-Aug([0-9]+))?")
-# The entities of BIDS: a label ends at an underscore, or at the end of the stem.
+# The entities of BIDS: a label ends at an underscore or at the end of the stem.
 _BIDS_NAME = re.compile(r"(sub-[0-9A-Za-z]+)(?:_(ses-[0-9A-Za-z]+))?(?:-Aug([0-9]+))?(?=[_.]|$)")
 
 _natural = validators.and_(validators.instance_of(int), validators.ge(0))
@@ -18,13 +18,13 @@ _natural = validators.and_(validators.instance_of(int), validators.ge(0))
 
 @frozen(order=True)
 class SliceName:
-    """What the base name of a slice file says.
+    """The parts of the base name of a slice file.
 
     Attributes:
-        subject_id: Seven digits; longer ones are legal.
+        subject_id: Seven digits, or more.
         time_point: Two digits.
         augmentation: Two digits, 0 for none.
-        slice_id: Three digits, the first slice of a scan is 1.
+        slice_id: Three digits; the first slice of a scan is 1.
 
     Example:
         >>> SliceName(subject_id=123456, time_point=1, augmentation=0, slice_id=7).stem
@@ -38,7 +38,7 @@ class SliceName:
 
     @property
     def scan_id(self) -> str:
-        """``%07d_V%02d``, with ``-AugNN`` where the scan is an augmented copy."""
+        """``%07d_V%02d``, with ``-AugNN`` for an augmented copy."""
         return scan_name(self.subject_id, self.time_point, self.augmentation)
 
     @property
@@ -53,7 +53,7 @@ class SliceName:
 
 
 def scan_name(subject_id: int, time_point: int = 0, augmentation: int = 0) -> str:
-    """Return the scan id of the convention: ``%07d_V%02d``, plus ``-Aug%02d`` for an augmented copy.
+    """Return the conventional scan id: ``%07d_V%02d``, plus ``-Aug%02d`` for an augmented copy.
 
     Example:
         >>> scan_name(42), scan_name(42, 1, augmentation=3)
@@ -64,9 +64,9 @@ def scan_name(subject_id: int, time_point: int = 0, augmentation: int = 0) -> st
 
 
 def parse_slice_name(name: str) -> SliceName:
-    """Read the base name (no folder, no suffix) of a slice file.
+    """Parse the base name (no folder, no suffix) of a slice file.
 
-    Any zero padding is read; `SliceName.stem` writes the canonical one.
+    Any zero padding is accepted; `SliceName.stem` has the canonical one.
 
     Raises:
         ValueError: `name` does not follow the convention, or its slice number is 0.
@@ -88,8 +88,8 @@ def parse_slice_name(name: str) -> SliceName:
 
 
 def parse_scan_name(name: str) -> dict[str, int]:
-    """Read what the name of a scan says of it: `subject_id` and `time_point` where it begins
-    ``(\\d+)_V(\\d+)``, and `augmentation` where ``-AugNN`` follows. Says nothing of other names.
+    """Parse the name of a scan: `subject_id` and `time_point` if it begins with ``(\\d+)_V(\\d+)``, and `augmentation`
+    if ``-AugNN`` follows. Empty for other names.
 
     Example:
         >>> parse_scan_name("0000042_V01-Aug03")
@@ -105,11 +105,11 @@ def parse_scan_name(name: str) -> dict[str, int]:
 
 
 def parse_identity(name: str) -> dict[str, Any]:
-    """Read who was scanned, and when, from the name of a scan, by the conventions that leave no doubt.
+    """Parse subject and time point from the name of a scan, by unambiguous conventions only.
 
     These are the names of `parse_scan_name`, whose ids are numbers, and those of BIDS, ``sub-LABEL[_ses-LABEL]``, whose
-    ids are text as written, labels included. An ``-AugNN`` after either is the augmentation. All other names give
-    nothing: a number in them may be a person or a scan.
+    ids are text as written, prefix included. An ``-AugNN`` after either is the augmentation. The result is empty for
+    all other names: a number in them may stand for a person or a scan.
 
     Example:
         >>> parse_identity("0000042_V01")

@@ -1,4 +1,4 @@
-"""`Record`, the typed and checked form of a standard dataset dict."""
+"""`Record`, the typed and validated form of a standard dataset dict."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from medsegpy_core.data.categories import normalize_category_ids
 from medsegpy_core.data.naming import parse_identity, parse_slice_name
 from medsegpy_core.errors import CategoryError, RecordError
 
-# (dataset, scan_id, augmentation): what a scan is. Originals and augmented copies never mix.
+# (dataset, scan_id, augmentation) identifies a scan. Originals and augmented copies never mix.
 ScanKey = tuple[str, str, int]
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot be changed, and that pickles (``types.MappingProxyType`` does not)."""
+    """An immutable dict that pickles (``types.MappingProxyType`` does not)."""
 
     __slots__ = ()
 
@@ -36,12 +36,12 @@ class FrozenDict(dict[str, Any]):
         return type(self), (dict(self),)
 
 
-# One object for the many records that carry nothing: 200,000 empty dicts would cost 13 MB.
+# Shared by all records without such keys: 200,000 empty dicts would take 13 MB.
 _NOTHING = FrozenDict()
 
 
 def _as_text(path: str | os.PathLike[str]) -> str:
-    """Return a path as `pathlib` writes it."""
+    """Return a path as `pathlib` formats it."""
     text = os.fspath(path)
     plain = "//" not in text and "/./" not in text and not text.startswith("./") and not text.endswith(("/", "/."))
     return text if plain and os.sep == "/" else str(Path(text))
@@ -49,7 +49,7 @@ def _as_text(path: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _path(text: str) -> Path:
-    """Return a path; one is asked for several times while its file is read."""
+    """Return a path. Cached: each is needed several times while its file is read."""
     return Path(text)
 
 
@@ -58,26 +58,26 @@ class Record:
     """One slice or one volume of a dataset.
 
     Attributes:
-        dataset: The name of the dataset (`dataset_name` in a dict), empty for a dict without one.
+        dataset: The name of the dataset (`dataset_name` in a dict); empty for a dict without one.
         index: The position in the dataset's list.
         kind: ``"slice"`` or ``"volume"``.
-        image_key: Path of the image inside its file; several give several channels; None: the default.
+        image_key: Path of the image inside its file; a tuple gives several channels; None: the default.
         sem_seg_key: Path of the mask inside its file; None: the default.
-        scan_id: The scan this element belongs to.
+        scan_id: The scan that this element belongs to.
         slice_id: 1 for the first slice of a scan; None for a volume.
         scan_num_slices: The depth of the scan; None for a volume.
-        subject_id: The person, a number or text, or None if unknown.
-        time_point: The visit, a number or text, or None if unknown.
+        subject_id: The person, a number or text; None if unknown.
+        time_point: The visit, a number or text; None if unknown.
         augmentation: The number of the augmentation, 0 for an original.
-        reader: The name of a reader, or None: the file decides.
-        scan: All other ``scan_*`` keys; they come back at inference and override metadata.
+        reader: The name of a reader; None: the file decides.
+        scan: All other ``scan_*`` keys; they are returned at inference and override metadata.
         extra: All further keys of the dict.
     """
 
     dataset: str
     index: int
     kind: Literal["slice", "volume"]
-    # As text: 400,000 objects of pathlib would cost 170 MB.
+    # As str: 400,000 pathlib objects would take 170 MB.
     _image_file: str = field(alias="file_name", converter=_as_text)
     _mask_file: str | None = field(alias="sem_seg_file", converter=optional(_as_text))
     image_key: str | tuple[str, ...] | None
@@ -94,14 +94,14 @@ class Record:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any], dataset: str = "", index: int = 0) -> Record:
-        """Check a standard dataset dict and give it types.
+        """Validate a standard dataset dict and convert its values.
 
-        A dict with a `slice_id` is a slice, any other a volume. `augmentation` is read from the file
-        name where the dict does not give it.
+        A dict with a `slice_id` is a slice, any other a volume. If the dict has no `augmentation`, it is read from the
+        file name.
 
         Args:
             d: The dict.
-            dataset: The name of its dataset; empty: what the dict has as `dataset_name`.
+            dataset: The name of its dataset; empty: the dict's `dataset_name`.
             index: Its position in the dataset's list.
 
         Raises:
@@ -117,7 +117,7 @@ class Record:
             augmentation = augmentation_in_name(d) or 0
         image_key = d.get("image_key")
         others = [key for key in d if key not in _TYPED]
-        # `d.get` throughout: None stands for "not given" in optional keys.
+        # `d.get` throughout: None means "not given" for optional keys.
         return cls(
             dataset=dataset,
             index=index,
@@ -138,8 +138,8 @@ class Record:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the dataset dict of this record: ``Record.from_dict(record.to_dict())`` gives it again,
-        except for the position in the dataset."""
+        """Return the dataset dict of this record. ``Record.from_dict(record.to_dict())`` is equal to it, except for the
+        position in the dataset."""
         d: dict[str, Any] = {"file_name": self._image_file, "scan_id": self.scan_id}
         if self.dataset:
             d["dataset_name"] = self.dataset
@@ -160,17 +160,17 @@ class Record:
 
     @property
     def sem_seg_file(self) -> Path | None:
-        """The file with the mask; None: unlabelled."""
+        """The file with the mask; None if unlabelled."""
         return None if self._mask_file is None else _path(self._mask_file)
 
     @property
     def files(self) -> tuple[str, str | None]:
-        """`file_name` and `sem_seg_file` as text, which costs nothing to get."""
+        """`file_name` and `sem_seg_file` as str, without creating paths."""
         return self._image_file, self._mask_file
 
     @property
     def scan_key(self) -> ScanKey:
-        """What identifies the scan: dataset, scan id and augmentation."""
+        """The identity of the scan: dataset, scan id and augmentation."""
         return self.dataset, self.scan_id, self.augmentation
 
     @property
@@ -179,7 +179,7 @@ class Record:
         return self._mask_file is not None
 
     def where(self) -> str:
-        """Say which element this is, for messages."""
+        """Return a description of the element for messages."""
         return _where(self.dataset, self.index)
 
     def with_extra(self, values: Mapping[str, Any]) -> Record:
@@ -188,16 +188,16 @@ class Record:
 
 
 def own_dataset(d: Mapping[str, Any]) -> str:
-    """Return the `dataset_name` of a dataset dict, empty if it has none; what is no text is left to `Record.from_dict`
-    to refuse."""
+    """Return the `dataset_name` of a dataset dict, or an empty string if it has none or an invalid one, which
+    `Record.from_dict` refuses."""
     name = d.get("dataset_name")
     return _shared(name) if isinstance(name, str) else ""
 
 
 def augmentation_in_name(d: Mapping[str, Any]) -> int | None:
-    """Return the augmentation number that the names of a dataset dict say, or None.
+    """Return the augmentation number in the names of a dataset dict, or None.
 
-    A slice says it in its file name; a volume, and so a slice of one, in its file name or the group that it lies in.
+    For a slice it is in the file name; for a volume, or a slice in a volume, in the file name or the name of the group.
     """
     stem = os.path.basename(os.fspath(d["file_name"])).partition(".")[0]
     if "slice_id" in d:
@@ -211,7 +211,7 @@ def augmentation_in_name(d: Mapping[str, Any]) -> int | None:
 
 
 def check_axes(axes: Any) -> bool:
-    """Say whether `axes` names array axes: letters of H, W, D and C, once each, H and W among them."""
+    """Return whether `axes` names array axes: letters of H, W, D and C, once each, including H and W."""
     return isinstance(axes, str) and set("HW") <= set(axes) <= set("HWDC") and len(set(axes)) == len(axes)
 
 
@@ -232,19 +232,19 @@ def _are_category_ids(value: Any) -> bool:
     return True
 
 
-# What says how masks are to be understood: key -> (what it must satisfy, that in words).
+# Keys for the meaning of mask values: key -> (check, the same in words).
 LABEL_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_map": (lambda v: isinstance(v, bool), "True or False"),
     "label_values": (_are_labels, "the value of each channel, whole numbers from 1 that differ, as in (17, 2035)"),
     "ignore_values": (_are_ints, "whole numbers that differ, as in (255,)"),
     "annotated": (_are_category_ids, "a list of category ids: ints and tuples of ints"),
 }
-# What describes the files, in dataset dicts and in metadata.
+# Keys that describe files, in dataset dicts and in metadata.
 LAYOUT_KEYS = (*LABEL_CHECKS, "trust_geometry", "image_axes", "sem_seg_axes")
 
 
 def _is_int(minimum: int) -> Callable[[Any], bool]:
-    # Asking an abstract class is slow; nearly all are plain ints.
+    # The test for an abstract class is slow; nearly all values are plain ints.
     return lambda v: (
         v >= minimum if type(v) is int else (not isinstance(v, bool) and isinstance(v, Integral) and int(v) >= minimum)
     )
@@ -272,7 +272,7 @@ _ID = (_is_id, "an int >= 0, or text that is not empty")
 _BOOL = (lambda v: isinstance(v, bool), "True or False")
 _AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
 
-# key -> (what it must satisfy, that in words); the order is the order in which they are reported.
+# key -> (check, the same in words), in the order in which problems are reported.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset_name": (_is_text, "the name of a dataset"),
     "file_name": _FILE,
@@ -329,7 +329,7 @@ def _shown(value: Any) -> str:
 
 
 def _shared(text: str) -> str:
-    """Return one object for the many equal strings of a dataset."""
+    """Return one shared object for the many equal strings of a dataset."""
     return sys.intern(text) if type(text) is str else text
 
 
@@ -338,7 +338,7 @@ def _int(value: Any) -> int | None:
 
 
 def _id(value: Any) -> int | str | None:
-    """Return a number as an int; text stays as it is."""
+    """Return a number as an int; text stays unchanged."""
     if isinstance(value, str):
         return _shared(value)
     return None if value is None else int(value)

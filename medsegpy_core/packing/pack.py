@@ -267,7 +267,7 @@ class _Work:
         return len(todo)
 
     def _complete(self) -> bool:
-        """Say whether all is there already, packed of the files as they are now.
+        """Return whether all is there already, packed of the files as they are now.
 
         Raises:
             PackingError: Something else is.
@@ -382,7 +382,7 @@ class _Work:
         return self.parts / f"file-{_hash([self.fingerprints[i] for i in members])}.json"
 
     def _assembled(self, number: int, members: Sequence[int]) -> bool:
-        """Say whether a packed file is there and whole."""
+        """Return whether a packed file is there and whole."""
         file = self.files[number]
         if not (file.exists() and self._intent(members).is_file() and all(i in self.done for i in members)):
             return False

@@ -138,7 +138,7 @@ class _Unit:
 
 
 def units(scan: Scan, group: str) -> list[_Unit]:
-    """Say which arrays a scan becomes.
+    """Return which arrays a scan becomes.
 
     A scan of slices becomes one volume. Where slices are missing, some have no mask, or their masks do not mean the
     same, it keeps its slices one by one: a volume could not say which.
@@ -321,14 +321,14 @@ class _Arrays:
 
 
 def _stays_label_map(mask: LazyArray | None) -> bool:
-    """Say whether labels take fewer bytes than the bits of their channels."""
+    """Return whether labels take fewer bytes than the bits of their channels."""
     if not isinstance(mask, LabelMapView):
         return False
     return mask.label_dtype.itemsize < _bytes_of(mask.channels, _may_be_unknown(mask))
 
 
 def _may_be_unknown(mask: LazyArray | None) -> bool:
-    """Say whether channels may be unknown somewhere."""
+    """Return whether channels may be unknown somewhere."""
     if isinstance(mask, LabelMapView):
         return bool(mask.labels.ignored) or not all(map(mask.labels.is_annotated, range(mask.channels)))
     if isinstance(mask, AnnotatedView):

@@ -1,4 +1,4 @@
-"""From a record to open arrays: readers, and what readers are made with."""
+"""From a record to open arrays: choosing readers, and tools for writing them."""
 
 from __future__ import annotations
 

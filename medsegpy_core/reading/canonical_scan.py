@@ -1,4 +1,4 @@
-"""The arrays of a record, lazily, with their axes in canonical order, and checked against each other."""
+"""The lazy arrays of a record, with axes in canonical order, and checked against each other."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class CanonicalScan:
     """The arrays of one slice or volume.
 
     Attributes:
-        image: H x W for a slice, H x W x D for a volume; with a last axis K where there are several channels.
-        mask: H x W [x D] x C, with 0 and 1, and 255 where it is unknown; None: unlabelled.
-        metadata: What the file itself says, ``spacing`` and ``affine`` for example, for the axes H, W, D.
-        detached: Whether the arrays may be used after the context has ended, see `OpenScan`.
+        image: H x W for a slice, H x W x D for a volume; plus a last axis K if there are several channels.
+        mask: H x W [x D] x C, with 0 and 1, and 255 for unknown; None: unlabelled.
+        metadata: The metadata stated by the file, such as ``spacing`` and ``affine``, for the axes H, W, D.
+        detached: Whether the arrays may be used after the context has ended; see `OpenScan`.
     """
 
     image: LazyArray
@@ -57,26 +57,26 @@ def open_record(
     category_ids: Sequence[CategoryId] | None = None,
     geometry: GeometryCheck | None = None,
 ) -> Iterator[CanonicalScan]:
-    """Open a record with a reader that is known.
+    """Open a record with a given reader.
 
     Args:
         record: The record.
         reader: Its reader.
-        category_ids: What `declared_categories` returns for its dataset.
-        geometry: Compares what files state of their geometry; None: a new one, which knows no metadata.
+        category_ids: The result of `declared_categories` for its dataset.
+        geometry: Compares the geometry in files; None: a new check without metadata.
     """
     try:
         with ExitStack() as stack:
             scan = _entered(stack, reader, record)
             yield canonical(scan, record, category_ids, geometry or GeometryCheck())
     except ReadError as error:
-        # Errors while data are read come here too. Who reads knows the file, but not of which dataset it is.
+        # Also catches errors while data are read. The reader knows the file, but not the element of the dataset.
         error.element = error.element or record.where()
         raise
 
 
 def _entered(stack: ExitStack, reader: Reader, record: Record) -> OpenScan:
-    """Open with a reader; what goes wrong in it is a `ReadError`, whatever the reader calls it."""
+    """Open with a reader. Any exception in the reader becomes a `ReadError`."""
     try:
         return stack.enter_context(reader.open(record))
     except Exception as error:
@@ -96,11 +96,11 @@ def canonical(
     category_ids: Sequence[CategoryId] | None,
     geometry: GeometryCheck | None = None,
 ) -> CanonicalScan:
-    """Bring what a reader opened into the canonical axis order, and check that image and mask fit together.
+    """Bring the arrays of a reader into canonical axis order, and check that image and mask fit together.
 
     Raises:
-        ReadError: They do not.
-        GeometryError: The mask lies elsewhere than the image.
+        ReadError: They do not fit.
+        GeometryError: Image and mask have different grids.
     """
     geometry = geometry or GeometryCheck()
     spatial = 2 if record.kind == "slice" else 3
@@ -111,7 +111,7 @@ def canonical(
     if scan.mask is None:
         return CanonicalScan(image, None, metadata, detached)
     mask = _mask(scan.mask, record, spatial, category_ids, geometry)
-    # To know its channels, a label map may have to be read whole.
+    # Of a label map, only the spatial shape: its number of channels may need reading the whole mask.
     size = (mask.array if isinstance(mask, LabelMapView) else mask).shape[:spatial]
     if image.shape[:spatial] != size:
         raise ReadError(
@@ -124,19 +124,19 @@ def canonical(
 
 
 def _optional(scan: OpenScan, name: str, default: Any) -> Any:
-    """Return an attribute that an `OpenScan` need not have. Asking for the protocol takes 20 microseconds a scan."""
+    """Return an optional attribute of an `OpenScan`. An isinstance check of the protocol takes 20 microseconds."""
     return getattr(scan, name, default)
 
 
 @define(eq=False)
 class GeometryCheck:
-    """Compares what files and metadata state of the geometry of scans.
+    """Compares the geometry stated by files and by metadata.
 
-    A kind of contradiction is reported once a dataset, in a `DataWarning` that names the first file.
+    Each kind of contradiction is reported once per dataset, in a `DataWarning` that names the first file.
 
     Attributes:
         spacings: The spacing in the metadata of each dataset that has one.
-        report: Called with kind, message and file of each contradiction instead. No `GeometryError` is raised then.
+        report: If given, called with kind, message and file of each contradiction; no `GeometryError` is raised then.
     """
 
     spacings: Mapping[str, Sequence[float]] = field(factory=dict)
@@ -144,38 +144,38 @@ class GeometryCheck:
     _warned: set[tuple[str, str]] = field(factory=set)
 
     def image(self, scan: OpenScan, record: Record, depth: int) -> dict[str, Any]:
-        """Return what the file of an image states, in one form, and report how it contradicts itself or the metadata.
+        """Return the metadata of an image file, normalized, and report contradictions within it or with the metadata.
 
         Args:
-            scan: What a reader opened.
+            scan: The scan opened by a reader.
             record: Its record.
-            depth: The depth of the scan. Of one slice, a spacing may have values for H and W only.
+            depth: The depth of the scan. For a single slice, a spacing may have values for H and W only.
         """
         metadata, contradiction = stated(scan.metadata, (2, 3) if depth == 1 else (3,))
         contradictions = (*([] if contradiction is None else [contradiction]), *_optional(scan, "contradictions", ()))
         for message in contradictions:
             self.tell("itself", record, record.file_name, f"the file contradicts itself: {message}")
         spacing, known = metadata.get("spacing"), self.spacings.get(record.dataset)
-        # A value of the dict is there to override the file's.
+        # The dict's value is meant to override the file's.
         if spacing is None or known is None or len(known) != len(spacing) or "scan_spacing" in record.scan:
             return metadata
         if not same_spacing(known, spacing):
             here, there = (" x ".join(f"{size:.5g}" for size in sizes) for sizes in (spacing, known))
-            text = f"the file says a spacing of {here} mm, which counts, but the metadata say {there} mm"
+            text = f"the file states a spacing of {here} mm, which is used, but the metadata state {there} mm"
             self.tell("metadata", record, record.file_name, text)
         return metadata
 
     def compare(self, shape: Sequence[int], image: Mapping[str, Any], mask: Mapping[str, Any], record: Record) -> None:
-        """Compare the grids of image and mask, unless the dict or the metadata say that they may differ.
+        """Compare the grids of image and mask, unless the dict or the metadata have `trust_geometry`.
 
         Args:
-            shape: H, W and the depth of the scan, which both have.
-            image: What the file of the image states.
-            mask: What that of the mask states.
+            shape: H, W and the depth of the scan, the same for both.
+            image: The geometry stated for the image.
+            mask: The geometry stated for the mask.
             record: Their record.
 
         Raises:
-            GeometryError: A corner of the mask lies more than half a voxel off.
+            GeometryError: A corner of the mask is more than half a voxel off.
         """
         if not mask or record.extra.get("trust_geometry") is True:
             return
@@ -187,21 +187,21 @@ class GeometryCheck:
         if offset is None or offset <= WARNING_VOXELS:
             return
         text = (
-            f"the mask does not lie where its image does, but up to {offset:.3g} voxels off. Image "
-            f"({record.file_name}): {describe(grids[0])}. Mask: {describe(grids[1])}. If the files are right and what "
-            "they say is wrong, set trust_geometry=True in the dict or the metadata"
+            f"the mask does not lie where its image does: it is up to {offset:.3g} voxels off. Image "
+            f"({record.file_name}): {describe(grids[0])}. Mask: {describe(grids[1])}. If the voxels are right and the "
+            "stated geometry is wrong, set trust_geometry=True in the dict or the metadata"
         )
         if offset > ERROR_VOXELS and self.report is None:
             raise GeometryError(text, path)
         self.tell("mask", record, path, text)
 
     def tell(self, kind: str, record: Record, path: Path, text: str) -> None:
-        """Report what a file says that contradicts something, once a dataset and kind."""
+        """Report a contradiction, once per dataset and kind."""
         if self.report is not None:
             self.report(kind, text, path)
         elif (record.dataset, kind) not in self._warned:
             self._warned.add((record.dataset, kind))
-            more = " Other files of this dataset may say such things too; `medsegpy datasets check` lists them."
+            more = " Other files of this dataset may have the same problem; `medsegpy datasets check` lists them."
             warnings.warn(f"{path}: {text} ({record.where()}).{more}", DataWarning, stacklevel=3)
 
 
@@ -213,7 +213,7 @@ def _image(array: LazyArray, record: Record, spatial: int) -> LazyArray:
         if rank != spatial + several:
             raise ReadError(
                 f"the image of a {record.kind} has {spatial + several} axes, found {_by(array.shape)}. If the file "
-                "stores them otherwise, say how: image_axes='HWDC' in the dict or the metadata (H, W, D spatial, C "
+                "has another layout, declare it: image_axes='HWDC' in the dict or the metadata (H, W, D spatial, C "
                 "channels)",
                 record.file_name,
             )
@@ -237,7 +237,7 @@ def _mask(
             f"{spatial} for one binary class"
         )
         raise ReadError(
-            f"{expected}, found {_by(array.shape)}. If the file stores them otherwise, say how: sem_seg_axes='CHWD' in "
+            f"{expected}, found {_by(array.shape)}. If the file has another layout, declare it: sem_seg_axes='CHWD' in "
             "the dict or the metadata",
             path,
         )
@@ -264,7 +264,7 @@ def _reordered(array: LazyArray, axes: str, record: Record, key: str) -> LazyArr
 
 
 def _position(depth: int, record: Record, key: str, path: Path | None) -> int:
-    """Return where on its stored D axis a slice lies: the file holds the slice alone, or the whole scan."""
+    """Return the position of a slice on the stored D axis: the file has this slice only, or the whole scan."""
     if record.kind == "volume" or depth == 1:
         return 0
     if depth == record.scan_num_slices:

@@ -1,4 +1,4 @@
-"""What a file is that is no image: what people have in place of one, and what to do then."""
+"""Recognizing files that are not images, such as Git LFS pointers, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-# How such files begin, and what they are.
+# First bytes -> description and remedy.
 _KINDS: Final = {
     b"version https://git-lfs": "a Git LFS pointer: the file itself was not downloaded. Run: git lfs pull",
     b"MATLAB 5.0 MAT-file": "a MATLAB file of an older version, which is not HDF5. Save it with the option '-v7.3'",
@@ -18,7 +18,7 @@ _LONGEST: Final = max(map(len, _KINDS))
 
 
 def foreign_kind(path: str | os.PathLike[str]) -> str | None:
-    """Say what a file is that readers of images cannot read, and what to do; None: nothing that is known, or no file.
+    """Return what a file that is not an image is, and what to do, or None if it is unknown or not a file.
 
     Readers call it for their error messages.
 

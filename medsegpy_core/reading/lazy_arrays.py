@@ -1,4 +1,4 @@
-"""Views of lazy arrays: other axis orders."""
+"""Views of lazy arrays, for other axis orders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def read_into(array: LazyArray, selection: Selection, out: Array) -> None:
-    """Read a box of `array` into `out`, cast to its type.
+    """Read a box of `array` into `out`, with conversion to its type.
 
     Args:
-        array: A lazy array; its own `read_into` is used where it has one.
+        array: A lazy array. Its own `read_into` is used if it has one.
         selection: One ``slice(start, stop)`` per axis, within bounds.
         out: An array of the shape of the box, perhaps strided.
     """
@@ -34,7 +34,7 @@ def full_selection(shape: tuple[int, ...]) -> Selection:
 
 
 def basic_selection(selection: Any, shape: tuple[int, ...]) -> tuple[Selection, tuple[Any, ...]]:
-    """Split NumPy's basic indexing into a box to read and what is then taken of the box.
+    """Split NumPy's basic indexing into a box to read and an index to apply to that box.
 
     Args:
         selection: Ints, slices of any positive step, and one ``...``.
@@ -74,7 +74,7 @@ def _axis_selection(item: Any, size: int) -> tuple[slice, Any]:
 
 
 class View:
-    """What all views share: `__getitem__` by way of `read_into`."""
+    """Base class of views: `__getitem__` in terms of `read_into`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -86,21 +86,21 @@ class View:
         out = np.empty([s.stop - s.start for s in box], self.dtype)
         if out.size:
             self.read_into(box, out)
-        return np.asarray(out[rest], order="C")  # not ascontiguousarray, which makes an axis of none
+        return np.asarray(out[rest], order="C")  # ascontiguousarray would give a scalar an axis
 
     def read_into(self, selection: Selection, out: Array) -> None:
-        """Read a box, see `read_into`."""
-        raise AssertionError("every view has its own")
+        """Read a box; see `read_into`."""
+        raise AssertionError("subclasses implement it")
 
 
 class AxesView(View):
-    """A lazy array with its axes in another order, some taken at one position and left out, unit axes put in.
+    """A lazy array with permuted axes. Axes may be dropped at a fixed position, or unit axes inserted.
 
     Args:
         array: The array as stored.
         order: For each axis of the view, the axis of `array`, or None for a new axis of size 1. Axes of `array`
-            that are not named are left out.
-        index: The position on the axes that are left out.
+            that are not listed are dropped.
+        index: The position on the dropped axes.
     """
 
     def __init__(self, array: LazyArray, order: tuple[int | None, ...], index: int = 0):
@@ -114,15 +114,15 @@ class AxesView(View):
         self.dtype = array.dtype
 
     def read_into(self, selection: Selection, out: Array) -> None:
-        """Read a box, see `read_into`."""
+        """Read a box; see `read_into`."""
         import numpy as np
 
-        # `out` seen with the stored axes: the inverse permutation, then the unit axes put back.
+        # View `out` with the stored axes: the inverse permutation, then the dropped axes as unit axes.
         view = out.squeeze(self._put_in).transpose(np.argsort(self._named))
         read_into(self._array, self._stored(selection), np.expand_dims(view, self._left_out))
 
     def _stored(self, selection: Selection) -> Selection:
-        """Return the selection of the array as stored."""
+        """Return the selection on the stored array."""
         stored = [self._at] * len(self._array.shape)
         for axis, part in zip(self._order, selection, strict=True):
             if axis is not None:
@@ -130,8 +130,8 @@ class AxesView(View):
         return tuple(stored)
 
     def place(self, selection: Selection) -> Any:
-        """Say where a box lies in a file; None: the array cannot say it, or the axes along which the box is longer
-        than 1 have another order there."""
+        """Return the location of a box in a file, or None if the array does not know it, or if the axes along which the
+        box is longer than 1 are stored in another order."""
         asked = getattr(self._array, "place", None)
         parts = zip(self._order, selection, strict=True)
         long = [axis for axis, part in parts if axis is not None and part.stop - part.start > 1]
@@ -139,12 +139,12 @@ class AxesView(View):
 
     @property
     def packed(self) -> LazyArray | None:
-        """The bit field behind a packed mask, in the same axis order; None for other masks."""
+        """The bit field of a packed mask, in the same axis order; None for other masks."""
         packed = getattr(self._array, "packed", None)
         return None if packed is None else AxesView(packed, self._order, self._at.start)
 
     @property
     def packed_unknown(self) -> LazyArray | None:
-        """The bit field behind a packed mask with unknown voxels, in the same axis order; None for other masks."""
+        """The bit field of the unknown voxels of a packed mask, in the same axis order; None for other masks."""
         packed = getattr(self._array, "packed_unknown", None)
         return None if packed is None else AxesView(packed, self._order, self._at.start)

@@ -1,6 +1,6 @@
-"""What the values of a mask mean: binary channels, labels, and voxels of which nobody knows what they are.
+"""The meaning of mask values: binary channels, labels, and unknown voxels.
 
-A mask is uint8, H x W [x D] x C, with 0, 1, and 255 where it is unknown whether the voxel belongs to the channel. In
+A mask is uint8, H x W [x D] x C, with 0, 1, and 255 if it is unknown whether the voxel belongs to the channel. In
 float32 batches, unknown is -1.
 """
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 UNLABELLED: Final = -1
 UNLABELLED_UINT8: Final = 255
-# How far a label may be from a whole number: a scale factor in a header makes 0.99999998 of 1.
+# Largest distance of a label from a whole number: a scale factor in a header can turn 1 into 0.99999998.
 _TOLERANCE: Final = 1e-3
-# Labels up to here are found by a table of all values below it, others by a binary search.
+# Values below this are looked up in a table, larger ones by binary search.
 _TABLE_SIZE: Final = 1 << 16
 _INT32_END: Final = 1 << 31
 
 
 def unlabelled_value(dtype: np.dtype[Any]) -> int:
-    """Return what stands for "unknown" in a mask of this type."""
+    """Return the value that stands for "unknown" in a mask of this type."""
     return UNLABELLED_UINT8 if dtype == "uint8" else UNLABELLED
 
 
@@ -73,7 +73,7 @@ def annotated_channels(record: Record) -> frozenset[int] | None:
 
 
 class AnnotatedView(View):
-    """A binary mask of which only some channels are annotated; the others are unknown everywhere.
+    """A binary mask with only some channels annotated. The others are unknown everywhere.
 
     Args:
         array: The mask, H x W [x D] x C.
@@ -96,11 +96,11 @@ class AnnotatedView(View):
         return [channel for channel in range(self.shape[-1]) if channel not in self.annotated]
 
     def over(self, array: LazyArray) -> AnnotatedView:
-        """Return the same view of another array, which holds the same."""
+        """Return the same view of another array with the same content."""
         return AnnotatedView(array, self.annotated, self.path)
 
     def read_into(self, selection: Selection, out: Array) -> None:
-        """Read a box, see `read_into`.
+        """Read a box; see `read_into`.
 
         Raises:
             ReadError: An annotated channel holds values other than 0 and 1.
@@ -119,20 +119,20 @@ class AnnotatedView(View):
 
 
 def _holds_bits(mask: LazyArray) -> bool:
-    """Say whether a mask is a bit field, which holds no values that would have to be checked."""
+    """Return whether a mask is a bit field, whose values need no check."""
     return getattr(mask, "packed", None) is not None or getattr(mask, "packed_unknown", None) is not None
 
 
 @frozen
 class Labels:
-    """What the values of a label map mean.
+    """The meaning of the values of a label map.
 
     Attributes:
-        channels: How many channels there are; None: as many as the largest value needs.
+        channels: The number of channels; None: as many as the largest value needs.
         values: The value of each channel; None: value v is channel v - 1.
         declared: The values that the dataset declares; None: it declares none, and each value is a channel.
         ignored: The values of voxels that are unknown in all channels.
-        annotated: The channels that are annotated; None: all.
+        annotated: The annotated channels; None: all.
     """
 
     channels: int | None = None
@@ -143,10 +143,10 @@ class Labels:
 
     @classmethod
     def of(cls, record: Record, category_ids: Sequence[CategoryId] | None) -> Labels:
-        """Return what a record and the categories of its dataset (None: it has none) declare.
+        """Return the declaration of a record and of the categories of its dataset (None if it has none).
 
         Raises:
-            RecordError: A value is that of a category, and among `ignore_values`.
+            RecordError: A value is both that of a category and among `ignore_values`.
         """
         values = record.extra.get("label_values")
         ignored = tuple(int(value) for value in record.extra.get("ignore_values") or ())
@@ -161,8 +161,8 @@ class Labels:
             labels = cls(None, None, None, ignored, annotated)
         if both := (labels.declared or frozenset()).intersection(ignored):
             raise RecordError(
-                f"{record.where()}: the value {min(both)} is that of a category, and among ignore_values; it is one or "
-                "the other."
+                f"{record.where()}: the value {min(both)} is both that of a category and among ignore_values. Remove "
+                "it from one of them."
             )
         return labels
 
@@ -171,14 +171,14 @@ class Labels:
         return channel + 1 if self.values is None else self.values[channel]
 
     def is_annotated(self, channel: int) -> bool:
-        """Say whether a channel is annotated."""
+        """Return whether a channel is annotated."""
         return self.annotated is None or channel in self.annotated
 
 
 class ValueCodes:
-    """Small numbers for the values of a label map, found at a cost that does not depend on how large these are.
+    """Small numbers for the values of a label map. Finding them costs the same however large the values are.
 
-    The code of 0 is 0 (unless it is among `known`), that of ``known[i]`` is i + 1, and that of any other value `other`.
+    The code of 0 is 0 (unless it is among `known`), that of ``known[i]`` is i + 1, that of any other value is `other`.
 
     Args:
         known: The values, distinct whole numbers.
@@ -203,7 +203,7 @@ class ValueCodes:
         if values.dtype.kind == "b":
             values = values.view(np.uint8)
         if self._counted and values.dtype.itemsize >= self.dtype.itemsize:
-            # A negative number is a large one without its sign.
+            # As an unsigned number, a negative one is large, so it becomes `other`.
             unsigned = values.view(values.dtype.str.replace("i", "u"))
             codes: Array = np.minimum(unsigned, unsigned.dtype.type(self.other)).astype(self.dtype, copy=False)
             return codes
@@ -222,7 +222,7 @@ class ValueCodes:
     def _searched(self, values: Array) -> Array:
         import numpy as np
 
-        if values.dtype == np.uint64:  # compared with signed numbers, these would become floats
+        if values.dtype == np.uint64:  # comparing it with signed numbers would convert both to floats
             values = np.minimum(values, np.uint64(np.iinfo(np.int64).max)).view(np.int64)
         place = np.searchsorted(self._sorted, values)
         np.minimum(place, len(self._sorted) - 1, out=place)
@@ -230,7 +230,7 @@ class ValueCodes:
         return found
 
     def _table(self, size: int, signed: bool) -> Array:
-        """Return the codes of 0 to `size` - 1; of signed numbers, the second half is that of the negative ones."""
+        """Return the codes of 0 to `size` - 1; if signed, the second half is for negative numbers."""
         import numpy as np
 
         table = self._tables.get((size, signed))
@@ -244,16 +244,16 @@ class ValueCodes:
 
 @functools.lru_cache(maxsize=64)
 def value_codes(known: tuple[int, ...]) -> ValueCodes:
-    """Return the codes of these values; their tables are made once."""
+    """Return the codes of these values. Cached, because of their tables."""
     return ValueCodes(known)
 
 
 class LabelMapView(View):
-    """A mask of whole numbers seen as binary channels.
+    """Binary channels computed from a mask of whole numbers.
 
     Args:
         array: The numbers, of the image's rank.
-        labels: What they mean.
+        labels: Their meaning.
         path: The file, for messages.
         tell: Called with a message if there are values that the dataset does not declare.
     """
@@ -271,23 +271,23 @@ class LabelMapView(View):
             raise ReadError(f"'label_map' needs a mask of numbers, found {array.dtype}", path)
 
     def over(self, array: LazyArray) -> LabelMapView:
-        """Return the same view of another array, which holds the same."""
+        """Return the same view of another array with the same content."""
         return LabelMapView(array, self.labels, self.path, self._tell)
 
     @property
     def label_dtype(self) -> np.dtype[Any]:
-        """The type of the labels that `read_labels` returns."""
+        """The type of the result of `read_labels`."""
         import numpy as np
 
         return np.dtype(np.int32) if self.array.dtype.kind == "f" else self.array.dtype
 
     def codes(self) -> ValueCodes:
-        """Return the codes of the values that are declared, for `read_codes`."""
+        """Return the codes of the declared values, for `read_codes`."""
         return value_codes(tuple(sorted({*(self.labels.declared or ()), *self.labels.ignored})))
 
     @property
     def channels(self) -> int:
-        """The number of channels; where nothing declares it, the whole mask is read once."""
+        """The number of channels. If it is not declared, the whole mask is read once."""
         if self.labels.channels is not None:
             return self.labels.channels
         if self._found is None:
@@ -300,14 +300,14 @@ class LabelMapView(View):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The shape of the labels, and the channels."""
+        """The shape of the labels, followed by the number of channels."""
         return (*self.array.shape, self.channels)
 
     def read_into(self, selection: Selection, out: Array) -> None:
-        """Read a box, see `read_into`.
+        """Read a box; see `read_into`.
 
         Raises:
-            ReadError: A value is negative, or no whole number.
+            ReadError: A value is negative or not a whole number.
         """
         import numpy as np
 
@@ -324,15 +324,15 @@ class LabelMapView(View):
             out[(found > channels) & (found < codes.other)] = UNLABELLED_UINT8
 
     def read_codes(self, selection: Selection, codes: ValueCodes) -> Array:
-        """Read the labels of a box, as their codes.
+        """Read the labels of a box as codes.
 
         Raises:
-            ReadError: A value that has no code is negative, or a value is no whole number.
+            ReadError: A value without a code is negative, or a value is not a whole number.
         """
         return self.coded(self.read_labels(selection), codes)
 
     def coded(self, values: Array, codes: ValueCodes) -> Array:
-        """Return the codes of labels, see `read_codes`."""
+        """Return the codes of labels; see `read_codes`."""
         found = codes.of(values)
         may_be_wrong = self.labels.declared is not None or values.dtype.kind == "i"
         if may_be_wrong and int(found.max(initial=0)) == codes.other:
@@ -344,7 +344,7 @@ class LabelMapView(View):
         smallest = int(values.min())
         if smallest < 0:
             raise ReadError(
-                f"the label map holds the value {smallest}; labels are 0 (none), 1, 2, .... If it means unknown, "
+                f"the label map holds the value {smallest}; labels are 0 (background), 1, 2, .... If it means unknown, "
                 f"declare ignore_values=({smallest},)",
                 self.path,
             )
@@ -355,10 +355,10 @@ class LabelMapView(View):
             )
 
     def read_labels(self, selection: Selection) -> Array:
-        """Read the labels of a box, as whole numbers.
+        """Read the labels of a box as whole numbers.
 
         Raises:
-            ReadError: There are values that are no whole numbers.
+            ReadError: A value is not a whole number.
         """
         import numpy as np
 
@@ -370,7 +370,7 @@ class LabelMapView(View):
             wrong = ~((np.abs(values - whole) <= _TOLERANCE) & (np.abs(whole) < np.float64(_INT32_END)))
         if wrong.any():
             raise ReadError(
-                f"the label map holds {float(values[wrong][0])!r}, and labels are whole numbers: 0 for none, 1, 2, ...",
+                f"the label map holds {float(values[wrong][0])!r}, but labels are whole numbers: 0, 1, 2, ...",
                 self.path,
             )
         return whole.astype(np.int32)

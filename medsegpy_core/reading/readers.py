@@ -1,4 +1,4 @@
-"""Which reader opens a file: the dict says it, else the suffix, else the first bytes."""
+"""Choosing the reader of a file: by the dict, else by the suffix, else by the first bytes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def register_reader(reader: Reader, replace: bool = False) -> None:
     """Register a reader in this process.
 
     Args:
-        reader: An object as `Reader` describes it.
-        replace: Whether it may take the place of another of this name.
+        reader: An object that implements `Reader`.
+        replace: Whether to replace an existing reader of this name.
 
     Raises:
-        DuplicateNameError: The name is registered already. A clash with a plugin shows when the reader is asked for.
-        PluginError: It lacks what a reader must have.
+        DuplicateNameError: The name is already registered. A clash with a plugin is reported when the reader is used.
+        PluginError: The object does not implement the protocol.
     """
     _registry.register(reader, replace)
 
 
 def named_reader(name: str) -> Reader:
-    """Return the reader of a name.
+    """Return a reader by name.
 
     Raises:
         UnknownNameError: There is no such reader.
-        DuplicateNameError: More than one plugin brings it.
+        DuplicateNameError: More than one plugin provides it.
     """
     return _registry.get(name).record
 
@@ -57,14 +57,14 @@ def reader_names() -> list[str]:
 def find_reader(record: Record | Mapping[str, Any]) -> Reader:
     """Return the reader that opens the image of a record or of a dataset dict.
 
-    `reader` in the dict decides; else the longest suffix that a reader claims; if several claim it, or none does,
-    the first bytes of the file. If none claims the suffix and the record has an `image_key`, a `KeyedReader` that knows
-    the file comes first.
+    The `reader` of the dict decides; else the longest suffix that a reader claims; if several readers claim it, or none
+    does, the first bytes of the file. If no reader claims the suffix and the record has an `image_key`, every
+    `KeyedReader` is tried first.
 
     Raises:
         AmbiguousReaderError: Several readers claim the file.
-        UnknownNameError: No reader claims it, or there is none of the name that the dict gives.
-        ReadError: The first bytes had to decide, but there is no such file, or it is a Git LFS pointer.
+        UnknownNameError: No reader claims it, or the dict names an unknown reader.
+        ReadError: The first bytes must decide, but the file does not exist, or is a Git LFS pointer.
     """
     if (decided := reader_by_name(record)) is not None:
         return decided
@@ -83,15 +83,15 @@ def find_reader(record: Record | Mapping[str, Any]) -> Reader:
     raise AmbiguousReaderError(
         f"{path}: {' and '.join(names)} both claim this file"
         f"{'' if claiming else ' by its suffix, and none by its content'}. "
-        f"Say which in the dataset dict, as in reader={(claiming or by_suffix)[0].record.name!r}."
+        f"Choose one in the dataset dict, as in reader={(claiming or by_suffix)[0].record.name!r}."
     )
 
 
 def reader_by_name(record: Record | Mapping[str, Any]) -> Reader | None:
-    """Return the reader that the dict names, or that alone claims the suffix of the file; None: its content decides.
+    """Return the reader that the dict names, or the only one that claims the suffix; None: the content decides.
 
     Raises:
-        UnknownNameError: There is no reader of the name that the dict gives.
+        UnknownNameError: The dict names an unknown reader.
     """
     name, file_name = _asked(record)
     if name is not None:
@@ -101,7 +101,7 @@ def reader_by_name(record: Record | Mapping[str, Any]) -> Reader | None:
 
 
 def names_key(record: Record | Mapping[str, Any]) -> bool:
-    """Say whether a record names the array inside the file."""
+    """Return whether a record names the array inside the file."""
     return (record.image_key if isinstance(record, Record) else record.get("image_key")) is not None
 
 
@@ -127,8 +127,8 @@ def _longest_suffix(file_name: str, readers: Iterable[Owned[Reader]]) -> list[Ow
 
 
 def _probed(path: Path, readers: Iterable[Owned[Reader]], keyed: bool = False) -> list[Owned[Reader]]:
-    """Return the readers whose `probe` knows the file, or of a `KeyedReader` its `probe_keyed`."""
-    # First, as a probe that opens a named pipe would wait for ever.
+    """Return the readers whose `probe` recognizes the file, or whose `probe_keyed` does, for `keyed`."""
+    # Check first: a probe that opens a named pipe would wait forever.
     if not path.is_file():
         raise ReadError("there is no such file" if not path.exists() else "this is not a regular file", path)
     found = []
@@ -139,9 +139,9 @@ def _probed(path: Path, readers: Iterable[Owned[Reader]], keyed: bool = False) -
         try:
             if reader.probe_keyed(path) if keyed and isinstance(reader, KeyedReader) else reader.probe(path):
                 found.append(owned)
-        except Exception as error:  # noqa: BLE001 -- a probe that raises, which it should not, does not know the file
+        except Exception as error:  # noqa: BLE001 -- a probe should not raise; if it does, the reader is skipped
             warnings.warn(
-                f"The reader {reader.name!r} of {owned.owner} is passed over: "
+                f"The reader {reader.name!r} of {owned.owner} is skipped: "
                 f"{'probe_keyed' if keyed else 'probe'}({str(path)!r}) failed with {type(error).__name__}: {error}",
                 PluginWarning,
                 stacklevel=4,
@@ -154,9 +154,9 @@ def _no_reader(path: str, readers: Iterable[Owned[Reader]]) -> UnknownNameError:
     infos = default_manager().infos()
     failed = [f"{info.name!r} ({info.distribution} {info.version}): {info.error}" for info in infos if info.error]
     return UnknownNameError(
-        f"{path}: no reader knows this file, neither by its suffix nor by its content. Readers: "
+        f"{path}: no reader recognizes this file, neither by its suffix nor by its content. Readers: "
         f"{', '.join(reader_names()) or 'none'}."
-        + (f" {' and '.join(keyed)} can read it if the dict says which array: image_key='...'." if keyed else "")
+        + (f" {' and '.join(keyed)} can read it if the dict names the array: image_key='...'." if keyed else "")
         + f"{suggest_for_suffix(path, [info.distribution for info in infos])}"
         + (f" Plugins that failed: {'; '.join(failed)}." if failed else "")
     )

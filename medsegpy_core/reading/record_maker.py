@@ -1,4 +1,4 @@
-"""From one dataset dict to its record: absolute paths, file layouts from the metadata, augmentation numbers."""
+"""From dataset dicts to records: absolute paths, file layouts from the metadata, augmentation numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def datasets_root() -> Path:
-    """Return the folder that relative paths in dataset dicts are relative to: ``MEDSEGPY_DATASETS``."""
+    """Return the base folder of relative paths in dataset dicts: ``MEDSEGPY_DATASETS``."""
     return Path(os.environ.get("MEDSEGPY_DATASETS") or "datasets").absolute()
 
 
@@ -28,7 +28,7 @@ class RecordMaker:
     """Makes the records of some datasets: absolute paths, file layouts, augmentation numbers.
 
     Args:
-        datasets: The names of the datasets; an empty one stands for dicts without a dataset.
+        datasets: The names of the datasets; an empty name stands for dicts without a dataset.
         metadata_of: Returns the metadata of a dataset.
     """
 
@@ -43,8 +43,8 @@ class RecordMaker:
         """Return the record of a dict.
 
         Raises:
-            RecordError: It lacks a key or has a wrong type.
-            ReadError: A file lies outside the dataset's `scan_root`, whose metadata say that it is `contained`.
+            RecordError: The dict lacks a key or has a wrong type.
+            ReadError: A file is outside the `scan_root` of a dataset whose metadata have `contained=True`.
         """
         record = _absolute(Record.from_dict(d, dataset, index), self._root)
         if dataset in self._containers:
@@ -60,7 +60,7 @@ class RecordMaker:
         return record
 
     def augmentation(self, d: DatasetDict, dataset: str) -> int | None:
-        """Return the augmentation number of a dict; plugins are asked about standard dicts only."""
+        """Return the augmentation number of a dict. Plugins are asked about standard dicts only."""
         number: int | None = d.get("augmentation")
         if number is not None or "file_name" not in d:
             return number
@@ -72,9 +72,9 @@ class RecordMaker:
 
 
 def _layout(metadata: Metadata) -> dict[str, Any]:
-    """Return what the metadata say of the files of a dataset."""
+    """Return the layout of the files of a dataset, from its metadata."""
     values = {key: metadata.get(key) for key in LAYOUT_KEYS}
-    # Arrays, which metadata may hold, would make records that cannot be compared.
+    # Arrays, which metadata may contain, would make records incomparable.
     return {
         key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items() if value is not None
     }
@@ -96,21 +96,21 @@ def _absolute(record: Record, root: Path) -> Record:
 
 
 class _Container:
-    """A folder that the files of a dataset may not leave, neither by ``..`` nor by a link."""
+    """A folder that the files of a dataset may not leave, by ``..`` or by a link."""
 
     def __init__(self, root: Path):
         self._root = root
         self._real = os.path.realpath(root)
-        self._folders: dict[str, str] = {}  # what a folder really is: few folders hold many files
+        self._folders: dict[str, str] = {}  # real paths of folders: few folders hold many files
 
     def check(self, record: Record) -> None:
-        """Raise `ReadError` if a file of the record lies elsewhere."""
+        """Raise `ReadError` if a file of the record is elsewhere."""
         for path in filter(None, (record.file_name, record.sem_seg_file)):
             if not self._holds(str(path)):
                 raise ReadError(
                     f"{record.where()} names this file, which is not in {self._root}"
                     f"{'' if os.path.realpath(path) == str(path) else f' (it leads to {os.path.realpath(path)})'}. The "
-                    "metadata of the dataset say contained=True: only files inside its scan_root are read",
+                    "metadata of the dataset have contained=True: only files inside its scan_root are read",
                     path,
                 )
 
@@ -127,7 +127,7 @@ class _Container:
 
 
 def _container(metadata: Metadata, root: Path) -> _Container | None:
-    """Return what the files of a dataset may not leave; None: they may lie anywhere."""
+    """Return the folder that the files of a dataset may not leave, or None if there is no restriction."""
     if not metadata.get("contained"):
         return None
     return _Container(root / Path(metadata.view().require("scan_root").scan_root).expanduser())

@@ -46,7 +46,7 @@ _SECONDS: Final = 0.5  # after which a thread begins no further read
 
 
 def same(a: Array, b: Array) -> bool:
-    """Say whether two arrays agree in shape, type and every bit."""
+    """Return whether two arrays agree in shape, type and every bit."""
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
@@ -376,7 +376,7 @@ def _check_metadata(metadata: Mapping[str, Any], name: str, record: Record) -> N
     spacing = metadata.get("spacing")
     if spacing is not None:
         axes = (2, 3) if record.kind == "slice" else (3,)
-        expected = f"{' or '.join(map(str, axes))} positive numbers of millimetres"
+        expected = f"{' or '.join(map(str, axes))} positive numbers of millimeters"
         require(checked_spacing(spacing, axes), f"{name}['spacing'] is {spacing!r}, expected {expected}")
     affine = metadata.get("affine")
     if affine is not None:
