@@ -12,7 +12,7 @@ import pytest
 
 from medsegpy_core import catalog, transforms
 from medsegpy_core.hdf5 import isolation
-from medsegpy_core.hdf5.native import kernels
+from medsegpy_core.hdf5.backend import NUMPY, current_backend
 from medsegpy_core.plugins.discovery import find_entry_points
 from medsegpy_core.plugins.manager import PluginManager, use_manager
 from medsegpy_core.reading import readers
@@ -23,15 +23,16 @@ def backend(request, monkeypatch):
     """Run the test twice: with the compiled kernels of medsegpy-native, and with NumPy alone.
 
     A module whose tests read files asks for it: ``pytestmark = pytest.mark.usefixtures("backend")``. The choice is made
-    in the environment, so that it also holds in the processes that the test starts.
+    in the environment, so that it also holds in the processes that the test starts. A loader keeps what it
+    was built with.
     """
     if request.param == "numpy":
         others = {point.distribution for point in find_entry_points()} - {"medsegpy-native"}
         monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", ",".join(sorted(others)))
-        assert kernels() is None
+        assert current_backend() is NUMPY
     else:
         monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
-        if kernels() is None:
+        if current_backend() is NUMPY:
             # With a compiler the kernels must be there: a skip would hide that they are not.
             (pytest.fail if shutil.which("cc") else pytest.skip)("medsegpy-native has no compiled kernels here")
     return request.param

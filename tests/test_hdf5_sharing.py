@@ -7,7 +7,9 @@ from scans import settle
 
 from medsegpy_core import Config, build_loader
 from medsegpy_core.hdf5 import chunks, open_array
+from medsegpy_core.hdf5.backend import current_backend
 from medsegpy_core.hdf5.chunks import sharing_chunks
+from medsegpy_core.hdf5.native import NativeBackend
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -21,13 +23,13 @@ def decoded(monkeypatch, backend):
         seen.append(bytes(stored))
         return decode(stored, *rest)
 
-    def counting_many(*args, run=chunks.run_inflate):
-        seen.extend(args[4][:, 0].tolist())
-        return run(*args)
+    def counting_many(backend, fd, data, first, rows, *rest, decode=NativeBackend.decode):
+        seen.extend(rows[:, 0].tolist())
+        return decode(backend, fd, data, first, rows, *rest)
 
     monkeypatch.setattr(chunks, "decode", counting)
-    monkeypatch.setattr(chunks, "run_inflate", counting_many)
-    if backend == "kernels" and chunks.inflate_kernel() is None:
+    monkeypatch.setattr(NativeBackend, "decode", counting_many)
+    if backend == "kernels" and not current_backend().decodes:
         pytest.skip("libdeflate is not installed")
     return seen
 

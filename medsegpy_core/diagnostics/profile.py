@@ -17,7 +17,7 @@ from medsegpy_core.config import Config
 from medsegpy_core.datasets import list_dataset
 from medsegpy_core.diagnostics.stages import STAGES, access_costs, stage_seconds
 from medsegpy_core.errors import MedSegPyError, RecordError
-from medsegpy_core.hdf5.native import kernels
+from medsegpy_core.hdf5.backend import NUMPY, current_backend
 from medsegpy_core.loading import DataLoader, build_loader
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.packing.manifest import decoded
@@ -170,7 +170,7 @@ def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Pro
         rate=median(rates[now] + rates[_AGAIN]),
         rate_range=_range(rates[now] + rates[_AGAIN]),
         noise=_noise(rates, now, _AGAIN),
-        kernels=kernels() is not None,
+        kernels=current_backend() is not NUMPY,
         stages={stage: median(seen[stage] for seen in rounds) for stage in STAGES} if rounds else {},
         stage_ranges={stage: _range([seen[stage] for seen in rounds]) for stage in STAGES} if rounds else {},
         batch_bytes=batch_bytes,

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.backend import current_backend
 from medsegpy_core.hdf5.costs import current_costs
 from medsegpy_core.hdf5.extents import box_of
-from medsegpy_core.hdf5.native import read_box
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array, Selection
@@ -144,7 +144,7 @@ def read_contiguous(
         stored = stored_bytes(file, offset, math.prod(shape) * dtype.itemsize)
         out[...] = np.ndarray(shape, dtype, stored)[selection]
         return
-    if _read_by_kernels(file, offset, shape, dtype, selection, out):
+    if _read_by_backend(file, offset, shape, dtype, selection, out):
         return
     _read_runs(file, offset, shape, dtype, selection, out)
 
@@ -181,17 +181,17 @@ def _read_runs(
         out[index] = box
 
 
-def _read_by_kernels(
+def _read_by_backend(
     fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
 ) -> bool:
-    """Read a box that is more than one run, without Python's lock; False: it is left to be read."""
+    """Read a box that is more than one run by a backend; False: it is left to be read."""
     if not out.flags.c_contiguous:
         return False
     strides, box = box_of(shape, dtype.itemsize, out.shape)
     if box is None or box.count1 == 1:
         return False
     first = offset + sum([part.start * stride for part, stride in zip(selection, strides, strict=True)])
-    return read_box(fd, first, box, dtype, out)
+    return not current_backend().read_box(fd, first, box, dtype, out)
 
 
 def _read_run(fd: int, at: int, dtype: np.dtype[Any], out: Array, direct: bool) -> None:

@@ -1,7 +1,7 @@
 """Chunked datasets: which chunks a box touches, decoding them, and putting their parts in place.
 
 Decoded chunks are shared between reads, because the patches of one batch, or the slices of one volume, touch the same
-chunks. Chunks compressed with gzip are decoded by the compiled kernels, many in one call, if those are installed.
+chunks. Chunks whose filters the `Backend` knows are decoded by it, many in one call.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from medsegpy_core.errors import ReadError
+from medsegpy_core.hdf5.backend import Backend, current_backend
 from medsegpy_core.hdf5.byte_ranges import KEPT_SCRATCH, Span, read_contiguous, read_span, stored_bytes
 from medsegpy_core.hdf5.costs import current_costs
-from medsegpy_core.hdf5.dataset_info import DEFLATE, SHUFFLE
+from medsegpy_core.hdf5.dataset_info import SHUFFLE
 from medsegpy_core.hdf5.filters import DecodeError, decode
-from medsegpy_core.hdf5.native import Kernels, inflate_kernel, run_inflate
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.dataset_info import Vetted
@@ -84,14 +84,12 @@ def keep_chunk(layout: Layout, number: int, elements: Array) -> None:
 # The number of a chunk, the part of it that is wanted, and where that belongs in the output.
 Piece = tuple[int, "Selection", "Selection"]
 
-# Which filters are undone here, and whether the second of them put the bytes in another order.
-_SHUFFLED: Final = {(DEFLATE,): False, (SHUFFLE, DEFLATE): True}
 # Bytes that are decoded before they are put in place, in memory of their own.
 _AT_ONCE: Final = 32 << 20
 
 
 def inflated(file: int | Array | Span, layout: Layout, table: array[int], pieces: Sequence[Piece], out: Array) -> bool:
-    """Read pieces of chunks.
+    """Read pieces of chunks by the backend.
 
     Args:
         file: The open file, or its bytes where it is mapped into memory or was read.
@@ -101,17 +99,16 @@ def inflated(file: int | Array | Span, layout: Layout, table: array[int], pieces
         out: Where they belong.
 
     Returns:
-        False: it is left to be done otherwise. Other filters, chunks that were never written, and whatever is wrong.
+        False: they are left to be read otherwise. Other filters, chunks that were never written, and whatever is wrong.
     """
     vetted = layout.form.vetted
-    shuffled = _SHUFFLED.get(tuple([number for number, _ in vetted.filters]))
-    found = inflate_kernel() if shuffled is not None else None
-    if found is None:
+    backend, filters = current_backend(), tuple([number for number, _ in vetted.filters])
+    if filters not in backend.decodes:
         return False
     stored = np.frombuffer(table, np.int64).reshape(-1, 3)[[number for number, _, _ in pieces]]
     if not stored[:, 1].all() or stored[:, 2].any():
         return False
-    chunks = _InflatedChunks(found, file, layout, vetted.raw.itemsize if shuffled else 1)
+    chunks = _InflatedChunks(backend, file, layout, vetted.raw.itemsize if SHUFFLE in filters else 1)
     if out.shape == vetted.shape and (chunks.fit(out) or out.size * vetted.raw.itemsize <= _AT_ONCE):
         return chunks.read_whole(stored, out)
     return chunks.read_parts(pieces, stored, out)
@@ -120,9 +117,9 @@ def inflated(file: int | Array | Span, layout: Layout, table: array[int], pieces
 class _InflatedChunks:
     """The chunks of one read."""
 
-    def __init__(self, found: Kernels, file: int | Array | Span, layout: Layout, itemsize: int):
+    def __init__(self, backend: Backend, file: int | Array | Span, layout: Layout, itemsize: int):
         vetted = layout.form.vetted
-        self._kernels = found
+        self._backend = backend
         self._fd = file if isinstance(file, int) else -1
         self._first, self._data = (file.first, file.data) if isinstance(file, Span) else (0, file)
         self._layout = layout
@@ -166,7 +163,7 @@ class _InflatedChunks:
     def _run(self, rows: Array, strides: Array, item: int, out: Array) -> bool:
         data = b"" if self._fd >= 0 else self._data
         sizes = (item, self._size, self._itemsize)
-        return run_inflate(self._kernels, self._fd, data, self._first, rows, strides, *sizes, out)[0] < 0
+        return not self._backend.decode(self._fd, data, self._first, rows, strides, sizes, out)
 
 
 _NO_STRIDES: Final = np.empty(0, np.int64)

@@ -133,6 +133,20 @@ class Place(NamedTuple):
         return None if mapped is None else self._replace(mapped=mapped)
 
 
+class Places(NamedTuple):
+    """Where a box of one record lies in files.
+
+    Attributes:
+        image: The image.
+        mask: The mask with all its channels; None: it is not wanted.
+        channels: The channels of the mask, a byte each; None: they are the bits of one byte.
+    """
+
+    image: Place
+    mask: Place | None
+    channels: int | None
+
+
 @functools.lru_cache(maxsize=1024)
 def box_of(shape: tuple[int, ...], itemsize: int, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], Box | None]:
     """Return the strides of an array in C order, and a box of these sizes as runs; None: it has more than two axes

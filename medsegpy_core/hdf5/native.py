@@ -1,4 +1,4 @@
-"""The compiled kernels of `medsegpy-native`, where it is installed; NumPy does the same without, slower.
+"""The compiled kernels of `medsegpy-native`, if it is installed, as a `Backend`; NumPy does the same, slower.
 
 They read boxes that lie in files as they are, and collate voxels, without Python's lock. What they leave undone,
 because a file is not what it was or a mask is not binary, is done again without them, which says what is wrong.
@@ -6,20 +6,20 @@ because a file is not what it was or a mask is not binary, is done again without
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from array import array
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from medsegpy_core.hdf5.costs import current_costs
-from medsegpy_core.hdf5.extents import Box, Place
-from medsegpy_core.plugins.discovery import allow_list, is_allowed
+from medsegpy_core.hdf5.dataset_info import DEFLATE, SHUFFLE
+from medsegpy_core.plugins.discovery import is_allowed
 
 if TYPE_CHECKING:
-    from medsegpy_core.hdf5.extents import FileMap
+    from medsegpy_core.hdf5.extents import Box, FileMap, Place, Places
     from medsegpy_core.typing import Array
 
 
@@ -33,15 +33,21 @@ _TO_FLOAT32: Final = {
     "<f4": _COPY, "|i1": 3, "|u1": 4, "<i2": 5, "<u2": 6, "<i4": 7, "<u4": 8,
     ">i2": 9, ">u2": 10, ">i4": 11, ">u4": 12, ">f4": 13,
 }  # fmt: skip
-DONE: Final = 0
-MOST_CHANNELS: Final = 8
+_DONE: Final = 0
+_MOST_CHANNELS: Final = 8
 # A row of a table has at most 64 bytes, of float32.
-MOST_CATEGORIES: Final = 16
+_MOST_CATEGORIES: Final = 16
+# Which filters they undo, in the order in which they were applied.
+_INFLATES: Final = frozenset({(DEFLATE,), (SHUFFLE, DEFLATE)})
 _FLOAT32: Final = np.dtype(np.float32)
 
 
 class Kernels(Protocol):
-    """The compiled functions. Neither holds Python's lock while it works."""
+    """The compiled functions. None holds Python's lock while it works."""
+
+    @property
+    def INFLATES(self) -> int:  # noqa: N802 -- a constant of the module
+        """Whether libdeflate was found, without which there is no `inflate_chunks`."""
 
     def read_boxes(
         self, jobs: Any, texts: bytes, maps: tuple[Any, ...], out: Any, table: Any
@@ -108,13 +114,12 @@ class Kernels(Protocol):
         """
 
 
-def kernels() -> Kernels | None:
-    """Return the kernels; None where they are not installed, not compiled, or not among `MEDSEGPY_LOAD_PLUGINS`."""
-    return _kernels(allow_list())
+def kernels(allowed: str | None) -> Kernels | None:
+    """Return the kernels; None if they are not installed, not compiled, or not allowed.
 
-
-@functools.lru_cache(maxsize=8)
-def _kernels(allowed: str | None) -> Kernels | None:
+    Args:
+        allowed: See `allow_list`.
+    """
     if not is_allowed(_DISTRIBUTION, allowed):
         return None
     try:
@@ -128,151 +133,132 @@ def _kernels(allowed: str | None) -> Kernels | None:
     return _kernels
 
 
-def makes_float32(dtype: np.dtype[Any]) -> bool:
-    """Say whether the kernels make float32 of a type as NumPy does."""
-    return dtype.str in _TO_FLOAT32
+class NativeBackend:
+    """The backend of compiled kernels, see `Backend`."""
+
+    __slots__ = ("_by_name", "_kernels", "decodes")
+
+    name: Final = "native"
+
+    def __init__(self, found: Kernels, by_name: Callable[[str], object]):
+        self._kernels = found
+        self._by_name = by_name
+        # Without libdeflate they cannot inflate.
+        self.decodes: frozenset[tuple[int, ...]] = _INFLATES if found.INFLATES else frozenset()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._by_name, (self.name,)
+
+    def read_rows(
+        self, count: int, places: Iterable[Places | None], images: Array, masks: Array | None, table: Array | None
+    ) -> Sequence[int]:
+        """See `Backend.read_rows`."""
+        if masks is not None and (table is None or table.shape[1] > _MOST_CATEGORIES):
+            return range(count)
+        image_jobs, mask_jobs = _Jobs(), _Jobs()
+        rows = []
+        for row, found in enumerate(places):
+            if found is None or (kind := _TO_FLOAT32.get(found.image.dtype.str)) is None:
+                continue
+            if masks is not None:
+                if found.mask is None:
+                    continue
+                mask_kind = _BITS if found.channels is None else _PLANES
+                mask_jobs.add(found.mask, found.channels or 1, mask_kind, row * masks.strides[0])
+            image_jobs.add(found.image, found.image.dtype.itemsize, kind, row * images.strides[0])
+            rows.append(row)
+        results = self._run(image_jobs, images, b"")
+        mask_results = results if masks is None else self._run(mask_jobs, masks, table)
+        left = set(range(count))
+        for row, result, mask_result in zip(rows, results, mask_results, strict=True):
+            if result == mask_result == _DONE:
+                left.remove(row)
+        return sorted(left)
+
+    def _run(self, jobs: _Jobs, out: Array, table: Any) -> list[int]:
+        """Run jobs; return what became of each."""
+        if not jobs.rows:
+            return []
+        texts, maps = b"".join(jobs.texts), tuple([mapped.data for mapped in jobs.maps])
+        costs = current_costs()
+        if costs is None:
+            self._kernels.read_boxes(jobs.rows, texts, maps, out, table)
+            return jobs.results()
+        began, on_processor = time.perf_counter(), time.thread_time()
+        opening, reading, converting, size = self._kernels.read_boxes(jobs.rows, texts, maps, out, table)
+        busy = time.thread_time() - on_processor
+        waiting = min(reading, max(0.0, time.perf_counter() - began - busy))
+        costs.add_read(reading, size)
+        costs.add_batch(opening, reading - waiting, converting, waiting)
+        return jobs.results()
+
+    def read_box(self, fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -> Sequence[int]:
+        """See `Backend.read_box`: it reads arrays of the stored type, and of float32."""
+        kind, item = (_COPY, 1) if out.dtype == dtype else (_TO_FLOAT32.get(dtype.str), dtype.itemsize)
+        if kind is None or out.dtype not in (dtype, _FLOAT32):
+            return range(1)
+        job = array("q", (-1, fd, -1, offset, *box[:4], box.run // item, item, kind, 0, 0))
+        _, reading, _, size = self._kernels.read_boxes(job, b"", (), out, b"")
+        costs = current_costs()
+        if costs is not None:
+            costs.add_read(reading, size)
+        return range(int(job[-1] != _DONE))
+
+    def decode(
+        self, fd: int, data: Any, first: int, chunks: Array, strides: Array, sizes: tuple[int, int, int], out: Array
+    ) -> Sequence[int]:
+        """See `Backend.decode`: it stops at the first chunk that it cannot decode."""
+        wrong, reading, decoding, size = self._kernels.inflate_chunks(fd, data, first, chunks, strides, *sizes, out)
+        costs = current_costs()
+        if costs is not None:
+            costs.add_read(reading, size)
+            costs.add_decoded(decoding, out.nbytes)
+        return range(wrong, len(chunks)) if wrong >= 0 else range(0)
+
+    def collate(self, stored: Array, bits: bool, out: Array, table: Array) -> Sequence[int]:
+        """See `Backend.collate`: it collates bytes of up to 8 channels to up to 16 categories."""
+        done = (
+            stored.dtype.itemsize == 1
+            and stored.shape[-1] <= (1 if bits else _MOST_CHANNELS)
+            and out.shape[-1] <= _MOST_CATEGORIES
+            and stored.flags.c_contiguous
+            and out.flags.c_contiguous
+            and out.size > 0
+            and self._kernels.collate(stored.view(np.uint8), stored.shape[-1], bits, out, table)
+        )
+        return range(int(not done))
 
 
-class BoxReads:
-    """Boxes of files that are to be read into one array, all at once.
+class _Jobs:
+    """Boxes of files that are to be read into one array in one call, as the kernels take them."""
 
-    Args:
-        table: What the voxels of masks become: 256 rows, one for each combination of channels. None: no masks.
-    """
+    __slots__ = ("_text_bytes", "maps", "rows", "texts")
 
-    def __init__(self, table: Array | None = None):
-        self._table: Any = b"" if table is None else table
-        self._jobs = array("q")
-        self._texts: list[bytes] = []
+    def __init__(self) -> None:
+        self.rows = array("q")
+        self.texts: list[bytes] = []
+        self.maps: list[FileMap] = []
         self._text_bytes = 0
-        self._maps: list[FileMap] = []
 
-    def __len__(self) -> int:
-        return len(self._jobs) // _FIELDS
-
-    def add_image(self, place: Place, out: int) -> None:
-        """Read numbers as float32.
+    def add(self, place: Place, item: int, kind: int, out: int) -> None:
+        """Add a box.
 
         Args:
-            place: Where they are, of a type that `makes_float32` knows.
+            place: Where it is.
+            item: Bytes of a voxel.
+            kind: What becomes of the voxels.
             out: Where they go in the output, in bytes from its beginning.
         """
-        self._add(place, place.dtype.itemsize, _TO_FLOAT32[place.dtype.str], out)
-
-    def add_mask(self, place: Place, channels: int | None, out: int) -> None:
-        """Read a mask, and collate it.
-
-        Args:
-            place: Where it is: all channels of the voxels.
-            channels: Its channels, a byte each, at most `MOST_CHANNELS`; None: the bits of one byte.
-            out: Where the categories go in the output, in bytes from its beginning.
-        """
-        self._add(place, channels or 1, _BITS if channels is None else _PLANES, out)
-
-    def _add(self, place: Place, item: int, kind: int, out: int) -> None:
         number = -1
         if place.mapped is not None:
-            number = len(self._maps)
-            self._maps.append(place.mapped)
+            number = len(self.maps)
+            self.maps.append(place.mapped)
         text = b"%b%b\0" % (place.stamp, os.fsencode(place.path))
         where = (self._text_bytes, -1, number, place.offset, *place.box[:4], place.box.run // item)
-        self._jobs.extend((*where, item, kind, out, 0))
-        self._texts.append(text)
+        self.rows.extend((*where, item, kind, out, 0))
+        self.texts.append(text)
         self._text_bytes += len(text)
 
-    def read(self, out: Array) -> list[int]:
-        """Read all of them.
-
-        Returns:
-            For each whether it is `DONE`; what is not has to be read otherwise.
-        """
-        found = kernels()
-        if found is None or not self._jobs:
-            return [-1] * len(self)
-        texts, maps = b"".join(self._texts), tuple([mapped.data for mapped in self._maps])
-        run_kernels(found, self._jobs, texts, maps, out, self._table)
-        return self._jobs[_FIELDS - 1 :: _FIELDS].tolist()
-
-
-def run_kernels(
-    found: Kernels, jobs: Any, texts: bytes, maps: tuple[Any, ...], out: Array, table: Any
-) -> tuple[float, float, float, int]:
-    """Read boxes; return the seconds of opening, reading and converting, and the bytes that were read."""
-    costs = current_costs()
-    if costs is None:
-        return found.read_boxes(jobs, texts, maps, out, table)
-    began, on_processor = time.perf_counter(), time.thread_time()
-    measured = found.read_boxes(jobs, texts, maps, out, table)
-    busy = time.thread_time() - on_processor
-    opening, reading, converting, size = measured
-    costs.add_read(reading, size)
-    if _is_batch(jobs):
-        waiting = min(reading, max(0.0, time.perf_counter() - began - busy))
-        costs.add_batch(opening, reading - waiting, converting, waiting)
-    return measured
-
-
-def _is_batch(jobs: array[int]) -> bool:
-    """Say whether these are jobs of `BoxReads`, not the one of `read_box`."""
-    return jobs[0] >= 0
-
-
-def read_box(fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -> bool:
-    """Read a box of an open file into a C-contiguous array.
-
-    Args:
-        fd: The file.
-        offset: The first byte.
-        box: The rest of it.
-        dtype: As stored.
-        out: Of the stored type, or float32.
-
-    Returns:
-        False: there are no kernels, or they could not.
-    """
-    found = kernels()
-    if found is None:
-        return False
-    kind, item = (_COPY, 1) if out.dtype == dtype else (_TO_FLOAT32.get(dtype.str), dtype.itemsize)
-    if kind is None or out.dtype not in (dtype, _FLOAT32):
-        return False
-    jobs = array("q", (-1, fd, -1, offset, *box[:4], box.run // item, item, kind, 0, 0))
-    run_kernels(found, jobs, b"", (), out, b"")
-    return jobs[-1] == DONE
-
-
-def inflate_kernel() -> Kernels | None:
-    """Return the kernels, if they can inflate; None: they have not found libdeflate."""
-    found: Any = kernels()
-    return found if found is not None and found.INFLATES else None
-
-
-def run_inflate(found: Kernels, *args: Any) -> tuple[int, float, float, int]:
-    """Decode chunks, see `Kernels.inflate_chunks`."""
-    measured = found.inflate_chunks(*args)
-    costs = current_costs()
-    if costs is not None:
-        _, reading, decoding, size = measured
-        costs.add_read(reading, size)
-        costs.add_decoded(decoding, args[-1].nbytes)
-    return measured
-
-
-def collate_voxels(stored: Array, bits: bool, out: Array, table: Array) -> bool:
-    """Collate voxels (... x bytes, C-contiguous) into `out` (... x categories, C-contiguous).
-
-    Args:
-        stored: The voxels: a byte a channel, or bits.
-        bits: Which of the two.
-        out: The categories.
-        table: 256 rows of the output's type, one for each combination of channels.
-
-    Returns:
-        False: there are no kernels, or they could not; there may be values other than 0 and 1.
-    """
-    found = kernels()
-    if found is None or stored.dtype.itemsize != 1 or stored.shape[-1] > (1 if bits else MOST_CHANNELS):
-        return False
-    if not (stored.flags.c_contiguous and out.flags.c_contiguous) or out.size == 0:
-        return False
-    return found.collate(stored.view(np.uint8), stored.shape[-1], bits, out, table)
+    def results(self) -> list[int]:
+        """Return what became of each job."""
+        return self.rows[_FIELDS - 1 :: _FIELDS].tolist()

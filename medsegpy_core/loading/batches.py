@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from medsegpy_core.errors import MedSegPyError, ShapeError
+from medsegpy_core.hdf5.backend import Backend, current_backend, using_backend
 from medsegpy_core.hdf5.chunks import sharing_chunks
-from medsegpy_core.hdf5.native import DONE, BoxReads, kernels
 from medsegpy_core.loading.buffers import Buffers, fresh_buffer
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.order import ElementRng
@@ -19,35 +19,7 @@ from medsegpy_core.loading.sources import ForegroundIndex, Source
 from medsegpy_core.loading.windows import Element, Windows
 
 if TYPE_CHECKING:
-    from medsegpy_core.loading.sources import Places
     from medsegpy_core.typing import Array
-
-
-def read_at_once(places: Sequence[Places | None], images: Array, masks: Array | None, table: Array | None) -> list[int]:
-    """Read the rows of a batch whose places are known.
-
-    Args:
-        places: Where image and mask of each row lie; None: they are not to be read here.
-        images: N x ..., float32, C-contiguous.
-        masks: N x ... x C, C-contiguous; None: no masks are wanted.
-        table: What each combination of channels becomes, see `Collation.table`; None: no masks are wanted.
-
-    Returns:
-        The rows that are left to be read otherwise; what is in them is undefined.
-    """
-    image_reads, mask_reads = BoxReads(), BoxReads(table)
-    rows = [(row, found) for row, found in enumerate(places) if found is not None]
-    for row, found in rows:
-        image_reads.add_image(found.image, row * images.strides[0])
-        if masks is not None and found.mask is not None:
-            mask_reads.add_mask(found.mask, found.channels, row * masks.strides[0])
-    results = image_reads.read(images)
-    mask_results = results if masks is None else mask_reads.read(masks)
-    left = set(range(len(places)))
-    for (row, _), result, mask_result in zip(rows, results, mask_results, strict=True):
-        if result == mask_result == DONE:
-            left.remove(row)
-    return sorted(left)
 
 
 # (images, masks), and the raw images for a loader with is_test.
@@ -110,6 +82,7 @@ class BatchMaker:
         seed: The seed.
         pipeline: The transforms, or None.
         keeps_raw: Whether a batch has the images before the transforms as well.
+        backend: What reads, chosen when the loader is built.
     """
 
     sources: Sequence[Source]
@@ -122,6 +95,7 @@ class BatchMaker:
     seed: int
     pipeline: Pipeline | None
     keeps_raw: bool
+    backend: Backend = field(factory=current_backend)
 
     @property
     def channels(self) -> int:
@@ -130,7 +104,7 @@ class BatchMaker:
 
     def element(self, number: int, epoch: int) -> Element:
         """Say what an element is in an epoch."""
-        row = self._row(number, epoch)
+        (row,) = self.rows((number,), epoch)
         h, w, d = row.box.window
         return Element(row.source.record_at((d.start + d.stop) // 2), (h, w, d), number)
 
@@ -157,7 +131,8 @@ class BatchMaker:
 
     def rows(self, numbers: Iterable[int], epoch: int) -> list[Row]:
         """Say what the rows of a batch are to be filled with."""
-        return [self._row(int(number), epoch) for number in numbers]
+        with using_backend(self.backend):
+            return [self._row(int(number), epoch) for number in numbers]
 
     def fill(self, rows: Sequence[Row], buffers: Buffers = fresh_buffer) -> Batch:
         """Make the batch of some rows.
@@ -175,9 +150,8 @@ class BatchMaker:
         size, channels = self._common_size(rows)
         images = self._images(len(rows), size, channels, buffers)
         masks = self._masks(len(rows), size, buffers)
-        left = self._read_at_once(rows, images, masks)
-        with sharing_chunks():
-            for i in left:
+        with using_backend(self.backend), sharing_chunks():
+            for i in self._read_at_once(rows, images, masks):
                 self._read(rows[i], images[i], masks[i])
         return self._as_images(images, size, channels), self._as_masks(masks)
 
@@ -193,8 +167,9 @@ class BatchMaker:
             return self.fill(rows)[0]
         size, channels = self._common_size(rows)
         images = self._images(len(rows), size, channels, fresh_buffer)
-        for i in self._read_at_once(rows, images, None):
-            self._read(rows[i], images[i], None)
+        with using_backend(self.backend):
+            for i in self._read_at_once(rows, images, None):
+                self._read(rows[i], images[i], None)
         return self._as_images(images, size, channels)
 
     def predicted_box(self, box: Box) -> Box:
@@ -232,16 +207,15 @@ class BatchMaker:
         return buffers("masks", (n, *size[:2], depth, self.channels), self.mask_dtype)
 
     def _read_at_once(self, rows: Sequence[Row], images: Array, masks: Array | None) -> Sequence[int]:
-        """Read what compiled kernels can read; return the rows that are left."""
-        if kernels() is None:
-            return range(len(rows))
-        places = [
+        """Read what the backend reads of whole rows; return the rows that are left."""
+        places = (
             row.source.places(row.box.window, None if masks is None else self._mask_depth(row.box))
             if row.box.inside(row.source.geometry.shape)
             else None
             for row in rows
-        ]
-        return read_at_once(places, images, masks, None if masks is None else self.collation.table(masks.dtype))
+        )
+        table = None if masks is None else self.collation.table(masks.dtype)
+        return self.backend.read_rows(len(rows), places, images, masks, table)
 
     def _read(self, row: Row, image: Array, mask: Array | None) -> None:
         source, box, shape, channels = row.source, row.box, row.source.geometry.shape, row.source.geometry.channels

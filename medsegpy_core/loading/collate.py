@@ -14,8 +14,8 @@ from attrs import frozen
 
 from medsegpy_core.data.categories import channels_of, required_channels
 from medsegpy_core.errors import CategoryError, RecordError
+from medsegpy_core.hdf5.backend import current_backend
 from medsegpy_core.hdf5.extents import Place, place_of
-from medsegpy_core.hdf5.native import MOST_CATEGORIES, MOST_CHANNELS, collate_voxels
 from medsegpy_core.reading.lazy_arrays import full_selection, read_into
 from medsegpy_core.reading.masks import (
     AnnotatedView,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # convert(stored, out): voxels x bytes to voxels x categories.
 Convert = Callable[["Array", "Array"], None]
 
+# Channels that fit in a byte, of which a table has 256 rows.
+_TABLE_CHANNELS: Final = 8
 # Bytes that are compared with 0 at once.
 _WORD: Final = 8
 # The share of words with foreground up to which it is faster to look for them than to convert all voxels.
@@ -278,13 +280,13 @@ class Collation:
 
     def place(self, mask: LazyArray, selection: Selection) -> tuple[Place, int | None] | None:
         """Say where a box of a mask lies in a file, and how many channels a voxel has there, a byte each; None: the
-        bits of one byte. None for both where compiled kernels do not collate such a mask."""
+        bits of one byte. None for both if no `table` collates such a mask."""
         # A label map is not asked for its shape: it may have to be read whole to know its channels.
         if isinstance(mask, LabelMapView | AnnotatedView) or not self._has_table:
             return None
         packed = getattr(mask, "packed", None)
         stored: LazyArray = mask if packed is None else packed
-        if stored.dtype.itemsize != 1 or stored.shape[-1] > (MOST_CHANNELS if packed is None else 1):
+        if stored.dtype.itemsize != 1 or stored.shape[-1] > (_TABLE_CHANNELS if packed is None else 1):
             return None
         if required_channels(self.category_ids) > mask.shape[-1]:
             return None
@@ -292,18 +294,17 @@ class Collation:
         return None if place is None else (place, None if packed is not None else stored.shape[-1])
 
     def table(self, dtype: np.dtype[Any]) -> Array | None:
-        """Return what each combination of up to eight channels becomes, 256 x `channels`; None: there are more, or more
-        categories than compiled kernels make."""
+        """Return what each combination of up to eight channels becomes, 256 x `channels`; None: there are more."""
         return bit_table(self.category_ids, self.background, dtype) if self._has_table else None
 
     @property
     def _has_table(self) -> bool:
-        return required_channels(self.category_ids) <= MOST_CHANNELS and self.channels <= MOST_CATEGORIES
+        return required_channels(self.category_ids) <= _TABLE_CHANNELS
 
     def _collated(self, stored: Array, bits: bool, out: Array) -> bool:
-        """Collate by compiled kernels; False: it is left to be done."""
+        """Collate by the backend; False: it is left to be done."""
         table = self.table(out.dtype)
-        return table is not None and collate_voxels(stored, bits, out, table)
+        return table is not None and not current_backend().collate(stored, bits, out, table)
 
     def _convert_bits(self, bits: Array, out: Array) -> None:
         convert_bits(bits, out, self.category_ids, self.background)
@@ -374,7 +375,7 @@ class Collation:
             np.take(rows, some[..., 0], axis=0, out=target, mode="clip")
 
         plain = found.dtype == np.uint8 and out.flags.c_contiguous
-        if plain and self.channels <= MOST_CATEGORIES and collate_voxels(found, True, out, rows):
+        if plain and not current_backend().collate(found, True, out, rows):
             return
         if plain and mask.labels.annotated is None:
             convert_voxels(found, convert, out, self.background)

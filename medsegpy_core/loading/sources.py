@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from attrs import define, frozen
@@ -12,8 +12,7 @@ from attrs import define, frozen
 from medsegpy_core._util.locks import ForkSafeLock
 from medsegpy_core.data.records import Record
 from medsegpy_core.errors import ReadError, ShapeError
-from medsegpy_core.hdf5.extents import Place, place_of
-from medsegpy_core.hdf5.native import makes_float32
+from medsegpy_core.hdf5.extents import Places, place_of
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.reading.canonical_scan import CanonicalScan
@@ -99,22 +98,6 @@ class Geometry:
     shape: tuple[int, int, int]
     channels: int | None
     metadata: Mapping[str, Any]
-
-
-class Places(NamedTuple):
-    """The places of a box of one record in files.
-
-    Attributes:
-        record: The record.
-        image: The place of the image.
-        mask: The place of the mask with all its channels; None: not requested.
-        channels: The number of mask channels of one byte each; None: the channels are the bits of one byte.
-    """
-
-    record: Record
-    image: Place
-    mask: Place | None
-    channels: int | None
 
 
 class Source(Protocol):
@@ -231,13 +214,13 @@ class ScanSource:
             return None
         spatial = box if self.scan.is_volume else box[:2]
         image = place_of(opened.image, spatial)
-        if image is None or not makes_float32(image.dtype):
+        if image is None:
             return None
         if mask_depth is None:
-            return self._mapped(Places(record, image, None, None))
+            return self._mapped(Places(image, None, None))
         spatial = (*box[:2], mask_depth) if self.scan.is_volume else box[:2]
         mask = None if opened.mask is None else self.collation.place(opened.mask, spatial)
-        return None if mask is None else self._mapped(Places(record, image, *mask))
+        return None if mask is None else self._mapped(Places(image, *mask))
 
     def _mapped(self, places: Places) -> Places | None:
         """Return the places in mapped files if `mmap` is on; None if the files are not mapped yet."""

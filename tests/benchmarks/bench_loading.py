@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 
 from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, build_loader, scan_directory
+from medsegpy_core.hdf5.backend import NUMPY, current_backend, using_backend
 from tests.benchmarks import ancestor, limits, peers
 from tests.benchmarks.material import CATEGORIES, Material, drop_from_cache, make_material
 from tests.benchmarks.rounds import Case, Target, interleaved, markdown
@@ -47,7 +47,9 @@ def _register(name: str, get_dicts: Callable[[], list[dict[str, Any]]]) -> None:
     MetadataCatalog.get(name).set(replace=True, category_ids=CATEGORIES, categories=list("abcd"))
 
 
-def _loader(name: str, tag: str = "DefaultDataLoader", threads: int = THREADS, **options: Any) -> Any:
+def _loader(
+    name: str, tag: str = "DefaultDataLoader", threads: int = THREADS, numpy: bool = False, **options: Any
+) -> Any:
     size = PATCH if "Patch" in tag else ()
     cfg = Config(
         TRAIN_DATASET=name,
@@ -58,7 +60,8 @@ def _loader(name: str, tag: str = "DefaultDataLoader", threads: int = THREADS, *
         PATCHES_PER_SCAN=16,
         FOREGROUND_RATIO=0.0,
     )
-    return build_loader(cfg, name, batch_size=PATCH_BATCH if size else BATCH, **options)
+    with using_backend(NUMPY if numpy else current_backend()):
+        return build_loader(cfg, name, batch_size=PATCH_BATCH if size else BATCH, **options)
 
 
 def _epochs(loader: Any, times: int = 1) -> Callable[[], int]:
@@ -66,21 +69,6 @@ def _epochs(loader: Any, times: int = 1) -> Callable[[], int]:
         return sum(len(batch[0]) for _ in range(times) for batch in loader)
 
     return run_epochs
-
-
-def _by_numpy(run: Callable[[], int]) -> Callable[[], int]:
-    """Run as where the compiled kernels are not installed."""
-
-    def run_so() -> int:
-        before = os.environ.get("MEDSEGPY_LOAD_PLUGINS")
-        os.environ["MEDSEGPY_LOAD_PLUGINS"] = ""  # the plugins that were loaded already stay
-        try:
-            return run()
-        finally:
-            os.environ.pop("MEDSEGPY_LOAD_PLUGINS")
-            os.environ.update({} if before is None else {"MEDSEGPY_LOAD_PLUGINS": before})
-
-    return run_so
 
 
 def _stems(folder: Path) -> list[str]:
@@ -109,7 +97,7 @@ def _slices(material: Material, scratch: Path, rounds: int) -> str:
         Case("files as they are, reused buffers", _epochs(_loader("bench_slices", reuse_buffers=True), 3)),
         Case(
             "files as they are, reused buffers, NumPy alone",
-            _by_numpy(_epochs(_loader("bench_slices", reuse_buffers=True), 3)),
+            _epochs(_loader("bench_slices", reuse_buffers=True, numpy=True), 3),
         ),
         Case(
             "files as they are, uint8 masks",
@@ -119,7 +107,7 @@ def _slices(material: Material, scratch: Path, rounds: int) -> str:
         Case("packed, reused buffers", _epochs(_loader("bench_packed_slices", reuse_buffers=True), 6)),
         Case(
             "packed, reused buffers, NumPy alone",
-            _by_numpy(_epochs(_loader("bench_packed_slices", reuse_buffers=True), 3)),
+            _epochs(_loader("bench_packed_slices", reuse_buffers=True, numpy=True), 3),
         ),
         Case("packed, mmap, reused buffers", _epochs(_loader("bench_packed_slices", reuse_buffers=True, mmap=True), 6)),
         Case("memcpy, 1 thread", limits.copy_slices(material, 1)),
@@ -153,7 +141,7 @@ def _gzip(material: Material, scratch: Path, rounds: int) -> str:
         _ancestor_slices(material.gzip_slices, 3),
         Case("h5py alone: open and read", h5py_alone),
         Case("gzip files", _epochs(_loader("bench_gzip", reuse_buffers=True))),
-        Case("gzip files, NumPy alone", _by_numpy(_epochs(_loader("bench_gzip", reuse_buffers=True)))),
+        Case("gzip files, NumPy alone", _epochs(_loader("bench_gzip", reuse_buffers=True, numpy=True))),
     ]
     targets = [Target("gzip files", _MEDSEGPY, 7), Target("gzip files", "h5py alone: open and read", 3.4)]
     return markdown(
@@ -212,8 +200,8 @@ def _patches(material: Material, scratch: Path, rounds: int) -> str:
         for mapped in (False, True):
             loader = _loader(name, tag, reuse_buffers=True, mmap=mapped)
             cases.append(Case(f"{title}{', mmap' if mapped else ''}, to 4 x float32", _epochs(loader, 2)))
-    loader = _loader("bench_packed_patches", tag, reuse_buffers=True)
-    cases.append(Case("packed, to 4 x float32, NumPy alone", _by_numpy(_epochs(loader, 2))))
+    loader = _loader("bench_packed_patches", tag, reuse_buffers=True, numpy=True)
+    cases.append(Case("packed, to 4 x float32, NumPy alone", _epochs(loader, 2)))
     cases += [
         Case("packed, image and bit field", limits.read_stored(packed(), mmap=False)),
         Case("packed, mmap, image and bit field", limits.read_stored(packed(), mmap=True)),

@@ -1,6 +1,7 @@
 """Batches are the same with the compiled native and without, and so are errors."""
 
 import os
+import pickle
 from pathlib import Path
 
 import h5py
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 import medsegpy_native
 from medsegpy_core import CategoryError, Config, ReadError, ShapeError, build_loader
-from medsegpy_core.hdf5 import native, pack_bitfield
-from medsegpy_core.loading import batches
+from medsegpy_core.hdf5 import pack_bitfield
+from medsegpy_core.hdf5.backend import NUMPY, current_backend, using_backend
+from medsegpy_core.hdf5.native import NativeBackend
 
 pytestmark = pytest.mark.skipif(not medsegpy_native.COMPILED, reason="there was no C compiler when it was installed")
 
@@ -24,18 +26,17 @@ def rows_left(monkeypatch):
     """How many rows of each batch the native left to be read otherwise."""
     left = []
 
-    def counting(*args, real=batches.read_at_once):
+    def counting(*args, real=NativeBackend.read_rows):
         found = real(*args)
         left.append(len(found))
         return found
 
-    monkeypatch.setattr(batches, "read_at_once", counting)
+    monkeypatch.setattr(NativeBackend, "read_rows", counting)
     return left
 
 
 def without_kernels(make):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_kernels", lambda allowed: None)
+    with using_backend(NUMPY):
         return make()
 
 
@@ -298,3 +299,31 @@ def test_threads_and_kept_buffers_give_the_same_batches(slices):
         for batch, expected in zip(loader, plain, strict=True):
             for array, wanted in zip(batch, expected, strict=True):
                 np.testing.assert_array_equal(array, wanted)
+
+
+def test_a_loader_keeps_the_backend_that_it_was_built_with(slices, rows_left, monkeypatch):
+    native, plain = loader_of(slices), without_kernels(lambda: loader_of(slices))
+    expected = [[array.copy() for array in batch] for batch in plain]
+    assert not rows_left  # the kernels were not asked
+    monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", "")
+    assert current_backend() is NUMPY
+    for batch, other in zip(native, expected, strict=True):
+        for array, values in zip(batch, other, strict=True):
+            np.testing.assert_array_equal(array, values)
+    assert rows_left
+    assert not any(rows_left)
+
+
+def test_backends_pickle_by_name(slices, monkeypatch):
+    native, plain = current_backend(), without_kernels(current_backend)
+    assert (native.name, plain.name) == ("native", "numpy")
+    assert pickle.loads(pickle.dumps(native)) is native
+    assert pickle.loads(pickle.dumps(plain)) is plain
+    # A process in which the kernels are not to be loaded has the same batches from NumPy.
+    pickled = pickle.dumps(loader_of(slices))
+    expected = [[array.copy() for array in batch] for batch in loader_of(slices)]
+    monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", "")
+    assert pickle.loads(pickle.dumps(native)) is NUMPY
+    for batch, other in zip(pickle.loads(pickled), expected, strict=True):
+        for array, values in zip(batch, other, strict=True):
+            np.testing.assert_array_equal(array, values)

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 import medsegpy_native
 from medsegpy_core import PluginWarning, ReadError
-from medsegpy_core.hdf5 import chunks, native, open_array
+from medsegpy_core.hdf5 import backend, chunks, native, open_array
+from medsegpy_core.hdf5.backend import NUMPY, current_backend
 from medsegpy_core.hdf5.chunks import sharing_chunks
+from medsegpy_core.hdf5.extents import Places
 from medsegpy_core.loading.collate import bit_table
 from medsegpy_core.plugins.manager import PluginManager
 from medsegpy_core.reading import stamp_of
@@ -59,7 +61,7 @@ def test_collating_is_a_logical_or(collation, voxels, density, dtype, bits, data
     memory = np.full(size + 192, 77, np.uint8)
     first = data.draw(st.integers(0, 64))
     stored = np.packbits(planes, axis=-1, bitorder="little") if bits else planes
-    kernel = native.kernels()
+    kernel = native.kernels(None)
     assert kernel.collate(stored, 1 if bits else channels, bits, memory[first : first + size], table)
     out = np.frombuffer(memory[first : first + size].tobytes(), dtype).reshape(voxels, table.shape[1])
     np.testing.assert_array_equal(out, expected(planes, categories, background, dtype))
@@ -73,7 +75,7 @@ def test_one_byte_that_is_neither_0_nor_1_is_seen(channels, voxels, value, data)
     planes = np.zeros((voxels, channels), np.uint8)
     planes.reshape(-1)[data.draw(st.integers(0, planes.size - 1))] = value
     table = bit_table((0,), False, np.dtype("f4"))
-    assert not native.kernels().collate(planes, channels, False, np.empty((voxels, 1), np.float32), table)
+    assert not native.kernels(None).collate(planes, channels, False, np.empty((voxels, 1), np.float32), table)
 
 
 def test_large_outputs_are_written_past_the_cache_with_the_same_values(tmp_path):
@@ -85,8 +87,14 @@ def test_large_outputs_are_written_past_the_cache_with_the_same_values(tmp_path)
     for first in (0, 1, 3):
         memory = np.empty(300_001 * 5 + 16, np.float32)
         out = memory[first : first + 300_001 * 5].reshape(-1, 5)
-        assert native.collate_voxels(planes, False, out, table)
+        assert not current_backend().collate(planes, False, out, table)
         np.testing.assert_array_equal(out, expected(planes, categories, True, "f4"))
+
+
+def left(out, *places):
+    """Read images into the rows of `out`; return the rows that the kernels left."""
+    rows = [place and Places(place, None, None) for place in places]
+    return current_backend().read_rows(len(rows), rows, out, None, None)
 
 
 @st.composite
@@ -121,9 +129,7 @@ def test_boxes_of_files_are_what_h5py_reads(tmp_path_factory, stored, mapped):
     with h5py.File(path) as file:
         wanted = file["data"][box].astype(np.float32)
     out = np.full((2, *wanted.shape), np.nan, np.float32)
-    reads = native.BoxReads()
-    reads.add_image(place, out[0].nbytes)
-    assert reads.read(out) == [native.DONE]
+    assert left(out, None, place) == [0]
     np.testing.assert_array_equal(out[1], wanted)
     assert np.isnan(out[0]).all()
 
@@ -143,11 +149,9 @@ def test_boxes_of_any_form_are_what_h5py_reads(tmp_path, shape, box):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["data"] = values
     selection = eval(f"np.s_[{box}]")
-    out = np.empty(values[selection].shape, np.float32)
-    reads = native.BoxReads()
-    reads.add_image(open_array(tmp_path / "a.h5", "data").place(selection), 0)
-    assert reads.read(out) == [native.DONE]
-    np.testing.assert_array_equal(out, values[selection].astype(np.float32))
+    out = np.empty((1, *values[selection].shape), np.float32)
+    assert not left(out, open_array(tmp_path / "a.h5", "data").place(selection))
+    np.testing.assert_array_equal(out[0], values[selection].astype(np.float32))
 
 
 @pytest.fixture
@@ -158,21 +162,19 @@ def file(tmp_path):
     return path
 
 
-def read(place):
-    reads = native.BoxReads()
-    reads.add_image(place, 0)
-    return reads.read(np.zeros(4000, np.float32))[0]
+def done(place):
+    return not left(np.zeros((1, 4000), np.float32), place)
 
 
 def test_a_file_that_is_another_one_is_left_undone(file):
     place = open_array(file, "data").place((slice(0, 4000),))
-    assert read(place) == native.DONE
+    assert done(place)
     os.utime(file, ns=(1, 1))
-    assert read(place) != native.DONE
+    assert not done(place)
     file.unlink()
-    assert read(place) != native.DONE
+    assert not done(place)
     os.mkfifo(file)
-    assert read(place) != native.DONE  # and does not wait for somebody to write
+    assert not done(place)  # and does not wait for somebody to write
 
 
 def test_a_file_that_ends_early_is_left_undone(file):
@@ -182,9 +184,9 @@ def test_a_file_that_ends_early_is_left_undone(file):
     os.truncate(file, status.st_size)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     beyond = place._replace(offset=status.st_size - 100)
-    assert read(beyond) != native.DONE
+    assert not done(beyond)
     data = np.frombuffer(file.read_bytes(), np.uint8)
-    assert read(beyond._replace(mapped=type("Map", (), {"data": data})())) != native.DONE
+    assert not done(beyond._replace(mapped=type("Map", (), {"data": data})()))
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -206,9 +208,10 @@ def test_a_file_that_changes_while_it_is_read_is_left_undone(mapped, tmp_path):
         deadline, seen = time.monotonic() + 60, set()
         while 3 not in seen and time.monotonic() < deadline:
             place = open_array(path, "data").place((slice(0, 8 << 20),))
-            reads = native.BoxReads()
-            reads.add_image(place._replace(mapped=type("Map", (), {"data": bytes_})()) if mapped else place, 0)
-            seen |= set(reads.read(out))
+            jobs = native._Jobs()
+            place = place._replace(mapped=type("Map", (), {"data": bytes_})()) if mapped else place
+            jobs.add(place, 4, native._COPY, 0)
+            seen |= set(current_backend()._run(jobs, out, b""))
     finally:
         stop.set()
         thread.join()
@@ -217,16 +220,16 @@ def test_a_file_that_changes_while_it_is_read_is_left_undone(mapped, tmp_path):
 
 def test_only_the_change_time_differs(file):
     place = open_array(file, "data").place((slice(0, 4000),))
-    assert read(place) == native.DONE
+    assert done(place)
     while stamp_of(file.stat()) == place.stamp:
         file.chmod(0o600)
-    assert read(place) != native.DONE
+    assert not done(place)
 
 
 @pytest.fixture
 def library():
     """What inflates."""
-    if native.inflate_kernel() is None:
+    if not current_backend().decodes:
         pytest.skip("libdeflate is not installed")
 
 
@@ -371,7 +374,7 @@ def inflate(**changed):
     asked = INFLATE | changed
     out = np.zeros(asked["out"], np.uint8)
     asked |= {"chunks": array("q", asked["chunks"]), "strides": array("q", asked["strides"]), "out": out}
-    return native.kernels().inflate_chunks(*asked.values())[0], out
+    return native.kernels(None).inflate_chunks(*asked.values())[0], out
 
 
 @pytest.mark.parametrize(
@@ -426,7 +429,7 @@ JOB = {"text": -1, "fd": 0, "map": -1, "offset": 0, "count0": 1, "stride0": 0, "
 def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
     out = np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="does not fit"):
-        native.kernels().read_boxes(array("q", (JOB | wrong).values()), bytes(33), (), out, b"")
+        native.kernels(None).read_boxes(array("q", (JOB | wrong).values()), bytes(33), (), out, b"")
     assert not out.any()
 
 
@@ -441,9 +444,9 @@ def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
 )
 def test_arguments_that_are_none_are_refused(jobs, texts, table, message):
     with pytest.raises(ValueError, match=message):
-        native.kernels().read_boxes(jobs, texts, (), np.zeros(4, np.float32), table)
+        native.kernels(None).read_boxes(jobs, texts, (), np.zeros(4, np.float32), table)
     with pytest.raises(ValueError, match=r"fit together|256 rows"):
-        native.kernels().collate(np.zeros(12, np.uint8), 5, False, np.zeros(3, np.uint8), table or bytes(256))
+        native.kernels(None).collate(np.zeros(12, np.uint8), 5, False, np.zeros(3, np.uint8), table or bytes(256))
 
 
 @pytest.mark.parametrize(
@@ -464,7 +467,7 @@ def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
         monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
     else:
         monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", allowed)
-    assert (native.kernels() is not None) == used
+    assert (current_backend() is not NUMPY) == used
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # "native" is no distribution
         (shown,) = [info.status for info in PluginManager().infos() if info.distribution == "medsegpy-native"]
@@ -475,13 +478,13 @@ def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
 def test_kernels_that_are_not_there_or_of_another_time_are_not_used(monkeypatch, wrong):
     for name, value in wrong.items():
         monkeypatch.setattr(medsegpy_native, name, value)
-    native._kernels.cache_clear()
+    backend._installed.cache_clear()
     try:
-        assert native.kernels() is None
+        assert current_backend() is NUMPY
     finally:
         monkeypatch.undo()
-        native._kernels.cache_clear()
-    assert native.kernels() is not None
+        backend._installed.cache_clear()
+    assert current_backend() is not NUMPY
 
 
 @pytest.mark.slow
