@@ -200,11 +200,11 @@ def test_a_hang_ends_in_time_and_is_remembered(path, tmp_path, helper):
     freeze(helper)
     other = write(tmp_path / "b.h5", IMAGE[:4])
     with accessing(Access(isolate=True, seconds=0.5)):
-        with pytest.raises(ReadError, match=r"did not come to an end within 0.5 s") as caught:
+        with pytest.raises(ReadError, match=r"did not finish within 0.5 s") as caught:
             open_array(other, "data")
         assert caught.value.path == other
     with accessing(ISOLATED):
-        with pytest.raises(ReadError, match="did not come to an end"):
+        with pytest.raises(ReadError, match="did not finish"):
             open_array(other, "data")
         open_array(write(tmp_path / "c.h5", IMAGE[:4]), "data")  # others are read, by another helper
         write(other, IMAGE[:5])

@@ -126,7 +126,7 @@ def few_channels(d):
         (no_file, ["file"], "no such file"),
         (cut_short, ["file"], "HDF5"),
         (other_key, ["file"], "'image'"),
-        (text_data, ["file"], "text|single value"),
+        (text_data, ["file"], "text|scalar"),
         (other_shape, ["file"], "9"),
         (not_binary, ["file"], "0 and 255|255"),
         (not_finite, ["values"], "30 voxels"),
@@ -331,4 +331,4 @@ def test_a_file_that_hangs_or_crashes_the_library_is_one_finding(tmp_path, what,
 
     (finding,) = check_dataset("mine", seconds=2 if what == "hang" else 120, watch=watch).findings
     assert finding.file == dicts[2]["file_name"]
-    assert ("did not come to an end within 2 s" if what == "hang" else "SIGSEGV") in finding.message
+    assert ("did not finish within 2 s" if what == "hang" else "SIGSEGV") in finding.message

@@ -306,7 +306,7 @@ def test_what_the_disk_lost_is_noticed_before_the_file_appears(
         write(what, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = forgetful_disk(place_of(VOXELS[what, array]))
-    with pytest.raises(ReadError, match="not what was written") as caught:
+    with pytest.raises(ReadError, match="differ from the data written") as caught:
         write(what, tmp_path, overwrite=overwrite)
     assert changed
     assert Path(caught.value.path).parent == tmp_path

@@ -221,13 +221,13 @@ def unknown_filter(f):
         (opaque, "opaque"),
         (subarray, "array in each"),
         (ragged, "variable length"),
-        (odd_integers, "no counterpart"),
-        (null_space, "single value or nothing"),
-        (scalar, "single value or nothing"),
-        (nothing, "holds no elements"),
+        (odd_integers, "no NumPy equivalent"),
+        (null_space, "scalar or empty"),
+        (scalar, "scalar or empty"),
+        (nothing, "has no elements"),
         (too_many_axes, "9 axes"),
         (claims_terabytes, "MEDSEGPY_MAX_READ"),
-        (huge_chunks, "chunks are 2,147,483,648 bytes"),
+        (huge_chunks, "chunks have 2,147,483,648 bytes"),
         (named_type, "named type"),
         (unknown_filter, "filter 31999"),
     ],
@@ -510,7 +510,7 @@ def test_booleans_that_are_neither(path):
     data = bytearray(path.read_bytes())
     data[at] = 2
     path.write_bytes(data)
-    refused(path, match="byte 2")
+    refused(path, match="byte is 2")
 
 
 def test_an_enumeration_is_its_integers(path):
@@ -551,7 +551,7 @@ def test_a_file_that_is_replaced_is_located_anew(path):
     with h5py.File(other, "w") as f:
         f["data"] = IMAGE[:3]
     other.replace(path)
-    with pytest.raises(ReadError, match=r"held float32 of shape \(6, 8\), and holds float32 of shape \(3, 8\)"):
+    with pytest.raises(ReadError, match=r"was float32 of shape \(6, 8\) and is now float32 of shape \(3, 8\)"):
         array[...]
     path.unlink()
     with pytest.raises(ReadError, match="no such file"):

@@ -1,4 +1,4 @@
-"""The HDF5 engine: files are read as untrusted input, by byte ranges where possible, and written atomically."""
+"""The HDF5 engine: reads files as untrusted input, by byte ranges if possible, and writes them atomically."""
 
 from medsegpy_core.hdf5.array import H5Array, open_array
 from medsegpy_core.hdf5.options import Access, accessing, current_access

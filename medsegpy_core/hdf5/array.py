@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LazyReads:
-    """What all lazy arrays of this package share: indexing by way of `read_into`."""
+    """The base class of all lazy arrays of this package: implements indexing with `read_into`."""
 
     __slots__ = ()
 
@@ -47,7 +47,7 @@ class LazyReads:
 
         Args:
             selection: One ``slice(start, stop)`` per axis, within bounds.
-            out: An array of the shape of the box, perhaps strided.
+            out: An array with the shape of the box; it may be strided.
 
         Raises:
             ReadError: The file cannot be read, or has changed.
@@ -55,10 +55,10 @@ class LazyReads:
         raise NotImplementedError
 
     def place(self, selection: Selection) -> Place | None:
-        """Say where a box lies in a file; None: nowhere as it is.
+        """Return the place of a box in a file; None if no bytes of the file can be used unchanged.
 
         Args:
-            selection: As for `read_into`; no axis is empty.
+            selection: As for `read_into`, without empty axes.
         """
         del selection
         return None
@@ -73,7 +73,7 @@ class LazyReads:
         out = _empty([s.stop - s.start for s in box], self.dtype, self.path)
         if out.size:
             self.read_into(box, out)
-        return np.asarray(out[rest], order="C")  # not ascontiguousarray, which makes an axis of none
+        return np.asarray(out[rest], order="C")  # not ascontiguousarray, which adds an axis to a scalar
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -87,9 +87,9 @@ class LazyReads:
 class H5Array(LazyReads):
     """A dataset in an HDF5 file.
 
-    It holds no file open, may be used from several threads, and pickles as path and key. A file that changes in place,
-    or is replaced, is located again; one that has another shape or type by then is an error. No read mixes two versions
-    of a file: one that changes while it is read, or did within the last 50 ms, is read until two reads agree.
+    It keeps no file open, is thread-safe, and is pickled as path and key. If the file is modified or replaced, the
+    dataset is located again; a different shape or type is an error. No read mixes two versions of a file: if the file
+    changes during a read, or changed within the last 50 ms, it is read until two reads agree.
 
     Attributes:
         path: The file.
@@ -119,7 +119,7 @@ class H5Array(LazyReads):
 
     @property
     def said(self) -> Said:
-        """What the attributes of the dataset and of the file say."""
+        """The metadata from the attributes of the dataset and of the file."""
         return self._layout.form.said
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,11 +133,11 @@ class H5Array(LazyReads):
         if self.dtype.kind != "b":
             self._read(selection, out)
             return
-        # Bytes that are neither 0 nor 1 would make booleans that are neither true nor false.
+        # Bytes other than 0 and 1 would create invalid booleans.
         values = np.empty(out.shape, np.uint8)
         self._read(selection, values)
         if values.max() > 1:
-            raise ReadError(f"booleans are 0 and 1, but it holds the byte {values.max()}", self.path, self.key)
+            raise ReadError(f"booleans must be 0 or 1, but a byte is {values.max()}", self.path, self.key)
         out[...] = values
 
     def place(self, selection: Selection) -> Place | None:
@@ -156,7 +156,7 @@ class H5Array(LazyReads):
         return Place(self.path, layout.stamp, offset, box, vetted.dtype)
 
     def _read(self, selection: Selection, out: Array) -> None:
-        # What goes wrong may be wrong only because the file was changing: the second way tells.
+        # The error may be due to a file that was changing: the other way of reading raises real errors again.
         with suppress(StaleError, ReadError):
             if self._layout.settled:
                 read_located(self.path, self._layout, selection, out)
@@ -175,8 +175,8 @@ class H5Array(LazyReads):
         old, new = self._layout.form, locate(self.path, (self.key,))
         if (old.vetted.shape, old.dtype, old.said) != (new.form.vetted.shape, new.form.dtype, new.form.said):
             raise ReadError(
-                f"the file changed since it was opened: it held {old.dtype} of shape {old.vetted.shape}, and holds "
-                f"{new.form.dtype} of shape {new.form.vetted.shape} now",
+                f"the file changed since it was opened: the array was {old.dtype} of shape {old.vetted.shape} and is "
+                f"now {new.form.dtype} of shape {new.form.vetted.shape}",
                 self.path,
                 self.key,
             )
@@ -186,9 +186,9 @@ class H5Array(LazyReads):
         sizes = tuple(s.stop - s.start for s in selection)
         shape = self.shape
         if len(sizes) != len(shape) or out.shape != sizes:
-            raise ValueError(f"The selection {selection} of {shape} and an output of {out.shape} do not fit together.")
+            raise ValueError(f"The selection {selection} of {shape} does not match an output of {out.shape}.")
         if any(s.start < 0 or s.stop > n for s, n in zip(selection, shape, strict=True)):
-            raise IndexError(f"The selection {selection} goes beyond the shape {shape}.")
+            raise IndexError(f"The selection {selection} exceeds the shape {shape}.")
         _check_budget(math.prod(sizes) * self.dtype.itemsize, self.path)
 
 
@@ -199,8 +199,8 @@ def _digest(out: Array) -> bytes:
 def _check_budget(wanted: int, path: str) -> None:
     if wanted > (limit := max_read()):
         raise ReadError(
-            f"{wanted:,} bytes were to be read at once, and the limit is {limit:,}. Read a part of it, or raise the "
-            "limit with the environment variable MEDSEGPY_MAX_READ (as in 16GiB)",
+            f"a read of {wanted:,} bytes exceeds the limit of {limit:,}. Read a part, or increase the limit with the "
+            "environment variable MEDSEGPY_MAX_READ (as in 16GiB)",
             path,
         )
 
@@ -218,10 +218,10 @@ def open_array(path: str | Path, key: str | Sequence[str]) -> H5Array:
 
     Args:
         path: The file.
-        key: The path inside the file; several: the first that is there.
+        key: The path inside the file, or alternative paths, of which the first that exists is used.
 
     Raises:
-        ReadError: The file or the dataset is missing, broken, or of a kind that is not read (see docs).
+        ReadError: The file or the dataset is missing, damaged, or not supported (see docs).
 
     Example:
         ```python

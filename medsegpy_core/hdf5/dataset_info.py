@@ -1,6 +1,6 @@
-"""What a dataset is: type, shape, storage, filters and attributes, checked before any of its data is read.
+"""Check a dataset's type, shape, storage, filters and attributes before any of its data is read.
 
-What could crash the HDF5 library is read from the object header before: see `headers`.
+`headers` checks what could crash the HDF5 library even earlier, in the object header.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BZIP2: Final = 307
 DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
 _BUILT_IN: Final = (DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF)
 
-# Filters of the hdf5plugin package, by the id that the HDF Group gave them.
+# Filters of the hdf5plugin package, by their registered filter id.
 PLUGIN_FILTERS: Final = {
     BZIP2: "bzip2",
     32018: "fcidecomp",
@@ -38,7 +38,7 @@ PLUGIN_FILTERS: Final = {
 }
 
 _UINT8: Final = np.dtype(np.uint8)
-_MAX_RANK: Final = 6  # N x H x W x D x C, and one to spare
+_MAX_RANK: Final = 6  # N x H x W x D x C, plus one
 _MAX_CHUNK_BYTES: Final = 1 << 30
 _TYPE_NAMES: Final = {
     2: "a time",
@@ -54,16 +54,16 @@ _TYPE_NAMES: Final = {
 
 @frozen
 class Vetted:
-    """What is known of a dataset that may be read.
+    """Properties of a dataset that passed all checks.
 
     Attributes:
-        shape: As stored.
-        dtype: The NumPy type that h5py gives, in stored byte order.
-        exact: Whether the stored bytes are that type's bytes, so that they can be used without the library.
+        shape: The stored shape.
+        dtype: The NumPy type that h5py reports, in stored byte order.
+        exact: Whether the stored bytes have exactly that type, so that they can be used without the library.
         chunks: The shape of a chunk; None: not chunked.
-        compact: Whether the data lie in the object's header.
-        filters: (id, client values) in the order in which they were applied.
-        fill: One element, the value where nothing was written; nothing, where there is no such value.
+        compact: Whether the data are stored in the object header.
+        filters: (id, client values) in the order of application on write.
+        fill: The bytes of the fill value; empty if there is none.
     """
 
     shape: tuple[int, ...]
@@ -76,15 +76,15 @@ class Vetted:
 
     @property
     def raw(self) -> np.dtype[Any]:
-        """The type to read the bytes as: booleans are read as uint8, and looked at."""
+        """The type in which to read the bytes: booleans are read as uint8, and then checked."""
         return _UINT8 if self.dtype.kind == "b" else self.dtype
 
 
 def vet(dataset: Any, path: str, key: str) -> Vetted:
-    """Look at an ``h5py.h5d.DatasetID`` without reading its data.
+    """Check an ``h5py.h5d.DatasetID`` without reading its data.
 
     Raises:
-        ReadError: It is no array of numbers, or lies in another file, or needs a filter that is not known.
+        ReadError: It is not an array of numbers, is stored in another file, or needs an unknown filter.
     """
     import h5py
 
@@ -92,23 +92,21 @@ def vet(dataset: Any, path: str, key: str) -> Vetted:
     storage = plan.get_layout()
     if storage == h5py.h5d.VIRTUAL:
         raise ReadError(
-            "a virtual dataset, whose data lie elsewhere; only what is in the file itself is read", path, key
+            "a virtual dataset, whose data are in other files; only data in the file itself are read", path, key
         )
     if plan.get_external_count():
-        raise ReadError("its data lie in another file; only what is in the file itself is read", path, key)
+        raise ReadError("its data are in another file; only data in the file itself are read", path, key)
     dtype, exact = _vet_type(dataset.get_type(), path, key)
     shape = _vet_shape(dataset, path, key)
     chunks = tuple(plan.get_chunk()) if storage == h5py.h5d.CHUNKED else None
     if chunks and math.prod(chunks) * dtype.itemsize > _MAX_CHUNK_BYTES:
         size = math.prod(chunks) * dtype.itemsize
-        raise ReadError(
-            f"its chunks are {size:,} bytes each, and more than {_MAX_CHUNK_BYTES:,} are not read", path, key
-        )
+        raise ReadError(f"its chunks have {size:,} bytes each; the limit is {_MAX_CHUNK_BYTES:,}", path, key)
     filters = _vet_filters(plan, path, key)
     fill = np.zeros(1, dtype)
     with library_errors(path, key):
         defined = plan.fill_value_defined()
-        # Asked first: the library crashes on the value where a damaged file contradicts itself.
+        # Check first: the library crashes on the value if a damaged file contradicts itself.
         if defined == h5py.h5d.FILL_VALUE_USER_DEFINED:
             plan.get_fill_value(fill)
     value = b"" if defined == h5py.h5d.FILL_VALUE_UNDEFINED else fill.tobytes()
@@ -116,7 +114,7 @@ def vet(dataset: Any, path: str, key: str) -> Vetted:
 
 
 def uses_szip(vetted: Vetted) -> bool:
-    """Say whether data are compressed with szip, of which nobody can tell whether a chunk is whole."""
+    """Return whether data are compressed with szip, which does not detect incomplete chunks."""
     return any(number == SZIP for number, _ in vetted.filters)
 
 
@@ -125,7 +123,7 @@ def _vet_type(stored: Any, path: str, key: str) -> tuple[np.dtype[Any], bool]:
 
     kind = stored.get_class()
     if kind == h5py.h5t.ENUM and stored.dtype.kind != "b":
-        # An enumeration is a list of names for integers; the integers are what counts here.
+        # An enumeration names integers; read the integers.
         stored = stored.get_super()
         kind = stored.get_class()
     if kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.BITFIELD):
@@ -134,7 +132,7 @@ def _vet_type(stored: Any, path: str, key: str) -> tuple[np.dtype[Any], bool]:
     try:
         dtype = np.dtype(stored.dtype)
     except TypeError as error:
-        raise ReadError(f"its number type has no counterpart in NumPy ({error})", path, key) from error
+        raise ReadError(f"its number type has no NumPy equivalent ({error})", path, key) from error
     if dtype.kind not in "biuf" or dtype.subdtype is not None:
         raise ReadError(f"its elements are {dtype}; an image or a mask is an array of numbers", path, key)
     dtype = np.dtype(dtype.str)  # without the metadata that h5py attaches
@@ -146,34 +144,34 @@ def _vet_shape(dataset: Any, path: str, key: str) -> tuple[int, ...]:
 
     space = dataset.get_space()
     if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
-        raise ReadError("a single value or nothing at all; an image or a mask is an array", path, key)
+        raise ReadError("a scalar or empty dataset; an image or a mask is an array", path, key)
     shape = tuple(int(n) for n in space.get_simple_extent_dims())
     if 0 in shape:
-        raise ReadError(f"its shape is {shape}: it holds no elements", path, key)
+        raise ReadError(f"its shape is {shape}: it has no elements", path, key)
     if len(shape) > _MAX_RANK:
-        raise ReadError(f"it has {len(shape)} axes, and no image has more than {_MAX_RANK}", path, key)
+        raise ReadError(f"it has {len(shape)} axes; an image has at most {_MAX_RANK}", path, key)
     if math.prod(shape) >= 1 << 56:
-        raise ReadError(f"its shape {shape} is beyond all bounds", path, key)
+        raise ReadError(f"its shape {shape} is too large", path, key)
     return shape
 
 
 def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    # Compared with the list before any call that looks for a filter: the library searches folders for unknown ones.
+    # Check against the list before any call that looks up a filter: the library searches folders for unknown ones.
     filters = []
     for i in range(plan.get_nfilters()):
         number, _, values, _ = plan.get_filter(i)
         if number in PLUGIN_FILTERS:
             if PLUGIN_FILTERS[number] not in registered_filters():
                 raise ReadError(
-                    f"it is compressed with {PLUGIN_FILTERS[number]}, which the package hdf5plugin brings: "
+                    f"it is compressed with {PLUGIN_FILTERS[number]}, which the package hdf5plugin provides: "
                     "pip install hdf5plugin",
                     path,
                     key,
                 )
         elif number not in _BUILT_IN:
             raise ReadError(
-                f"it needs the HDF5 filter {number}, which is not on the list of known ones (gzip, shuffle, "
-                "fletcher32, lzf, szip, nbit, scaleoffset, and those of hdf5plugin); write it anew with one of those",
+                f"it needs the HDF5 filter {number}, which is not supported (supported are gzip, shuffle, fletcher32, "
+                "lzf, szip, nbit, scaleoffset, and those of hdf5plugin); rewrite the file with one of these",
                 path,
                 key,
             )
@@ -183,10 +181,10 @@ def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, 
 
 @functools.cache
 def registered_filters() -> dict[str, str]:
-    """Return the filters that hdf5plugin has registered with the library, name to path; none without it.
+    """Return the filters that hdf5plugin has registered with the library, name to path; none if it is not installed.
 
-    Only called while `policy.open_file` keeps the library's plugin folders empty: hdf5plugin asks the library whether
-    a filter is there already, and the library would search those folders.
+    Call it only while `files.open_file` keeps the library's plugin folders empty: hdf5plugin asks the library whether a
+    filter is already available, and the library would search those folders.
     """
     if importlib.util.find_spec("hdf5plugin") is None:
         return {}
@@ -198,19 +196,19 @@ def registered_filters() -> dict[str, str]:
 
 BITFIELD: Final = "medsegpy_bitfield"
 FORMAT: Final = "medsegpy_format"
-# Bytes of channels for each eight of them, by format: 2 has the bits of unknown channels as well.
+# Bytes per eight channels, by format: format 2 also has the bits of unknown channels.
 _BYTES_OF_FORMAT: Final = {1: 1, 2: 2}
 
 
 @frozen
 class Said:
-    """What attributes say of a dataset.
+    """Metadata from the attributes of a dataset.
 
     Attributes:
-        bitfield: How many channels are packed into its bytes; None: it is not packed.
-        spacing: Millimetres, one per stored spatial axis; None: not said.
-        affine: Four rows of four, voxel index to RAS+ mm, columns in the order of the stored axes; None: not said.
-        inherited: Which of them the root of the file says, and not the dataset itself.
+        bitfield: The number of channels packed into its bytes; None: it is not packed.
+        spacing: Millimeters, one value per stored spatial axis; None: not declared.
+        affine: Four rows of four, voxel index to RAS+ mm, columns in the order of the stored axes; None: not declared.
+        inherited: Which of them come from the root of the file instead of the dataset.
     """
 
     bitfield: int | None = None
@@ -223,7 +221,7 @@ class Said:
 
         Args:
             axes: The stored axes, as in `image_axes`; None: H, W, D.
-            own: Whether only what the dataset itself says is wanted.
+            own: Whether to leave out inherited attributes.
         """
         said = {"spacing": self.spacing, "affine": self.affine}
         left_out = self.inherited if own else frozenset()
@@ -234,12 +232,13 @@ _NOTHING: Final = Said()
 
 
 def what_it_says(file: Any, dataset: Any, vetted: Vetted, path: str, key: str) -> Said:
-    """Read the attributes of a dataset, and of the file where the dataset says nothing.
+    """Read the attributes of a dataset; those it does not have are taken from the root of the file.
 
-    A spacing or an affine that cannot be one is passed over: other programs use these names too.
+    An invalid spacing or affine is ignored, because other programs use these names too.
 
     Raises:
-        ReadError: It says that it is packed, but cannot be, or is packed in a way of the future.
+        ReadError: The dataset is declared as packed but its type or shape does not allow it, or its format is newer
+            than this version.
     """
     import h5py
 
@@ -259,7 +258,7 @@ def what_it_says(file: Any, dataset: Any, vetted: Vetted, path: str, key: str) -
 
 
 def _numbers(place: Any, name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Return an attribute of at most sixteen real numbers as floats; None: there is none like that."""
+    """Return an attribute of at most 16 real numbers as floats; None if there is no such attribute."""
     import h5py
 
     if not h5py.h5a.exists(place, name.encode()):
@@ -288,13 +287,13 @@ def _bitfield(dataset: Any, vetted: Vetted, path: str, key: str) -> int | None:
     format_ = _numbers(dataset, FORMAT)
     number = 1.0 if format_ is None or format_.size != 1 else float(format_.flat[0])
     if number not in _BYTES_OF_FORMAT:
-        raise ReadError(f"packed in format {number:g}, which a newer medsegpy_core reads", path, key)
+        raise ReadError(f"packed in format {number:g}, which needs a newer medsegpy_core", path, key)
     size = _BYTES_OF_FORMAT[int(number)]
     if count < 1 or count != int(count) or vetted.dtype != np.uint8 or vetted.shape[-1] != size * -(-int(count) // 8):
         many = "one uint8" if size == 1 else "two uint8 (format 2)"
         raise ReadError(
-            f"{BITFIELD} says {count:g} channels in bits, but it holds {vetted.dtype} of shape {vetted.shape}; the "
-            f"last axis of a bit field holds {many} for every eight channels",
+            f"{BITFIELD} declares {count:g} channels in bits, but the dataset is {vetted.dtype} of shape "
+            f"{vetted.shape}; the last axis of a bit field has {many} for every 8 channels",
             path,
             key,
         )

@@ -1,4 +1,4 @@
-"""Where boxes lie in files that anybody can read: offsets and runs of bytes, and files mapped into memory."""
+"""Places of boxes in files, as offsets and runs of bytes that need no library to read; and memory-mapped files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array, LazyArray, Selection
 
 
-# Mapping a file and taking page faults costs more than reading it, where the file is small and read once an epoch.
+# For small files that are read once per epoch, mapping and page faults cost more than reading.
 SMALLEST_MAP: Final = 4 << 20
 _MAX_MAPS: Final = 1024
 
@@ -29,13 +29,13 @@ _lock = ForkSafeLock()
 
 
 class FileMap:
-    """A file in memory, read only. It is unmapped when nobody refers to it any more.
+    """A read-only memory map of a file. It is unmapped once its last reference is gone.
 
-    Python's own `mmap` keeps a file descriptor for as long as the map lives (before 3.13 always); hundreds of volumes
-    would use up what a process may have.
+    Python's `mmap` keeps a file descriptor as long as the map exists (always, before 3.13); hundreds of volumes would
+    exceed the limit of a process.
 
     Attributes:
-        stamp: What identified the content of the file when it was mapped.
+        stamp: The stamp of the file when it was mapped.
         data: Its bytes. An array that shares this memory must not outlive the map.
     """
 
@@ -66,17 +66,17 @@ def _libc() -> Any:
 
 
 def kept_map(path: str, stamp: Stamp) -> FileMap | None:
-    """Return the map of a file, if there is one of this content."""
+    """Return the map of a file, if there is one with this stamp."""
     with _lock:
         found = _maps.pop(path, None)
         if found is not None and found.stamp == stamp:
-            _maps[path] = found  # the last in the dict is the one that was used last
+            _maps[path] = found  # move it to the end: the dict is in order of last use
             return found
     return None
 
 
 def map_file(path: str, fd: int, size: int, stamp: Stamp) -> FileMap | None:
-    """Map an open file and keep the map; None where the system has none to give."""
+    """Map an open file and keep the map; None if the system cannot map it."""
     try:
         made = FileMap(fd, size, stamp)
     except OSError:
@@ -90,12 +90,12 @@ def map_file(path: str, fd: int, size: int, stamp: Stamp) -> FileMap | None:
 
 
 class Box(NamedTuple):
-    """A box of an array in C order, as runs of bytes: two axes of runs, and how long a run is.
+    """A box of an array in C order, as two axes of runs of bytes.
 
     Attributes:
-        count0, stride0: How many rows, and how many bytes from one to the next.
-        count1, stride1: How many runs in a row, and how many bytes from one to the next.
-        run: Bytes that lie side by side.
+        count0, stride0: The number of rows, and the bytes between their starts.
+        count1, stride1: The number of runs per row, and the bytes between their starts.
+        run: The length of a run in bytes.
     """
 
     count0: int
@@ -106,15 +106,15 @@ class Box(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a box lies in a file, in the type in which it is stored; nothing is compressed.
+    """The place of an uncompressed box in a file.
 
     Attributes:
         path: The file.
-        stamp: What identified its content when it was located.
-        offset: The first byte of the box.
-        box: The rest of it.
-        dtype: As stored.
-        mapped: The file in memory; None: it is read.
+        stamp: The stamp of the file when the box was located.
+        offset: The offset of the first byte of the box.
+        box: The runs of bytes, from that offset.
+        dtype: The stored type.
+        mapped: The map of the file; None: it is read.
     """
 
     path: str
@@ -125,8 +125,8 @@ class Place(NamedTuple):
     mapped: FileMap | None = None
 
     def in_memory(self) -> Place | None:
-        """Return the place in the map of its file; the place as it is, where the file is too small to be mapped; None:
-        it has not been mapped yet."""
+        """Return the place in the map of its file; unchanged if the file is too small to map; None if it has not been
+        mapped yet."""
         if self.stamp.size < SMALLEST_MAP:
             return self
         mapped = kept_map(self.path, self.stamp)
@@ -149,8 +149,8 @@ class Places(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def box_of(shape: tuple[int, ...], itemsize: int, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], Box | None]:
-    """Return the strides of an array in C order, and a box of these sizes as runs; None: it has more than two axes
-    of runs."""
+    """Return the strides of an array in C order, and a box of these sizes as runs; None if the box has more than two
+    axes of runs."""
     strides = tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     run, axis = itemsize, len(shape) - 1
     while axis >= 0 and strides[axis] == run:
@@ -169,6 +169,6 @@ def box_of(shape: tuple[int, ...], itemsize: int, sizes: tuple[int, ...]) -> tup
 
 
 def place_of(array: LazyArray, selection: Selection) -> Place | None:
-    """Say where a box of a lazy array, and all of its further axes, lies in a file; None: nowhere as it is."""
+    """Return the place of a box of a lazy array (with all of its further axes) in a file; None if there is none."""
     asked: Callable[[Selection], Place | None] | None = getattr(array, "place", None)
     return None if asked is None else asked((*selection, *full_selection(array.shape[len(selection) :])))

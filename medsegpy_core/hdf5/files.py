@@ -1,11 +1,11 @@
-"""The one place that opens HDF5 files.
+"""The only module that opens HDF5 files.
 
-HDF5 is read as untrusted input: a file can point at other files, claim terabytes, or name a filter that makes the
-library load code. `open_file` and `open_dataset` are the only ways in, and refuse what an image never is with a
-`ReadError` before a byte of data is read. What a dataset may look like is in `vetting`.
+HDF5 files are untrusted input: a file can refer to other files, claim terabytes, or name a filter that makes the
+library load code. `open_file` and `open_dataset` are the only entry points. They reject anything that an image never
+is with a `ReadError` before any data is read. `dataset_info` checks the dataset itself.
 
-The library runs under one lock. It has a global lock of its own; ours also keeps its list of plugin folders empty
-while it works for us, and makes a fork wait for it.
+All calls of the library run under one lock. The library has its own global lock; ours also covers the time in which the
+library's list of plugin folders is empty, and makes a fork wait until the library is idle.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ library_lock = threading.RLock()
 
 @functools.cache
 def _h5py() -> Any:
-    """Import h5py, and make forks wait until our calls of the library are over.
+    """Import h5py, and make forks wait for our calls of the library.
 
-    The order matters: handlers that are registered later run earlier, so that our lock is taken before h5py's own,
-    as it is everywhere else.
+    The order matters: fork handlers run in reverse order of registration, so registering after h5py takes our lock
+    before h5py's, as everywhere else.
     """
     import h5py
 
@@ -47,19 +47,19 @@ def _h5py() -> Any:
 
 
 def max_read() -> int:
-    """Return how many bytes one read may ask for: ``MEDSEGPY_MAX_READ``, in bytes or as in ``8GiB``.
+    """Return the largest size of one read in bytes: ``MEDSEGPY_MAX_READ``, in bytes or as in ``8GiB``.
 
     Raises:
-        ValueError: The variable holds something else.
+        ValueError: The variable is not a size.
     """
     return environment_bytes("MEDSEGPY_MAX_READ", _DEFAULT_MAX_READ)
 
 
 def regular_file(path: str) -> os.stat_result:
-    """Return the status of a regular file that is not empty.
+    """Return the status of a regular, non-empty file.
 
     Raises:
-        ReadError: There is no such file, it may not be looked at, or it is a directory, a pipe or a device.
+        ReadError: The file is missing, empty or not accessible, or it is a directory, a pipe or a device.
     """
     try:
         status = os.stat(path)  # noqa: PTH116
@@ -68,7 +68,7 @@ def regular_file(path: str) -> os.stat_result:
     except (OSError, ValueError) as error:
         raise ReadError(f"the file cannot be opened: {_reason(error)}", path) from error
     if not stat.S_ISREG(status.st_mode):
-        raise ReadError(f"not a regular file, but {_kind_of_file(status.st_mode)}", path)
+        raise ReadError(f"not a regular file but {_kind_of_file(status.st_mode)}", path)
     if status.st_size == 0:
         raise ReadError("the file is empty", path)
     return status
@@ -78,7 +78,7 @@ def _missing_file(path: str) -> str:
     folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120
     if not os.path.isdir(folder):  # noqa: PTH112
         return f"there is no such file: the folder {folder} does not exist"
-    return "there is no such file, though its folder exists"
+    return "there is no such file, but its folder exists"
 
 
 def _kind_of_file(mode: int) -> str:
@@ -92,7 +92,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def library_errors(path: str, key: str | None = None) -> Iterator[None]:
-    """Turn what the HDF5 library raises into a `ReadError`."""
+    """Turn errors of the HDF5 library into `ReadError`."""
     try:
         yield
     except ReadError:
@@ -107,11 +107,11 @@ def library_errors(path: str, key: str | None = None) -> Iterator[None]:
 def open_file(path: str) -> Iterator[Any]:
     """Open an HDF5 file for reading, as an ``h5py.h5f.FileID``, under the lock of the library.
 
-    The driver is pinned (newer libraries pick one by the look of the path), chunks are not cached, and the file is not
-    locked (which fails or blocks on network file systems).
+    The driver is fixed (newer libraries choose one by the path), chunks are not cached, and the file is not locked
+    (locks fail or block on network file systems).
 
     Raises:
-        ReadError: The file is missing, not a regular file, or no HDF5 file; or the body raised what the library raises.
+        ReadError: The file is missing, not a regular file, or not an HDF5 file; or the library failed in the body.
     """
     regular_file(path)
     h5py = _h5py()
@@ -120,7 +120,7 @@ def open_file(path: str) -> Iterator[Any]:
             file = _open(h5py, path)
         except OSError as error:
             kind = foreign_kind(path)
-            what = f"not a readable HDF5 file: {_reason(error)}" if kind is None else f"not an HDF5 file, but {kind}"
+            what = f"not a readable HDF5 file: {_reason(error)}" if kind is None else f"not an HDF5 file but {kind}"
             raise ReadError(what, path) from error
         try:
             yield file
@@ -134,7 +134,7 @@ def _open(h5py: Any, path: str) -> Any:
     except OSError as error:
         if "match" not in str(error):
             raise
-    # The library has the file open already, for other code of this process, and wants the same settings of all.
+    # Other code of this process has the file open, and the library requires the same settings for all of them.
     others = [(True, True), (True, False), (False, False), (False, True)]
     for locking, ignore_when_disabled in others[:-1]:
         with suppress(OSError):
@@ -158,12 +158,13 @@ def _access(h5py: Any, locking: bool, ignore_when_disabled: bool, close_degree: 
 def _no_plugin_folders(h5py: Any) -> Iterator[None]:
     """Empty the library's list of folders with filter plugins, and put it back afterwards.
 
-    ``HDF5_PLUGIN_PATH`` fills that list; any library found there would be loaded when a file names its filter.
+    ``HDF5_PLUGIN_PATH`` fills that list. The library would load any plugin found there when a file names its filter.
     """
     from h5py._objects import phil
 
-    # h5py takes its lock, phil, in all calls but those of h5pl; and an object of h5py that another thread lets go of is
-    # closed in the library at any time. Without the lock the two meet in the library, and end the process.
+    # h5py takes its lock, phil, in all calls except those of h5pl. Another thread may drop the last reference to an
+    # h5py object at any time, which closes it in the library. Without phil, the two calls could race and end the
+    # process.
     with phil:
         folders = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
         for _ in folders:
@@ -177,18 +178,18 @@ def _no_plugin_folders(h5py: Any) -> Iterator[None]:
 
 
 def open_dataset(file: Any, path: str, keys: Sequence[str]) -> tuple[Any, str]:
-    """Follow hard links to the first of `keys` that is there.
+    """Follow hard links to the first of `keys` that exists.
 
     Args:
-        file: What `open_file` gives.
+        file: The result of `open_file`.
         path: Its path, for messages.
-        keys: Paths inside the file; the alternatives are tried in order.
+        keys: Alternative paths inside the file, tried in order.
 
     Returns:
         An ``h5py.h5d.DatasetID``, and its key.
 
     Raises:
-        ReadError: There is none, it is not a dataset, or a link on the way leads elsewhere.
+        ReadError: None exists, it is not a dataset, or a link on the way leads out of the file.
     """
     for key in keys:
         dataset = _follow(file, path, key)
@@ -198,15 +199,15 @@ def open_dataset(file: Any, path: str, keys: Sequence[str]) -> tuple[Any, str]:
     shown = ", ".join(map(repr, there[:_LISTED_KEYS])) + (", ..." if len(there) > _LISTED_KEYS else "")
     wanted = " nor ".join(map(repr, keys))
     raise ReadError(
-        f"there is no dataset {wanted}. The file holds {shown or 'no datasets'}.{closest_match(keys[0], there)} "
-        "Say which one is meant with 'image_key' or 'sem_seg_key' in the dataset dict",
+        f"there is no dataset {wanted}. The file has {shown or 'no datasets'}.{closest_match(keys[0], there)} "
+        "Set 'image_key' or 'sem_seg_key' in the dataset dict",
         path,
         keys[0],
     )
 
 
 def _follow(file: Any, path: str, key: str) -> Any:
-    """Return the dataset at `key`, or None where a step of the way does not exist."""
+    """Return the dataset at `key`, or None if a part of the path does not exist."""
     h5py = _h5py()
     steps = [step.encode() for step in key.split("/") if step not in ("", ".")]
     with _headers(file, path) as headers:
@@ -220,15 +221,15 @@ def _follow(file: Any, path: str, key: str) -> Any:
             if link.type != h5py.h5l.TYPE_HARD:
                 kind = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link to another file"}
                 kind_of_link, at = kind.get(link.type, "a link"), "/".join(s.decode() for s in steps[: i + 1])
-                raise ReadError(f"{at!r} is {kind_of_link}; only what is in the file itself is read", path, key)
+                raise ReadError(f"{at!r} is {kind_of_link}; only data in the file itself are read", path, key)
             address = link.u
             _refuse(headers.at(address), path, key)
             node = h5py.h5o.open(node, step)
         if isinstance(node, h5py.h5g.GroupID):
             inside = ", ".join(repr(name) for name in _arrays_in(node, headers, _LISTED_DEPTH)[:_LISTED_KEYS])
-            raise ReadError(f"a group, not a dataset. It holds {inside or 'no datasets'}", path, key)
+            raise ReadError(f"a group, not a dataset. It has {inside or 'no datasets'}", path, key)
     if not isinstance(node, h5py.h5d.DatasetID):
-        raise ReadError("not a dataset, but a named type", path, key)
+        raise ReadError("not a dataset but a named type", path, key)
     return node
 
 
@@ -242,7 +243,7 @@ def _refuse(header: Header, path: str, key: str | None = None) -> None:
 
 
 def list_arrays(file: Any, path: str) -> list[str]:
-    """Return the keys of the datasets that hard links lead to, at most three steps down; groups first come last."""
+    """Return the keys of the datasets that hard links lead to, at most three levels deep; those in groups come last."""
     with _headers(file, path) as headers:
         _refuse(headers.at(headers.root), path)
         return _arrays_in(_h5py().h5g.open(file, b"/"), headers, _LISTED_DEPTH)
@@ -261,14 +262,14 @@ def _arrays_in(group: Any, headers: Headers, depth: int) -> list[str]:
 
 
 def list_links(file: Any, path: str, group: str = "/") -> list[tuple[str, Kind | None]]:
-    """Return what hard links of a group lead to: names, in order, and what each is the name of; None: not known.
+    """Return the names of the hard links of a group, sorted, and the kind of each object; None: unknown.
 
-    No object that a link leads to is opened: the library may crash on it.
+    The objects are not opened, because the library may crash on them.
 
     Args:
-        file: What `open_file` gives.
+        file: The result of `open_file`.
         path: Its path.
-        group: The root, or the name of a group there.
+        group: The root, or the name of a group at the root.
     """
     h5py = _h5py()
     with _headers(file, path) as headers:
@@ -281,7 +282,7 @@ def list_links(file: Any, path: str, group: str = "/") -> list[tuple[str, Kind |
 
 
 def _links_of(group: Any, headers: Headers) -> list[tuple[str, Header]]:
-    """Return names of the hard links of a group, in order, and the headers that they lead to."""
+    """Return the names of the hard links of a group, sorted, and the headers of their objects."""
     h5py = _h5py()
     names: list[bytes] = []
     group.links.iterate(names.append)

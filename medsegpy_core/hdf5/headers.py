@@ -1,8 +1,8 @@
-"""Reading in the headers of objects what the HDF5 library does not look at before it relies on it.
+"""Check object headers for what the HDF5 library uses without validation.
 
-The library follows a B-tree that leads back into itself until its stack is used up, and computes with what a virtual
-dataset claims while it opens it; both end the process. So headers are read here first, and what an object is (a group,
-a dataset) is told from its header as well, without the library.
+The library follows a cyclic B-tree until the stack overflows, and trusts the numbers of a virtual dataset while it
+opens it; both end the process. So this module reads headers first, without the library. It also determines the kind of
+an object (group or dataset) from its header.
 
 Source: HDF5 File Format Specification, version 3: "Superblock", "Data Object Headers" (both versions), "Data Layout
 Message", "Symbol Table Message", "Version 1 B-trees", "Fixed Array Index".
@@ -28,11 +28,11 @@ Kind = Literal["group", "dataset", "type"]
 
 
 class Header(NamedTuple):
-    """What the header of an object says.
+    """The result of reading an object header.
 
     Attributes:
-        kind: What it is the header of; None: it cannot be read.
-        fault: Why the library must not open it; None: it may.
+        kind: The kind of the object; None: the header cannot be read.
+        fault: Why the library must not open the object; None: it may.
     """
 
     kind: Kind | None
@@ -44,7 +44,7 @@ class Headers:
 
     Args:
         path: The file.
-        base: Where HDF5 begins in it: behind the user block.
+        base: The offset of the superblock: the size of the user block.
     """
 
     def __init__(self, path: str, base: int):
@@ -52,7 +52,7 @@ class Headers:
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
         start = self._read(0, 16)
         at = 9 if start[8:9] in (b"\2", b"\3") else 13
-        # Bytes of an address and of a length.
+        # Sizes of an address and of a length in bytes.
         self._address, self._length = (start[at], start[at + 1]) if len(start) == 16 else (8, 8)
 
     @property
@@ -60,7 +60,7 @@ class Headers:
         """The address of the header of the root group."""
         start = self._read(0, 44 + 8 * self._address)
         older = {0: 24, 1: 28}
-        # Four other addresses come before it in older files, and in its entry the place of its name; else three.
+        # In older files, four other addresses and the name offset of its entry come before it; in newer ones, three.
         at = older[start[8]] + 5 * self._address if start[8:9] in (b"\0", b"\1") else 12 + 3 * self._address
         return self._number(start, at)
 
@@ -73,7 +73,7 @@ class Headers:
         os.close(self._fd)
 
     def at(self, address: int) -> Header:
-        """Read a header; its address is counted from where HDF5 begins."""
+        """Read a header; its address is relative to the superblock."""
         kind: Kind | None = None
         try:
             for message, body in self._messages(address):
@@ -87,14 +87,15 @@ class Headers:
                 if fault is not None:
                     return Header(kind, fault)
         except OSError:
-            return Header(None, None)  # the library says what it makes of it
+            return Header(None, None)  # the library raises its own error
         # A dataset has a type as well, and that may come first.
         return Header(kind, None)
 
     def fixed_array_entries(self, address: int) -> int | None:
-        """Return how many chunks the index of a dataset has room for, if that index is a fixed array; else None.
+        """Return the number of chunks in the index of a dataset if the index is a fixed array, else None.
 
-        The library looks a chunk up at the place that the shape says, in memory that is as large as the index says.
+        The library allocates memory for as many chunks as the index declares, but computes positions in it from the
+        shape.
         """
         for message, body in self._messages(address):
             if message == _LAYOUT and (index := self._index(body)) is not None and index[0] == _FIXED_ARRAY:
@@ -102,7 +103,7 @@ class Headers:
                 return int.from_bytes(array[8:], "little") if array[:4] == b"FAHD" else None
         return None
 
-    # -- what is wrong
+    # -- faults
 
     def _fault(self, message: int, body: bytes) -> str | None:
         if message == _LAYOUT:
@@ -116,39 +117,39 @@ class Headers:
             return None
         version, layout = body[0], body[2] if body[0] < 3 else body[1]
         if version >= 4 and layout == _VIRTUAL:
-            return "a virtual dataset, whose data lie elsewhere; only what is in the file itself is read"
+            return "a virtual dataset, whose data are in other files; only data in the file itself are read"
         if version < 4 and layout == _CHUNKED:
             rank, at = (body[1], 8) if version < 3 else (body[2], 3)
             return self._tree_fault(self._number(body, at), _CHUNK_NODE, 8 + 8 * rank)
         return None
 
     def _index(self, body: bytes) -> tuple[int, int] | None:
-        """Return kind and address of the index of chunks in the newer layout message."""
+        """Return kind and address of the chunk index in the newer layout message."""
         if len(body) < 6 or body[0] < 4 or body[1] != _CHUNKED:
             return None
-        # Version, class, flags, rank, bytes of a size; the sizes; the kind of the index and its parameters.
+        # Version, class, flags, rank, bytes per size; the sizes; the kind of the index and its parameters.
         at = 5 + body[3] * body[4]
         if at >= len(body):
             return None
         return body[at], self._number(body, at + 1 + (1 if body[at] == _FIXED_ARRAY else 0))
 
     def _tree_fault(self, root: int, kind: int, key: int) -> str | None:
-        """Look at a B-tree of version 1: each node has to lie one level below its parent, and to have one parent."""
+        """Check a version 1 B-tree: each node must be one level below its parent, and have only one parent."""
         if root == self._nowhere:
             return None
         seen, todo = {root}, [(root, int.from_bytes(self._read(root + 5, 1), "little"))]
-        for address, level in todo:  # which grows on the way
+        for address, level in todo:  # grows during the loop
             children = self._children(address, level, kind, key)
             if children is None or not seen.isdisjoint(children) or len(set(children)) < len(children):
                 return "its index is damaged: a node of its B-tree is not where it belongs"
             seen.update(children)
             todo += [(child, level - 1) for child in children]
             if len(todo) > _MOST_NODES:
-                return "its index is damaged: a B-tree of too many nodes"
+                return "its index is damaged: its B-tree has too many nodes"
         return None
 
     def _children(self, address: int, level: int, kind: int, key: int) -> list[int] | None:
-        """Return the nodes below a node; None: it is not the node that it should be."""
+        """Return the child nodes of a node; None if this is not the expected node."""
         head = 8 + 2 * self._address
         node = self._read(address, head)
         if node[:4] != b"TREE" or node[4] != kind or node[5] != level:
@@ -165,12 +166,12 @@ class Headers:
         return (1 << 8 * self._address) - 1
 
     def _number(self, data: bytes, at: int) -> int:
-        """Return the address there; beyond the end: nowhere."""
+        """Return the number at this offset; `_nowhere` beyond the end."""
         part = data[at : at + self._address]
         return int.from_bytes(part, "little") if len(part) == self._address else self._nowhere
 
     def _read(self, address: int, size: int) -> bytes:
-        """Return bytes of the file, fewer where it ends, none where nothing can be."""
+        """Return bytes of the file; fewer at its end, none at an invalid address."""
         at = self._base + address
         return os.pread(self._fd, size, at) if size and at + size < 1 << 63 else b""
 
@@ -189,14 +190,14 @@ class Headers:
         else:
             return
         known = set(blocks)
-        for at, size in blocks:  # which grows on the way
+        for at, size in blocks:  # grows during the loop
             for kind, body in _in_block(self._read(at, min(size, _MOST_IN_BLOCK)), head, newer):
                 if kind == _CONTINUATION and len(blocks) < _MOST_BLOCKS:
                     more, length = (
                         self._number(body, 0),
                         int.from_bytes(body[self._address :][: self._length], "little"),
                     )
-                    # Those of the newer version have a signature and a checksum.
+                    # In the newer version, they have a signature and a checksum.
                     block = (more + 4, length - 8) if newer else (more, length)
                     if block not in known and block[1] > 0:
                         known.add(block)

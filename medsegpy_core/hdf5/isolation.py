@@ -1,6 +1,6 @@
-"""The helper process that runs the HDF5 library for `Access(isolate=True)`, seen from this process.
+"""The client of the helper process that runs the HDF5 library for `Access(isolate=True)`.
 
-Messages are a header, a pickle of plain values, and raw bytes.
+A message consists of a header, a pickle of plain values, and raw bytes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _HEADER: Final = struct.Struct("<QQ")  # bytes of the pickle, bytes after it
 
 
 def send(connection: socket.socket, message: Any, extra: Any = b"", deadline: float | None = None) -> None:
-    """Send a message, and bytes after it.
+    """Send a message, followed by raw bytes.
 
     Raises:
         TimeoutError: The deadline (of `time.monotonic`) passed.
-        OSError: The other side is gone.
+        OSError: The peer closed the connection.
     """
     pickled = pickle.dumps(message, protocol=5)
     body = memoryview(extra).cast("B") if len(extra) else memoryview(b"")
@@ -50,7 +50,7 @@ def send(connection: socket.socket, message: Any, extra: Any = b"", deadline: fl
 
 
 def receive_header(connection: socket.socket, deadline: float | None = None) -> tuple[int, int]:
-    """Return how many bytes the pickle has that follows, and how many come after it; see `receive`."""
+    """Return the sizes of the pickle that follows and of the raw bytes after it; raises as `receive`."""
     header = bytearray(_HEADER.size)
     receive(connection, header, deadline)
     size, extra = _HEADER.unpack(header)
@@ -62,8 +62,8 @@ def receive(connection: socket.socket, buffer: Any, deadline: float | None = Non
 
     Raises:
         TimeoutError: The deadline passed.
-        EOFError: The other side is gone.
-        OSError: The connection broke.
+        EOFError: The peer closed the connection.
+        OSError: The connection failed.
     """
     view = memoryview(buffer)
     done = 0
@@ -90,13 +90,13 @@ _PROGRAM: Final = (
     "from medsegpy_core.hdf5.isolation_worker import serve; serve(int(sys.argv[1]))"
 )
 _START_SECONDS: Final = 60.0
-# A process that crashes closes its connection before it has ended, and may write a core file in between.
+# A crashing process closes its connection before it ends, and may write a core file in between.
 _CRASH_SECONDS: Final = 10.0
-_BYTES_PER_SECOND: Final = 10e6  # what a slow network drive gives
+_BYTES_PER_SECOND: Final = 10e6  # a slow network drive
 _MAX_ANSWER: Final = 64 << 20
 _MAX_FATAL: Final = 4096
 
-# An answer is made of these and of plain values. What a file did to the helper must not decide what is imported here.
+# Answers consist of these types and plain values. A file that takes over the helper must not control imports here.
 _ANSWERS: Final = frozenset(
     {
         ("array", "_array_reconstructor"),
@@ -119,7 +119,7 @@ class _Answer(pickle.Unpickler):
 
 
 class _EndedError(Exception):
-    """The helper ended, or had to be ended; says why, and whether it would happen again."""
+    """The helper ended or was ended, with the reason and whether the same request would end it again."""
 
     def __init__(self, reason: str, again: bool):
         super().__init__(reason)
@@ -127,18 +127,18 @@ class _EndedError(Exception):
 
 
 class _Helper:
-    """The other process, and the connection to it."""
+    """The helper process and the connection to it."""
 
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter with our own program
+            self._process = subprocess.Popen(  # noqa: S603 -- our own interpreter and program
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), *sys.path],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                # Control-C is for this process, which then ends the helper.
+                # Control-C must reach only this process, which then ends the helper.
                 process_group=0,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
@@ -150,7 +150,7 @@ class _Helper:
             self.end()
             status = self._process.returncode
             raise ReadError(
-                f"the helper process of isolate=True did not start (exit status {status}). Try what it says: "
+                f"the helper process of isolate=True did not start (exit status {status}). To see the error, run: "
                 f"{sys.executable} -c 'import medsegpy_core.hdf5.isolation_worker'"
             ) from error
 
@@ -165,11 +165,11 @@ class _Helper:
             kind, value = self._receive(out, deadline)
         except TimeoutError:
             self.stop()
-            raise _EndedError(f"the HDF5 library did not come to an end within {seconds:.3g} s", True) from None
+            raise _EndedError(f"the HDF5 library did not finish within {seconds:.3g} s", True) from None
         except Exception as error:
             self.end()
             raise self._ended() from error
-        except BaseException:  # Control-C: an answer that is still to come would be taken for the next one
+        except BaseException:  # Control-C: the pending answer would be taken for that of the next request
             self.stop()
             raise
         return kind, value
@@ -177,7 +177,7 @@ class _Helper:
     def _receive(self, out: Array | None, deadline: float) -> tuple[str, Any]:
         size, extra = receive_header(self._connection, deadline)
         if size > _MAX_ANSWER or extra not in (0, 0 if out is None else out.nbytes):
-            raise EOFError  # the file made it talk nonsense
+            raise EOFError  # the file corrupted the helper's answer
         answer = bytearray(size)
         receive(self._connection, answer, deadline)
         if extra and out is not None:
@@ -188,7 +188,7 @@ class _Helper:
     def _ended(self) -> _EndedError:
         status = self._process.returncode
         if status == -signal.SIGALRM:
-            return _EndedError("the HDF5 library did not come to an end in time", True)
+            return _EndedError("the HDF5 library did not finish in time", True)
         if status < 0 and -status != signal.SIGKILL:
             return _EndedError(f"the HDF5 library crashes on it ({signal.Signals(-status).name})", True)
         if status == -signal.SIGKILL:
@@ -196,7 +196,7 @@ class _Helper:
         return _EndedError(f"the helper process ended (exit status {status}) while it read the file", True)
 
     def end(self) -> None:
-        """End the process. A crash is given time to come to its end, so that its own signal is reported."""
+        """End the process. A crashing process gets time to finish, so that its own signal is reported."""
         self._connection.close()
         try:
             self._process.wait(_CRASH_SECONDS)
@@ -211,14 +211,14 @@ class _Helper:
         self._process.wait()
 
     def forget(self) -> None:
-        """Let go of it in a forked child, whose process it is not."""
+        """Drop the helper in a forked child, which does not own it."""
         self._connection.close()
         self._process.returncode = 0  # nothing to wait for, and no warning about that
 
 
 _helper: _Helper | None = None
 _lock = ForkSafeLock()
-# What ended the helper: path to stamp and reason. It is refused at once from then on, until the file changes.
+# Files that ended the helper: path to stamp and reason. They are rejected at once until they change.
 _fatal: dict[str, tuple[Stamp, str]] = {}
 
 
@@ -242,10 +242,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | None = None) -> tuple[str, Any]:
-    """Ask the helper; returns what kind of answer it is, and the answer.
+    """Send a request to the helper; returns the kind of answer, and the answer.
 
     Raises:
-        ReadError: The helper says so, or the file has ended it.
+        ReadError: The helper reports it, or the file ended the helper.
     """
     global _helper  # noqa: PLW0603
     access = current_access()
@@ -256,7 +256,7 @@ def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | Non
         raise ReadError(known[1], path)
     extra = 0 if out is None else out.nbytes
     seconds = access.seconds + extra / _BYTES_PER_SECOND
-    # The helper has a working directory of its own.
+    # An absolute path, because the helper has its own working directory.
     request = (operation, os.path.abspath(path), arguments, seconds, access.memory + extra)  # noqa: PTH100
     with _lock:
         if _helper is None or not _helper.alive:
@@ -281,19 +281,19 @@ def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | Non
 
 
 def locate_by_helper(path: str, keys: Sequence[str]) -> Layout:
-    """Do what `read.locate` does."""
+    """Run `layout.look` in the helper."""
     layout: Layout = _ask("locate", path, (tuple(keys),))[1]
     return layout
 
 
 def locate_all_by_helper(path: str, wanted: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], Layout]]:
-    """Do what `layout.look_at_all` does."""
+    """Run `layout.look_at_all` in the helper."""
     found: list[tuple[int, Layout]] = _ask("locate all", path, (tuple(wanted),))[1]
     return [(wanted[number], layout) for number, layout in found]
 
 
 def read_by_helper(path: str, layout: Layout, selection: Selection, out: Array) -> bool:
-    """Do what `read.read_located` does; False: the file is another one by now."""
+    """Run `read.read_located` in the helper; False if the file has changed."""
     dtype = layout.form.vetted.raw.newbyteorder("=")
     box = out if out.dtype == dtype and out.flags.c_contiguous else _empty(out.shape, dtype)
     bounds = tuple((s.start, s.stop) for s in selection)
@@ -305,13 +305,13 @@ def read_by_helper(path: str, layout: Layout, selection: Selection, out: Array) 
 
 
 def groups_by_helper(path: str, into_groups: bool) -> tuple[list[str], dict[str, list[str]]]:
-    """Do what `read.root_and_groups` does."""
+    """Run `probe.list_groups` in the helper."""
     root, groups = _ask("groups", path, (into_groups,))[1]
     return root, groups
 
 
 def names_by_helper(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
-    """Do what `read.names_in` does."""
+    """Run `probe.list_names` in the helper."""
     names: tuple[str, ...] | None = _ask("names", path, (tuple(keys), attribute))[1]
     return names
 

@@ -1,4 +1,4 @@
-"""The helper process itself: it answers requests to locate and read arrays. See `isolation`."""
+"""The helper process, which answers requests to locate and read arrays. See `isolation`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 def copy_contents(parts: Iterable[str], file: h5py.File) -> None:
-    """Copy all that lies at the root of some files into another; chunks are copied as they are, not decoded.
+    """Copy all objects at the root of some files into another file, without decoding chunks.
 
     Args:
-        parts: Files; no two have an object of one name.
-        file: Where to, open for writing.
+        parts: The files; the names of their objects must all differ.
+        file: The target, open for writing.
 
     Raises:
         ReadError: A part cannot be read.
@@ -44,24 +44,24 @@ def copy_contents(parts: Iterable[str], file: h5py.File) -> None:
                 h5py.h5o.copy(source, name.encode(), file.id, name.encode())
 
 
-# More than this process gives itself: it only ends by itself where nobody is left to end it.
+# Longer than the client's time limit: the process ends itself only if the client is gone.
 _GRACE_SECONDS = 5.0
 
 
 def serve(fd: int) -> None:
-    """Answer requests until the other side is gone.
+    """Answer requests until the client closes the connection.
 
     Args:
-        fd: Its end of the connection.
+        fd: The file descriptor of the connection.
     """
-    import h5py  # noqa: F401 -- so that its memory does not count
+    import h5py  # noqa: F401 -- import it before the memory of this process is measured
 
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     own = _own_memory()
-    # The other side has decided by now what it lets be read.
+    # The client has already rejected what must not be read.
     anything = accessing(Access(szip=True))
     with anything, socket.socket(fileno=fd) as connection, contextlib.suppress(EOFError, ConnectionError):
         send(connection, None)
@@ -71,7 +71,7 @@ def serve(fd: int) -> None:
             receive(connection, request)
             operation, path, arguments, seconds, memory = pickle.loads(request)  # noqa: S301 -- of our own parent
             _limit_memory(own, memory)
-            # The kernel ends this process then, whatever the library is doing.
+            # When the timer expires, the kernel ends this process, even inside the library.
             signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_SECONDS)
             answer, extra = _answer(operation, path, arguments)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -79,7 +79,7 @@ def serve(fd: int) -> None:
 
 
 def _own_memory() -> int | None:
-    """Return how many bytes of address space this process has; None: not to be known on this system."""
+    """Return the size of this process's address space in bytes; None if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

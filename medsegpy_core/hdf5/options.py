@@ -1,4 +1,4 @@
-"""How files are accessed: mapped or read, with the HDF5 library in this process or in a helper."""
+"""How files are read: mapped or not, with the HDF5 library in this process or in a helper process."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Access:
     """How the arrays of HDF5 files are read; see `accessing`.
 
     Attributes:
-        mmap: Whether large files are mapped into memory instead of read. Patches of uncompressed volumes come faster.
-            A file that another program cuts short while it is mapped ends the process (SIGBUS); one that is replaced
-            by renaming, as all writers of this package do, does not.
-        isolate: Whether the HDF5 library, and the C code of compression filters, run in one helper process with limits
-            on memory and time, so that no file can crash or hang this one: such a file is a `ReadError`. Byte ranges
-            are read here as ever.
-        szip: Whether data that are compressed with szip are read. The library gives other values, and no error, if such
-            data were cut short or damaged, and this package cannot tell: set it for files that you trust.
-        seconds: How long the helper may take for one request, and a second more for each 10 MB that are read.
-        memory: How many bytes of memory the helper may take beyond what it needs for itself and for the result.
+        mmap: Whether to map large files into memory instead of reading them, which is faster for patches of
+            uncompressed volumes. If another program truncates a mapped file, the process ends (SIGBUS). Replacing a
+            file by renaming, as all writers of this package do, is safe.
+        isolate: Whether to run the HDF5 library, and the C code of compression filters, in one helper process with
+            limits on memory and time, so that no file can crash or hang this process: such a file raises `ReadError`.
+            Byte ranges are still read in this process.
+        szip: Whether to read data compressed with szip. If such data are truncated or damaged, the library returns
+            wrong values without an error, and this package cannot detect it: set it only for files that you trust.
+        seconds: The time limit of the helper for one request; each 10 MB to read add a second.
+        memory: The memory limit of the helper in bytes, in addition to its base size and the size of the result.
     """
 
     mmap: bool = field(default=False, validator=validators.instance_of(bool))
@@ -41,7 +41,7 @@ _current: ContextVar[Access] = ContextVar("medsegpy_access", default=DEFAULT_ACC
 
 @contextmanager
 def accessing(access: Access) -> Iterator[None]:
-    """Read files in this way within the ``with`` block, in this thread.
+    """Set how files are read within the ``with`` block, in this thread.
 
     Example:
         ```python
@@ -57,5 +57,5 @@ def accessing(access: Access) -> Iterator[None]:
 
 
 def current_access() -> Access:
-    """Return how files are read here and now."""
+    """Return the `Access` of the active `accessing` in this thread, or the default."""
     return _current.get()

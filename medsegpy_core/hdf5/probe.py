@@ -1,4 +1,4 @@
-"""What an HDF5 file holds, with the library in this process: its signature, its datasets, and lists of names."""
+"""The contents of an HDF5 file: its signature, its datasets, and lists of names. Runs the library in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 
 
 def is_hdf5(path: str | Path) -> bool:
-    """Say whether a file has the signature of HDF5, at its beginning or behind a user block. Never raises."""
+    """Return whether a file has the HDF5 signature, at its start or after a user block. Never raises."""
     try:
         size = regular_file(os.fspath(path)).st_size
         with open(path, "rb") as file:  # noqa: PTH123
@@ -32,7 +32,7 @@ def is_hdf5(path: str | Path) -> bool:
 
 
 def list_groups(path: str, into_groups: bool) -> tuple[list[str], dict[str, list[str]]]:
-    """Do what `read.root_and_groups` does, with the library in this process."""
+    """Implement `read.root_and_groups` with the library in this process."""
     with open_file(path) as file:
         links = list_links(file, path)
         root = [name for name, kind in links if kind == "dataset"]
@@ -44,7 +44,7 @@ def list_groups(path: str, into_groups: bool) -> tuple[list[str], dict[str, list
 
 
 def list_names(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
-    """Do what `read.names_in` does, with the library in this process."""
+    """Implement `read.names_in` with the library in this process."""
     import h5py
     import numpy as np
 

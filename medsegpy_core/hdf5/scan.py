@@ -1,4 +1,4 @@
-"""`open_h5_scan`: from a record to the arrays of its HDF5 files, with bit-field masks expanded and channels stacked."""
+"""`open_h5_scan`: the arrays of a record's HDF5 files, with bit-field masks expanded and channels stacked."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def pack_bitfield(mask: Array, unknown: bool = False) -> Array:
 
     Args:
         mask: ... x C, bool or integer, with 0 and 1; with `unknown`, also 255.
-        unknown: Whether a channel may be unknown. As many bytes again then follow, with a bit set where it is
-            (``medsegpy_format`` 2).
+        unknown: Whether voxels of a channel may be unknown. The same number of bytes then follows, with a bit set for
+            each unknown value (``medsegpy_format`` 2).
 
     Returns:
         ... x ceil(C/8), uint8: channel c is bit c % 8, least significant first, of byte c // 8. With `unknown`, twice
         as many.
 
     Raises:
-        ValueError: There are other values, which bits cannot hold.
+        ValueError: The mask has other values, or its type is not bool or integer.
 
     Example:
         >>> pack_bitfield(np.array([[1, 0, 0], [0, 1, 1]])).tolist()
@@ -47,7 +47,7 @@ def pack_bitfield(mask: Array, unknown: bool = False) -> Array:
         not_known = values == _UNKNOWN
         return np.concatenate([pack_bitfield(np.where(not_known, 0, values)), pack_bitfield(not_known)], axis=-1)
     if values.dtype.kind not in "biu" or (values.size and (values.max() > 1 or values.min() < 0)):
-        raise ValueError("Bits hold 0 and 1; this mask has other values, or is not of integers.")
+        raise ValueError("Bits store 0 and 1; this mask has other values, or its type is not bool or integer.")
     return np.packbits(values.astype(bool, copy=False), axis=-1, bitorder="little")
 
 
@@ -55,11 +55,11 @@ def unpack_bitfield(packed: Array, channels: int) -> Array:
     """Undo `pack_bitfield`.
 
     Args:
-        packed: ... x ceil(C/8), uint8; or twice as many, where channels may be unknown.
+        packed: ... x ceil(C/8), uint8; twice as many bytes if values may be unknown.
         channels: C.
 
     Returns:
-        ... x C, uint8, with 0 and 1, and 255 where a channel is unknown.
+        ... x C, uint8: 0, 1, or 255 for unknown.
 
     Example:
         >>> unpack_bitfield(np.array([[1], [6]], np.uint8), 3).tolist()
@@ -72,14 +72,14 @@ def unpack_bitfield(packed: Array, channels: int) -> Array:
 
 
 def expand_bits(packed: Array, unknown: Array) -> Array:
-    """Return the channels of bytes (... x n) and of those that say which are unknown: ... x 8 n with 0, 1 and 255."""
+    """Expand packed bytes and their unknown bits (both ... x n) to channels: ... x 8 n with 0, 1 and 255."""
     bits = np.unpackbits(packed, axis=-1, bitorder="little")
     bits[np.unpackbits(unknown, axis=-1, bitorder="little").view(np.bool_)] = _UNKNOWN
     return bits
 
 
 class AtIndex(LazyReads):
-    """An array with one axis taken at one position, and left out.
+    """An array without one of its axes, at one position on that axis.
 
     Args:
         array: The array.
@@ -119,13 +119,13 @@ class AtIndex(LazyReads):
 
     @property
     def packed(self) -> LazyArray | None:
-        """The bit field behind a packed mask; None for other arrays."""
+        """The bytes of a packed mask; None for other arrays."""
         packed = getattr(self._base, "packed", None)
         return None if packed is None else AtIndex(packed, self._axis, self._at.start)
 
     @property
     def packed_unknown(self) -> LazyArray | None:
-        """The bit field behind a packed mask with unknown voxels; None for other arrays."""
+        """The bytes of a packed mask with unknown voxels; None for other arrays."""
         packed = getattr(self._base, "packed_unknown", None)
         return None if packed is None else AtIndex(packed, self._axis, self._at.start)
 
@@ -136,7 +136,7 @@ class AtIndex(LazyReads):
 
 
 class Stacked(LazyReads):
-    """Arrays of one shape as channels, on a new last axis; the type is one that holds all of theirs.
+    """Arrays of one shape as channels on a new last axis, with their common type.
 
     Args:
         arrays: At least one.
@@ -151,7 +151,7 @@ class Stacked(LazyReads):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one, and their number."""
+        """The shape of one array, and the number of arrays."""
         return (*self._arrays[0].shape, len(self._arrays))
 
     @property
@@ -173,16 +173,16 @@ def _bytes_of(channels: int) -> int:
 class Bitfield(LazyReads):
     """A packed mask, expanded: channel c is bit c % 8, least significant first, of byte c // 8 of the last axis.
 
-    Where channels may be unknown, as many bytes again follow, with a bit set where a channel is unknown.
+    If values may be unknown, the same number of bytes follows, with a bit set for each unknown value.
 
     Args:
         stored: The bytes.
-        channels: How many channels they hold.
+        channels: The number of channels.
 
     Attributes:
-        packed: The bytes; None: channels may be unknown.
-        packed_unknown: The bytes, where channels may be unknown; else None.
-        channels: How many channels they hold.
+        packed: The bytes; None if values may be unknown.
+        packed_unknown: The bytes if values may be unknown, else None.
+        channels: The number of channels.
     """
 
     __slots__ = ("_stored", "channels", "packed", "packed_unknown", "path")
@@ -202,7 +202,7 @@ class Bitfield(LazyReads):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """uint8, with 0 and 1, and 255 where a channel is unknown."""
+        """uint8: the values are 0, 1, and 255 for unknown."""
         return np.dtype(np.uint8)
 
     def read_into(self, selection: Selection, out: Array) -> None:
@@ -222,15 +222,14 @@ class Bitfield(LazyReads):
 class H5Scan:
     """The arrays of a record, in stored axis order; see `OpenScan`.
 
-    A slice that is stored with a unit axis (H x W x 1, H x W x 1 x C) comes without it, unless the record
-    names the axes.
+    The unit axis of a stored slice (H x W x 1, H x W x 1 x C) is removed, unless the record names the axes.
     """
 
     image: LazyReads
     mask: LazyReads | None
     metadata: Mapping[str, Any]
     mask_metadata: Mapping[str, Any]
-    # No file stays open: each read opens it, and looks whether it is still the same.
+    # No file stays open: each read opens the file and checks that it is unchanged.
     detached = True
 
 
@@ -238,12 +237,13 @@ class H5Scan:
 def open_h5_scan(record: Record) -> Iterator[H5Scan]:
     """Open image and mask of a record.
 
-    Keys that the record leaves out are ``data`` in each of two files, ``volume`` and ``seg`` in one (beside the image
-    where that lies in a group), and without a mask ``volume`` or ``data``, whichever is there. Several image keys
-    become channels on a new last axis. A bit-field mask is expanded.
+    Default keys: ``data`` if image and mask are in two files; ``volume`` and ``seg`` (in the group of the image) if
+    they are in one; ``volume`` or ``data``, whichever exists, if there is no mask. Several image keys become channels
+    on a new last axis. A bit-field mask is expanded.
 
     Args:
-        record: A slice or a volume. A slice of a file that holds the whole volume is taken from its third axis.
+        record: A slice or a volume. If the file of a slice contains the whole volume, the slice is taken from the third
+            axis.
 
     Raises:
         ReadError: A file cannot be read, or its arrays do not fit the record.
@@ -254,7 +254,7 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
     mask: LazyReads | None = None
     if mask_path is not None:
         stored = open_array(mask_path, _mask_key(record, image_path == mask_path))
-        # What the root of the image's own file says, the image may say otherwise.
+        # In the same file as the image, ignore inherited metadata: the image may override them.
         mask_metadata = stored.said.metadata(record.extra.get("sem_seg_axes"), own=image_path == mask_path)
         mask = stored if stored.said.bitfield is None else Bitfield(stored, stored.said.bitfield)
     images: list[LazyReads] = list(parts)
@@ -269,9 +269,9 @@ def open_h5_scan(record: Record) -> Iterator[H5Scan]:
 
 
 def prepare_h5_scans(records: Iterable[Record]) -> None:
-    """Look into the files of many records that will be opened: once into each file, whatever it holds.
+    """Locate the arrays of many records before they are opened, with one look into each file.
 
-    What is wrong with one is reported when it is opened.
+    Errors are raised later, when a record is opened.
     """
     wanted: dict[str, dict[tuple[str, ...], None]] = {}
     for record in records:
@@ -304,11 +304,11 @@ def _mask_key(record: Record, one_file: bool) -> str:
 
 
 def _depth(image: LazyReads, record: Record) -> int | None:
-    """Return the depth of the volume that the image of a slice record lies in; None: it is stored by itself."""
+    """Return the depth of the volume that contains the image of a slice record; None: the slice is stored alone."""
     if record.kind == "volume":
         return None
     if (axes := record.extra.get("image_axes")) is not None:
-        # The core takes the slice of the image; the axes of the mask are not given by these.
+        # The core cuts the slice out of the image. The axes of the mask are declared separately.
         at = axes.find("D")
         return image.shape[at] if 0 <= at < len(image.shape) and image.shape[at] > 1 else None
     if len(image.shape) != 3 or image.shape[2] == 1:
@@ -317,8 +317,8 @@ def _depth(image: LazyReads, record: Record) -> int | None:
         return image.shape[2]
     raise ReadError(
         f"{record.where()} is a slice, but the image is {_by(image.shape)}: neither H x W nor H x W x 1, nor the whole "
-        f"scan of {record.scan_num_slices} slices. If the last axis holds channels, say so: image_axes='HWC' in the "
-        "dict or the metadata",
+        f"scan of {record.scan_num_slices} slices. If the last axis is channels, set image_axes='HWC' in the dict "
+        "or the metadata",
         record.file_name,
     )
 
@@ -326,19 +326,19 @@ def _depth(image: LazyReads, record: Record) -> int | None:
 def _image_of(array: LazyReads, record: Record, depth: int | None) -> LazyReads:
     if record.kind == "volume" or len(array.shape) != 3:
         return array
-    # Only the third axis of a stored slice is ever left out: H and W may be 1 as well.
+    # Remove only the third axis: H and W may be 1 as well.
     return AtIndex(array, 2, _index(record) if depth else 0) if array.shape[2] in (1, depth) else array
 
 
 def _mask_of(mask: LazyReads, record: Record, whole_volume: bool) -> LazyReads:
     rank = len(mask.shape)
-    # With three axes the last is the depth where the image is a whole volume or the mask a label map; else channels.
+    # Of three axes, the last is the depth if the image is a whole volume or the mask a label map, else the channels.
     if record.kind == "volume" or not (rank == 4 or (rank == 3 and (whole_volume or record.extra.get("label_map")))):
         return mask
     if mask.shape[2] not in (1, record.scan_num_slices):
         raise ReadError(
             f"the mask is {_by(mask.shape)}, but that of a slice has 1 on its third axis, or {record.scan_num_slices} "
-            "for the whole scan. If its axes are others, say so: sem_seg_axes='HWDC' in the dict or the metadata",
+            "for the whole scan. If it has other axes, set sem_seg_axes='HWDC' in the dict or the metadata",
             record.sem_seg_file,
         )
     return AtIndex(mask, 2, 0 if mask.shape[2] == 1 else _index(record))
@@ -353,7 +353,7 @@ def _check_shapes(shapes: list[tuple[int, ...]], record: Record) -> None:
     for i, shape in enumerate(shapes):
         if shape != shapes[0] and isinstance(keys, tuple):
             raise ReadError(
-                f"channels have one shape, but {keys[0]!r} is {_by(shapes[0])} and {keys[i]!r} is {_by(shape)}",
+                f"channels must have one shape, but {keys[0]!r} is {_by(shapes[0])} and {keys[i]!r} is {_by(shape)}",
                 record.file_name,
             )
 

@@ -1,4 +1,4 @@
-"""Writing HDF5 files atomically, in the two file formats: a file for each slice, or one for a volume.
+"""Write HDF5 files atomically, in the two file formats: one file per slice, or one per volume.
 
 A file is written under a temporary name in the same folder, flushed, read back, and renamed.
 """
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class _Disk:
-    """What h5py needs of a file object, on a file descriptor; the first failure is kept for later.
+    """The file object that h5py needs, on a file descriptor. It keeps the first error instead of raising it.
 
-    After a failure it goes on without writing, so that the library, which does not expect failures, can end in peace.
+    After an error it ignores further writes, so that the library, which cannot handle failures, still closes the file.
 
     Attributes:
-        error: What went wrong first; None: nothing.
+        error: The first error; None: no error.
     """
 
     def __init__(self, fd: int):
@@ -89,14 +89,14 @@ class _Disk:
         return size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are not buffered."""
 
 
 class Staging:
-    """Files that appear together when the ``with`` block ends well; otherwise none of them does.
+    """Files that appear together when the ``with`` block ends without an error; otherwise none of them does.
 
     Args:
-        overwrite: Whether files that are there are replaced.
+        overwrite: Whether to replace existing files.
     """
 
     def __init__(self, overwrite: bool = False):
@@ -123,14 +123,14 @@ class Staging:
                     os.unlink(temporary)  # noqa: PTH108
 
     def refuse_existing(self, paths: Iterable[str]) -> None:
-        """Raise FileExistsError for the first of the files that is there already, unless they are to be replaced."""
+        """Raise FileExistsError for the first of the files that already exists, unless `overwrite` is set."""
         for path in paths:
             if not self._overwrite and os.path.lexists(path):
-                raise FileExistsError(f"{path} is there already; overwrite=True replaces it.")
+                raise FileExistsError(f"{path} already exists; overwrite=True replaces it.")
 
     @contextmanager
     def create(self, path: str) -> Iterator[h5py.File]:
-        """Open a new file that will get the name `path`, for writing with h5py."""
+        """Open a new file for writing with h5py; it gets the name `path` at the end."""
         import h5py
 
         self.refuse_existing([path])
@@ -150,10 +150,10 @@ class Staging:
         finally:
             os.close(fd)
         with open_file(temporary):
-            pass  # it opens again, which a file that was cut short does not
+            pass  # a truncated file would not open
 
     def temporary(self, path: str) -> str:
-        """Return the temporary name of a file that is still to appear."""
+        """Return the temporary name of a staged file."""
         return next(temporary for temporary, final in self._staged if final == path)
 
     def _publish(self) -> None:
@@ -168,7 +168,7 @@ class Staging:
 
 
 def _rename_if_free(temporary: str, final: str) -> None:
-    """Rename a file, but not over another that appeared in the meantime."""
+    """Rename a file, but do not replace one that appeared in the meantime."""
     try:
         os.link(temporary, final)
     except FileExistsError:
@@ -183,7 +183,7 @@ def _rename_if_free(temporary: str, final: str) -> None:
 def _sync_folder(folder: str) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
-        # Not every file system can; the data themselves are safe by then.
+        # Not every file system supports it, and the data have already been synced.
         with contextlib.suppress(OSError):
             os.fsync(fd)
     finally:
@@ -192,18 +192,19 @@ def _sync_folder(folder: str) -> None:
 
 @contextmanager
 def atomic_h5(path: str | Path, overwrite: bool = False) -> Iterator[h5py.File]:
-    """Write an HDF5 file that appears whole or not at all.
+    """Write an HDF5 file that appears complete or not at all.
 
     Args:
-        path: The file; its folder exists.
-        overwrite: Whether a file that is there is replaced.
+        path: The file; its folder must exist.
+        overwrite: Whether to replace an existing file.
 
     Yields:
-        An ``h5py.File`` under a temporary name in the same folder, which is renamed when the block ends well.
+        An ``h5py.File`` under a temporary name in the same folder, which is renamed when the block ends without an
+        error.
 
     Raises:
-        FileExistsError: The file is there, and `overwrite` is False.
-        OSError: The disk is full, or fails. Nothing is left behind then.
+        FileExistsError: The file exists, and `overwrite` is False.
+        OSError: The disk is full or fails; the temporary file is removed.
 
     Example:
         ```python
@@ -216,7 +217,7 @@ def atomic_h5(path: str | Path, overwrite: bool = False) -> Iterator[h5py.File]:
 
 
 _CHECKED_BYTES: Final = 32 << 20
-_OTHER: Final = "what was read back is not what was written; is the disk failing?"
+_OTHER: Final = "the data read back differ from the data written; check the disk"
 
 
 def write_slices(
@@ -232,32 +233,32 @@ def write_slices(
     spacing: Sequence[float] | None = None,
     affine: Any = None,
 ) -> list[DatasetDict]:
-    """Write a scan as 2D slices: an ``.im`` file for each, and a ``.seg`` file where there is a mask.
+    """Write a scan as 2D slices: an ``.im`` file per slice and, if there is a mask, a ``.seg`` file.
 
-    All files appear together, after all of them were written and read back; on failure none does.
+    All files appear together, after all of them have been written and read back; on failure none does.
 
     Args:
-        root: The folder; it is made where it does not exist.
-        image: H x W x D, or H x W x D x K for K channels, which are stored as H x W x 1 x K; numbers of any type but
-            complex.
+        root: The folder; it is created if necessary.
+        image: H x W x D, or H x W x D x K for K channels, which are stored as H x W x 1 x K; any real number type.
         mask: H x W x D x C with 0 and 1; stored as uint8.
-        subject_id: The person, a number: names of slice files hold no text.
+        subject_id: The person, a number: names of slice files cannot contain text.
         time_point: The visit, a number.
         augmentation: The number of the augmentation, 0 for an original.
         compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9).
-        overwrite: Whether files that are there are replaced.
-        spacing: Millimetres, dH, dW and dD, stored with each slice; None: unknown, or that of the affine.
-        affine: 4 x 4, from voxel index (h, w, d) of the scan to RAS+ millimetres, stored likewise; None: unknown.
+        overwrite: Whether to replace existing files.
+        spacing: Millimeters, dH, dW and dD, stored with each slice; None: unknown, or taken from the affine.
+        affine: 4 x 4, from voxel index (h, w, d) of the scan to RAS+ millimeters, stored per slice; None: unknown.
 
     Returns:
-        The dataset dicts of the slices. With K channels they have ``image_axes="HWDC"``, which the files do not say.
+        The dataset dicts of the slices. With K channels they have ``image_axes="HWDC"``, because the files do not
+        store it.
 
     Raises:
-        FileExistsError: A file is there, and `overwrite` is False. Nothing was written then.
+        FileExistsError: A file exists, and `overwrite` is False. No file is written.
         ShapeError: The arrays have other axes, or do not fit together.
-        TypeError: The elements are no real numbers.
-        ValueError: The mask is not binary, the compression is unknown, an id is text, or spacing and affine are none or
-            contradict each other.
+        TypeError: The elements are not real numbers.
+        ValueError: The mask is not binary, the compression is unknown, an id is text, or spacing and affine are invalid
+            or contradict each other.
 
     Example:
         ```python
@@ -297,26 +298,26 @@ def write_volume(
     spacing: Sequence[float] | None = None,
     affine: Any = None,
 ) -> DatasetDict:
-    """Write a scan as one file with the datasets ``volume`` and, where there is a mask, ``seg``.
+    """Write a scan as one file with the datasets ``volume`` and, if there is a mask, ``seg``.
 
     Args:
-        path: The file; its folder is made where it does not exist.
-        image: H x W x D, or H x W x D x K for K channels; numbers of any type but complex.
+        path: The file; its folder is created if necessary.
+        image: H x W x D, or H x W x D x K for K channels; any real number type.
         mask: H x W x D x C with 0 and 1; stored as uint8.
         compression: None, ``"gzip"``, ``"lzf"``, or the level of gzip (0 to 9); chunks are whole slices.
-        overwrite: Whether a file that is there is replaced.
-        spacing: Millimetres, dH, dW and dD; None: unknown, or that of the affine.
-        affine: 4 x 4, from voxel index (h, w, d) to RAS+ millimetres; None: unknown.
+        overwrite: Whether to replace an existing file.
+        spacing: Millimeters, dH, dW and dD; None: unknown, or taken from the affine.
+        affine: 4 x 4, from voxel index (h, w, d) to RAS+ millimeters; None: unknown.
 
     Returns:
         The dataset dict of the volume. `scan_id` is the name of the file without its suffix. With K channels it has
-        ``image_axes="HWDC"``, which the file does not say.
+        ``image_axes="HWDC"``, because the file does not store it.
 
     Raises:
-        FileExistsError: The file is there, and `overwrite` is False.
+        FileExistsError: The file exists, and `overwrite` is False.
         ShapeError: The arrays have other axes, or do not fit together.
-        TypeError: The elements are no real numbers.
-        ValueError: The mask is not binary, the compression is unknown, or spacing and affine are none or contradict
+        TypeError: The elements are not real numbers.
+        ValueError: The mask is not binary, the compression is unknown, or spacing and affine are invalid or contradict
             each other.
 
     Example:
@@ -343,9 +344,9 @@ def _number(key: str, value: Any) -> int:
         if not isinstance(value, str):
             raise
         raise ValueError(
-            f"write_slices({key}={value!r}): names of slice files hold numbers, not text. Number them and keep the "
-            "table, or use convert, which numbers subjects and stores the table. Names of volumes are free: "
-            f"write_volume, and {key} in the dataset dict, need no numbers."
+            f"write_slices({key}={value!r}): names of slice files contain numbers, not text. Assign numbers and keep "
+            "the table, or use convert, which numbers subjects and stores the table. write_volume, and "
+            f"{key} in the dataset dict, accept text."
         ) from None
 
 
@@ -363,7 +364,7 @@ def _slice_dict(stem: str, name: SliceName, depth: int, labelled: bool) -> Datas
 
 
 def _axes(image: Array) -> DatasetDict:
-    """Return what a dict says of the axes: without it, a fourth axis is refused, as it may be anything."""
+    """Return the ``image_axes`` of a dict; without them, readers reject a fourth axis as ambiguous."""
     return {} if image.ndim == 3 else {"image_axes": "HWDC"}
 
 
@@ -372,7 +373,7 @@ def _checked(image: Array, mask: Array | None) -> tuple[Array, Array | None]:
     _check_numbers(image, "image")
     if image.ndim not in (3, 4) or 0 in image.shape:
         raise ShapeError(
-            f"The image must be H x W x D or H x W x D x K, none of them 0, but its shape is {image.shape}."
+            f"The image must be H x W x D or H x W x D x K, without axes of size 0, but its shape is {image.shape}."
         )
     if mask is None:
         return image, None
@@ -387,13 +388,13 @@ def _checked(image: Array, mask: Array | None) -> tuple[Array, Array | None]:
     if not np.array_equal(binary, mask):
         values = np.unique(mask)
         hint = " Divide it by 255." if values.tolist() == [0, 255] else ""
-        raise ValueError(f"The mask must hold 0 and 1 only, but it holds {_some(values)}.{hint}")
+        raise ValueError(f"The mask must contain only 0 and 1, but it contains {_some(values)}.{hint}")
     return image, binary.view(np.uint8)
 
 
 def _check_numbers(array: Array, what: str) -> None:
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"The {what} must hold real numbers or booleans, but its dtype is {array.dtype}.")
+        raise TypeError(f"The {what} must have real numbers or booleans, but its dtype is {array.dtype}.")
 
 
 def _some(values: Array) -> str:
@@ -413,7 +414,7 @@ def _options(compression: str | int | None) -> dict[str, Any]:
 def _write(
     staging: Staging, path: str, arrays: dict[str, Array], options: dict[str, Any], geometry: Mapping[str, Any]
 ) -> None:
-    """Write the arrays of a file and read them back; `geometry` is that of the first, the image."""
+    """Write the arrays of a file and read them back; `geometry` belongs to the first array, the image."""
     image = next(iter(arrays))
     with staging.create(path) as file:
         for key, array in arrays.items():
@@ -425,7 +426,7 @@ def _write(
 
 
 def _put(file: h5py.File, key: str, array: Array, options: dict[str, Any]) -> None:
-    # A chunk is a whole slice: reading one never inflates its neighbours.
+    # A chunk is a whole slice, so reading a slice never decompresses its neighbors.
     chunks = (*array.shape[:2], 1, *array.shape[3:]) if options else None
     file.create_dataset(key, data=array, chunks=chunks, **options)
 
