@@ -11,7 +11,7 @@ import pytest
 from scans import settle
 
 from medsegpy_core import Config, ReadError, build_loader
-from medsegpy_core.hdf5 import Access, accessing, extents, layout, open_array
+from medsegpy_core.hdf5 import Access, accessing, extents, open_array
 from medsegpy_core.hdf5 import read as reading
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -245,14 +245,14 @@ def test_nothing_is_remembered_of_a_young_file(isolate, tmp_path, monkeypatch):
     box = tuple(slice(0, n) for n in SHAPE)
     settle(path)
     with accessing(Access(isolate=isolate)):
-        assert layout.locate(str(path), ("volume",)) is layout.locate(str(path), ("volume",))
+        assert reading.locate(str(path), ("volume",)) is reading.locate(str(path), ("volume",))
         assert open_array(path, "volume").place(box) is not None
         other = write(tmp_path / "b.h5", 1)
         with monkeypatch.context() as patch:
-            patch.setattr(layout, "is_young", lambda status: True)
-            found = layout.locate(str(other), ("volume",))
+            patch.setattr(reading, "is_young", lambda status: True)
+            found = reading.locate(str(other), ("volume",))
             assert not found.settled
-            assert layout.locate(str(other), ("volume",)) is not found
+            assert reading.locate(str(other), ("volume",)) is not found
             array = open_array(other, "volume")
             assert array.place(box) is None
             assert np.unique(array[...]).tolist() == [1]
@@ -263,7 +263,7 @@ def test_nothing_is_remembered_of_a_young_file(isolate, tmp_path, monkeypatch):
 
 def test_a_young_file_is_not_mapped(tmp_path, monkeypatch):
     path = write(tmp_path / "a.h5", 1)
-    monkeypatch.setattr(layout, "is_young", lambda status: True)
+    monkeypatch.setattr(reading, "is_young", lambda status: True)
     with accessing(Access(mmap=True)):
         assert np.unique(open_array(path, "volume")[...]).tolist() == [1]
     assert str(path) not in extents._maps
