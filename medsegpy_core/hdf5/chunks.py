@@ -22,8 +22,7 @@ from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.backend import Backend, current_backend
 from medsegpy_core.hdf5.byte_ranges import KEPT_SCRATCH, Span, read_contiguous, read_span, stored_bytes
 from medsegpy_core.hdf5.costs import current_costs
-from medsegpy_core.hdf5.dataset_info import SHUFFLE
-from medsegpy_core.hdf5.filters import DecodeError, decode
+from medsegpy_core.hdf5.filters import SHUFFLE, DecodeError, decode
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.dataset_info import Vetted

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
 from typing import Any, Final
 
@@ -16,26 +14,7 @@ from attrs import frozen
 from medsegpy_core.data.geometry import Affine, checked_affine, checked_spacing, reordered
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.files import library_errors
-
-BZIP2: Final = 307
-DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
-_BUILT_IN: Final = (DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF)
-
-# Filters of the hdf5plugin package, by their registered filter id.
-PLUGIN_FILTERS: Final = {
-    BZIP2: "bzip2",
-    32018: "fcidecomp",
-    32033: "htj2k",
-    32001: "blosc",
-    32004: "lz4",
-    32008: "bshuf",
-    32013: "zfp",
-    32015: "zstd",
-    32017: "sz",
-    32024: "sz3",
-    32026: "blosc2",
-    32028: "sperr",
-}
+from medsegpy_core.hdf5.filters import FILTERS, SZIP, Filters, registered_filters
 
 _UINT8: Final = np.dtype(np.uint8)
 _MAX_RANK: Final = 6  # N x H x W x D x C, plus one
@@ -71,7 +50,7 @@ class Vetted:
     exact: bool
     chunks: tuple[int, ...] | None
     compact: bool
-    filters: tuple[tuple[int, tuple[int, ...]], ...]
+    filters: Filters
     fill: bytes
 
     @property
@@ -155,20 +134,21 @@ def _vet_shape(dataset: Any, path: str, key: str) -> tuple[int, ...]:
     return shape
 
 
-def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def _vet_filters(plan: Any, path: str, key: str) -> Filters:
     # Check against the list before any call that looks up a filter: the library searches folders for unknown ones.
     filters = []
     for i in range(plan.get_nfilters()):
         number, _, values, _ = plan.get_filter(i)
-        if number in PLUGIN_FILTERS:
-            if PLUGIN_FILTERS[number] not in registered_filters():
+        known = FILTERS.get(number)
+        if known is not None and known.foreign:
+            if known.name not in registered_filters():
                 raise ReadError(
-                    f"it is compressed with {PLUGIN_FILTERS[number]}, which the package hdf5plugin provides: "
+                    f"it is compressed with {known.name}, which the package hdf5plugin provides: "
                     "pip install hdf5plugin",
                     path,
                     key,
                 )
-        elif number not in _BUILT_IN:
+        elif known is None:
             raise ReadError(
                 f"it needs the HDF5 filter {number}, which is not supported (supported are gzip, shuffle, fletcher32, "
                 "lzf, szip, nbit, scaleoffset, and those of hdf5plugin); rewrite the file with one of these",
@@ -177,21 +157,6 @@ def _vet_filters(plan: Any, path: str, key: str) -> tuple[tuple[int, tuple[int, 
             )
         filters.append((int(number), tuple(int(v) for v in values)))
     return tuple(filters)
-
-
-@functools.cache
-def registered_filters() -> dict[str, str]:
-    """Return the filters that hdf5plugin has registered with the library, name to path; none if it is not installed.
-
-    Call it only while `files.open_file` keeps the library's plugin folders empty: hdf5plugin asks the library whether a
-    filter is already available, and the library would search those folders.
-    """
-    if importlib.util.find_spec("hdf5plugin") is None:
-        return {}
-    import hdf5plugin
-
-    there = hdf5plugin.get_config().registered_filters
-    return {str(name): str(library) for name, library in there.items() if library != "unknown"}
 
 
 BITFIELD: Final = "medsegpy_bitfield"

@@ -1,7 +1,8 @@
 """Filters: from the stored bytes of a chunk to its elements, with a bound on what they decode to.
 
 The HDF5 library does not check how many bytes a filter produced, so filters are undone here: gzip, shuffle and the like
-in Python, those of hdf5plugin by calling their C functions directly (``H5Z_class2_t`` in the HDF5 documentation).
+in Python, those of hdf5plugin by calling their C functions directly (``H5Z_class2_t`` in the HDF5 documentation). The
+size of what only the library undoes is computed first. A new filter is one class, and one entry in `FILTERS`.
 """
 
 from __future__ import annotations
@@ -9,36 +10,389 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medsegpy_core.hdf5.dataset_info import (
-    BZIP2,
-    DEFLATE,
-    FLETCHER32,
-    LZF,
-    NBIT,
-    PLUGIN_FILTERS,
-    SCALEOFFSET,
-    SHUFFLE,
-    SZIP,
-    registered_filters,
-)
 from medsegpy_core.hdf5.files import library_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
 
-_REVERSE: Final = 0x0100
-# These keep nothing between calls, or lock it themselves; the others run under the lock of the library.
-_THREAD_SAFE: Final = frozenset({"blosc", "blosc2", "bshuf", "bzip2", "lz4", "zstd"})
+# The filters of a dataset in the order in which they were applied: number, and client values in the file.
+Filters = tuple[tuple[int, tuple[int, ...]], ...]
+Bytes = Any  # whatever gives contiguous bytes: bytes, memoryview, a NumPy array of uint8
+
+DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
 
 # More than the largest chunk that is read, and room for what filters add.
 _LARGEST: Final = (1 << 30) + (1 << 20)
+
+
+class DecodeError(Exception):
+    """Stored bytes that are not what their filters made of a chunk."""
+
+
+class Filter:
+    """What is known of a filter.
+
+    Attributes:
+        number: The number that the HDF Group gave it.
+        name: What it is called.
+        foreign: Whether its code is C code of hdf5plugin, which a file can crash.
+    """
+
+    foreign = False
+
+    def __init__(self, number: int, name: str):
+        self.number = number
+        self.name = name
+
+    def can_decode(self, values: tuple[int, ...], itemsize: int) -> bool:
+        """Say whether `decode` undoes it; else only the library does, and `decoded_size` checks it.
+
+        Args:
+            values: Its client values in the file.
+            itemsize: Bytes of an element.
+        """
+        del values, itemsize
+        return True
+
+    def encoded_size(self, size: int | None) -> int | None:
+        """Return the bytes that it makes of `size` bytes; None: not known."""
+        del size
+        return None
+
+    def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
+        """Undo it.
+
+        Args:
+            values: Its client values in the file.
+            data: What it made.
+            expected: The bytes that it was applied to; None: not known.
+            size: Bytes of the chunk.
+
+        Raises:
+            DecodeError: It did not make these data of as many bytes.
+        """
+        raise NotImplementedError
+
+
+class LibraryFilter(Filter):
+    """A filter that only the library undoes."""
+
+    def can_decode(self, values: tuple[int, ...], itemsize: int) -> bool:
+        """It does not, see `Filter.can_decode`."""
+        del values, itemsize
+        return False
+
+    def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
+        """Return the size that data decode to; 0: not known.
+
+        Raises:
+            DecodeError: They break off, or contradict themselves.
+        """
+        raise NotImplementedError
+
+
+def can_decode(filters: Filters, itemsize: int) -> bool:
+    """Say whether `decode` knows these filters."""
+    return all(FILTERS[number].can_decode(values, itemsize) for number, values in filters)
+
+
+def decode(stored: Bytes, filters: Filters, mask: int, size: int) -> Bytes:
+    """Undo the filters of a chunk.
+
+    Args:
+        stored: The bytes in the file.
+        filters: In the order in which they were applied.
+        mask: Bit i is set where filter i was left out for this chunk.
+        size: What the chunk has to decode to, in bytes.
+
+    Raises:
+        DecodeError: They decode to something else.
+    """
+    data = stored
+    for applied, values, expected in _stages(filters, mask, size):
+        data = applied.decode(values, data, expected, size)
+    if len(data) != size:
+        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
+    return data
+
+
+def check_size(stored: Bytes, filters: Filters, mask: int, size: int) -> None:
+    """Check that a chunk decodes to its size, for filters that only the library undoes as well.
+
+    Raises:
+        DecodeError: It decodes to something else.
+    """
+    data = stored
+    for applied, values, expected in _stages(filters, mask, size):
+        if not isinstance(applied, LibraryFilter):
+            data = applied.decode(values, data, expected, size)
+            continue
+        claimed = applied.decoded_size(values, bytes(data))
+        if claimed != expected:
+            # None: another compression came before this one, and what it made is not known.
+            wanted = f"{expected:,}" if expected is not None else "a size that can be known"
+            raise DecodeError(f"{claimed:,} bytes instead of {wanted}")
+        return
+    if len(data) != size:
+        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
+
+
+@functools.lru_cache(maxsize=256)
+def _stages(filters: Filters, mask: int, size: int) -> tuple[tuple[Filter, tuple[int, ...], int | None], ...]:
+    """Return the filters that were applied, the last first, each with the size of what it was applied to; None: not
+    known."""
+    stages = []
+    expected: int | None = size
+    for i, (number, values) in enumerate(filters):
+        if mask >> i & 1:
+            continue
+        stages.append((FILTERS[number], values, expected))
+        expected = FILTERS[number].encoded_size(expected)
+    return tuple(reversed(stages))
+
+
+@functools.cache
+def _inflater() -> tuple[Any, type[Exception]]:
+    """Return the fastest zlib that is installed: how to begin to inflate, and what it raises."""
+    try:
+        from isal import isal_zlib
+
+        failure: Any = isal_zlib.error
+        return isal_zlib.decompressobj, failure
+    except ImportError:
+        pass
+    try:
+        from zlib_ng import zlib_ng
+
+        failure = zlib_ng.error
+        return zlib_ng.decompressobj, failure
+    except ImportError:
+        import zlib
+
+        return zlib.decompressobj, zlib.error
+
+
+class Deflate(Filter):
+    """gzip."""
+
+    def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
+        """Undo it, see `Filter.decode`."""
+        del values
+        begin, failure = _inflater()
+        inflater = begin()
+        # One byte more than there may be: it goes on to the end of the stream, where the checksum is, and shows excess.
+        # Where another compression follows, its output is a little larger than the chunk at the most.
+        limit = expected if expected is not None else size + size // 64 + 4096
+        try:
+            inflated = inflater.decompress(data, limit + 1)
+        except failure as error:
+            raise DecodeError(f"no valid gzip data ({error})") from error
+        if not inflater.eof or (expected is not None and len(inflated) != expected):
+            found = f"more than {limit:,}" if len(inflated) > limit else f"{len(inflated):,}"
+            raise DecodeError(
+                f"{found} bytes instead of {limit:,}" if found != f"{limit:,}" else "a gzip stream without end"
+            )
+        return inflated
+
+
+class Bzip2(Filter):
+    """bzip2, in Python: the filter of hdf5plugin loops forever if a stream breaks off."""
+
+    foreign = True
+
+    def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
+        """Undo it, see `Filter.decode`."""
+        del values
+        import bz2
+
+        decompressor = bz2.BZ2Decompressor()
+        limit = expected if expected is not None else size + size // 64 + 4096
+        try:
+            made = decompressor.decompress(data, limit + 1)
+        except OSError as error:
+            raise DecodeError(f"no valid bzip2 data ({error})") from error
+        # Where what was asked for is there, the end of the stream, with its checksum, may still be to come.
+        if not decompressor.eof and len(made) <= limit:
+            made += decompressor.decompress(b"", 1)
+        if not decompressor.eof or (expected is not None and len(made) != expected):
+            raise DecodeError(
+                f"{'more than ' if len(made) > limit else ''}{min(len(made), limit):,} bytes of bzip2 data"
+            )
+        return made
+
+
+class Shuffle(Filter):
+    """Puts the first bytes of all elements side by side, then the second ones, and so on."""
+
+    def can_decode(self, values: tuple[int, ...], itemsize: int) -> bool:
+        """It does if the file gives the size of an element, see `Filter.can_decode`."""
+        return values[:1] == (itemsize,)
+
+    def encoded_size(self, size: int | None) -> int | None:
+        """As many, see `Filter.encoded_size`."""
+        return size
+
+    def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
+        """Undo it, see `Filter.decode`."""
+        del expected, size
+        itemsize = values[0] if values else 1
+        if itemsize <= 1 or len(data) < 2 * itemsize:
+            return data
+        source = np.frombuffer(data, np.uint8)
+        count = len(source) // itemsize
+        result = np.empty(len(source), np.uint8)
+        whole = count * itemsize
+        np.copyto(result[:whole].reshape(count, itemsize), source[:whole].reshape(itemsize, count).T)
+        result[whole:] = source[whole:]
+        return result
+
+
+_CHECKSUM_BYTES: Final = 4
+_WORDS_AT_ONCE: Final = 1 << 16
+
+
+class Fletcher32(Filter):
+    """A checksum at the end of the data."""
+
+    def encoded_size(self, size: int | None) -> int | None:
+        """The checksum is added, see `Filter.encoded_size`."""
+        return None if size is None else size + _CHECKSUM_BYTES
+
+    def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
+        """Check the sum, and return the data without it, see `Filter.decode`."""
+        del values, expected, size
+        if len(data) < _CHECKSUM_BYTES:
+            raise DecodeError("too few bytes for a checksum")
+        body = memoryview(data)[:-_CHECKSUM_BYTES]
+        found = bytes(memoryview(data)[-_CHECKSUM_BYTES:])
+        sum1, sum2 = _fletcher32(np.frombuffer(body, np.uint8))
+        computed = (sum2 << 16 | sum1).to_bytes(4, "little")
+        # Old versions of the library stored it with the bytes of each half swapped; the library still accepts that.
+        swapped = bytes((computed[1], computed[0], computed[3], computed[2]))
+        if found not in (computed, swapped):
+            raise DecodeError("bytes that do not fit their checksum (fletcher32): the file is damaged")
+        return body
+
+
+def _fletcher32(data: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return both sums of Fletcher's checksum over big-endian 16-bit words, modulo 65535.
+
+    Source: J. Fletcher, "An arithmetic checksum for serial transmissions", IEEE Trans. Commun. 30 (1982). As in the
+    library, a sum that is a multiple of 65535 is 65535, and 0 only where all words are.
+    """
+    words = data[: len(data) // 2 * 2].view(">u2")
+    sum1 = sum2 = 0
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        block = words[start : start + _WORDS_AT_ONCE].astype(np.uint64)
+        running = np.cumsum(block)
+        sum2 += len(block) * sum1 + int(running.sum())
+        sum1 += int(running[-1])
+    if len(data) % 2:
+        sum1 += int(data[-1]) << 8
+        sum2 += sum1
+    return _folded(sum1), _folded(sum2)
+
+
+def _folded(total: int) -> int:
+    return (total - 1) % 65535 + 1 if total else 0
+
+
+class Lzf(LibraryFilter):
+    """The fast compression of h5py."""
+
+    def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
+        """Return the size that LZF data decode to, by walking their control bytes."""
+        del values
+        at = size = 0
+        end = len(data)
+        while at < end:
+            control = data[at]
+            if control < 32:  # a run of literals
+                at += control + 2
+                size += control + 1
+            else:  # a reference back: two bytes, three where it is long
+                length = control >> 5
+                if length == 7 and at + 1 < end:
+                    length += data[at + 1]
+                    at += 1
+                at += 2
+                size += length + 2
+        if at != end:
+            raise DecodeError("LZF data that break off")
+        return size
+
+
+class Szip(LibraryFilter):
+    """szip, of which the data begin with the size that they decode to."""
+
+    def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
+        """See `LibraryFilter.decoded_size`."""
+        del values
+        return int.from_bytes(data[:4], "little")
+
+
+# Kinds of types.
+_ATOMIC, _UNTOUCHED = 1, 4
+
+
+class Nbit(LibraryFilter):
+    """Leaves out bits that do not count."""
+
+    def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
+        """As many elements as the values of the filter say, see `LibraryFilter.decoded_size`.
+
+        The library reads past the end of data that are too short. The values say whether nothing was packed, how many
+        elements there are, the class of their type, its bytes and, if it is atomic, the byte order and the bits that
+        count.
+        """
+        _, unpacked, count, kind, size = values[:5] if len(values) > 4 else (0,) * 5
+        if unpacked:
+            return len(data)
+        bits = {_ATOMIC: values[6] if len(values) > 6 else 0, _UNTOUCHED: 8 * size}.get(kind, 0)
+        if not bits:
+            return 0
+        _check_length(data, -(-count * bits // 8))
+        return count * size
+
+
+# A kind of scaling, and the bytes before what is packed.
+_SCALED_INTEGERS: Final = 2
+_SCALEOFFSET_HEADER: Final = 21
+
+
+class ScaleOffset(LibraryFilter):
+    """Subtracts the least value, and leaves out bits that are not needed."""
+
+    def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
+        """As many elements as the values of the filter say, see `LibraryFilter.decoded_size`.
+
+        The library reads past the end of data that are too short. They begin with the bits that an element takes (4
+        bytes, little endian) and the least value; the packed bits follow at byte 21. Integers that are to keep all bits
+        are left alone.
+        """
+        scale, factor, count, _, size = values[:5] if len(values) > 4 else (0,) * 5
+        if scale == _SCALED_INTEGERS and factor == 8 * size:
+            return len(data)
+        _check_length(data, _SCALEOFFSET_HEADER)
+        bits = int.from_bytes(data[:4], "little")
+        if bits > 8 * size:
+            raise DecodeError(f"elements of {bits:,} bits, which have {8 * size}")
+        _check_length(data, _SCALEOFFSET_HEADER + -(-count * bits // 8))
+        return count * size
+
+
+def _check_length(data: bytes, needed: int) -> None:
+    if len(data) < needed:
+        raise DecodeError(f"too little: {len(data):,} bytes are stored, and {needed:,} are needed")
+
+
+_REVERSE: Final = 0x0100
 
 _Filter = ctypes.CFUNCTYPE(
     ctypes.c_size_t,
@@ -75,27 +429,76 @@ def _libc() -> Any:
 
 
 @functools.cache
-def _filter(name: str) -> Any:
+def registered_filters() -> dict[str, str]:
+    """Return the filters that hdf5plugin has registered with the library, name to path; none if it is not installed.
+
+    Call it only while `files.open_file` keeps the library's plugin folders empty: hdf5plugin asks the library whether a
+    filter is already available, and the library would search those folders.
+    """
+    if importlib.util.find_spec("hdf5plugin") is None:
+        return {}
+    import hdf5plugin
+
+    there = hdf5plugin.get_config().registered_filters
+    return {str(name): str(library) for name, library in there.items() if library != "unknown"}
+
+
+@functools.cache
+def _c_function(name: str) -> Any:
     library = ctypes.CDLL(registered_filters()[name])
     library.H5PLget_plugin_info.restype = ctypes.POINTER(_FilterClass)
     return library.H5PLget_plugin_info().contents.filter
 
 
-def _lz4_is_sound(data: bytes) -> bool:
-    """Size (8 bytes) and block size (4), big-endian; then blocks, each behind its size (4)."""
-    size, block = int.from_bytes(data[:8]), int.from_bytes(data[8:12])
-    return len(data) >= 12 and 0 < block <= _LARGEST and size <= _LARGEST and _blocks_fit(data, -(-size // block))
+class PluginFilter(Filter):
+    """A filter of hdf5plugin, whose C function is called here.
 
+    Attributes:
+        thread_safe: Whether it keeps nothing between calls, or locks it itself; else it runs under the lock of the
+            library.
+    """
 
-def _bshuf_is_sound(data: bytes, values: tuple[int, ...]) -> bool:
-    """As LZ4, where bitshuffle compresses; a rest of less than eight elements follows as it is."""
-    if len(values) < 5 or values[4] == 0:
+    foreign = True
+
+    def __init__(self, number: int, name: str, thread_safe: bool = False):
+        super().__init__(number, name)
+        self.thread_safe = thread_safe
+
+    def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
+        """Say whether the sizes that the data begin with fit each other; not every filter looks."""
+        del values, data, expected
         return True
-    size, block, itemsize = int.from_bytes(data[:8]), int.from_bytes(data[8:12]), values[2]
-    if len(data) < 12 or not 0 < itemsize <= block or block % (8 * itemsize) or size > _LARGEST:
-        return False
-    whole, rest = divmod(size, block)
-    return _blocks_fit(data, whole + (rest >= 8 * itemsize), rest % (8 * itemsize))
+
+    def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
+        """Undo it, see `Filter.decode`."""
+        del size
+        stored = bytes(data)
+        found, decoded = self._undo(values, stored, expected) if self.is_sound(values, stored, expected) else (0, None)
+        if decoded is None:
+            wanted = f"{found:,} bytes instead of {expected:,}" if found and expected is not None else "nothing"
+            raise DecodeError(f"{wanted}: {self.name} cannot read it")
+        return decoded
+
+    def _undo(self, values: tuple[int, ...], data: bytes, expected: int | None) -> tuple[int, bytes | None]:
+        """Return how many bytes the C function says that it made, and these, or None where it cannot read what is
+        stored, or made another number of bytes than expected."""
+        libc = _libc()
+        function = _c_function(self.name)
+        client = (ctypes.c_uint * max(1, len(values)))(*values)
+        # The filter frees the buffer that it is given, and puts its own in its place.
+        buffer = ctypes.c_void_p(libc.malloc(max(1, len(data))))
+        if buffer.value is None:
+            raise MemoryError(f"{len(data):,} bytes")
+        ctypes.memmove(buffer, data, len(data))
+        room = ctypes.c_size_t(len(data))
+        try:
+            with contextlib.nullcontext() if self.thread_safe else library_lock:
+                size = function(_REVERSE, len(values), client, len(data), ctypes.byref(room), ctypes.byref(buffer))
+            # A damaged file can make it claim more than it has memory for; then it is not what is expected either.
+            sound = 0 < size <= room.value if expected is None else size == expected
+            return size, ctypes.string_at(buffer, size) if sound and buffer.value is not None else None
+        finally:
+            libc.free(buffer)
 
 
 def _blocks_fit(data: bytes, count: int, rest: int = 0) -> bool:
@@ -107,331 +510,73 @@ def _blocks_fit(data: bytes, count: int, rest: int = 0) -> bool:
     return at + rest <= len(data)
 
 
-def _blosc_is_sound(data: bytes) -> bool:
-    """Sizes of the data, of a block and of all of it, little-endian, in a header of 16 bytes."""
-    size, block, whole = (int.from_bytes(data[at : at + 4], "little") for at in (4, 8, 12))
-    return len(data) >= 16 and 0 < block <= max(size, 1) and whole == len(data)
+class Lz4(PluginFilter):
+    """LZ4."""
+
+    def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
+        """Size (8 bytes) and block size (4), big-endian; then blocks, each behind its size (4)."""
+        del values, expected
+        size, block = int.from_bytes(data[:8]), int.from_bytes(data[8:12])
+        return len(data) >= 12 and 0 < block <= _LARGEST and size <= _LARGEST and _blocks_fit(data, -(-size // block))
 
 
-def _is_sound(name: str, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
-    """Say whether the sizes that the data of a filter begin with fit each other; not every filter looks."""
-    if name in ("blosc", "blosc2") and expected is not None and len(values) > 3 and values[3] > 2 * expected + 4096:
-        return False  # they take this much memory for a chunk, and seconds to do so
-    if name == "lz4":
-        return _lz4_is_sound(data)
-    if name == "bshuf":
-        return _bshuf_is_sound(data, values)
-    return name != "blosc" or _blosc_is_sound(data)
+class Bitshuffle(PluginFilter):
+    """bitshuffle."""
 
-
-def undo(name: str, values: tuple[int, ...], stored: Any, expected: int | None) -> tuple[int, bytes | None]:
-    """Decompress with a filter of hdf5plugin.
-
-    Args:
-        name: As hdf5plugin calls it.
-        values: The client values of the filter in the file.
-        stored: Compressed bytes.
-        expected: What they should decompress to; None: not known.
-
-    Returns:
-        How many bytes it says that it made, and these, or None where it cannot read what is stored, or made another
-        number of bytes than expected.
-    """
-    data = bytes(stored)
-    if not _is_sound(name, values, data, expected):
-        return 0, None
-    libc = _libc()
-    function = _filter(name)
-    client = (ctypes.c_uint * max(1, len(values)))(*values)
-    # The filter frees the buffer that it is given, and puts its own in its place.
-    buffer = ctypes.c_void_p(libc.malloc(max(1, len(data))))
-    if buffer.value is None:
-        raise MemoryError(f"{len(data):,} bytes")
-    ctypes.memmove(buffer, data, len(data))
-    room = ctypes.c_size_t(len(data))
-    try:
-        with contextlib.nullcontext() if name in _THREAD_SAFE else library_lock:
-            size = function(_REVERSE, len(values), client, len(data), ctypes.byref(room), ctypes.byref(buffer))
-        # A damaged file can make it claim more than it has memory for; then it is not what is expected either.
-        sound = 0 < size <= room.value if expected is None else size == expected
-        return size, ctypes.string_at(buffer, size) if sound and buffer.value is not None else None
-    finally:
-        libc.free(buffer)
-
-
-Filters = tuple[tuple[int, tuple[int, ...]], ...]
-Bytes = Any  # whatever gives contiguous bytes: bytes, memoryview, a NumPy array of uint8
-
-_CHECKSUM_BYTES: Final = 4
-_WORDS_AT_ONCE: Final = 1 << 16
-# Of nbit: kinds of types. Of scaleoffset: a kind of scaling, and the bytes before what is packed.
-_ATOMIC, _UNTOUCHED = 1, 4
-_SCALED_INTEGERS: Final = 2
-_SCALEOFFSET_HEADER: Final = 21
-
-
-class DecodeError(Exception):
-    """Stored bytes that are not what their filters made of a chunk."""
-
-
-def can_decode(filters: Filters, itemsize: int) -> bool:
-    """Say whether `decode` knows these filters."""
-    for number, values in filters:
-        if number == SHUFFLE and values[:1] != (itemsize,):
+    def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
+        """As LZ4, where bitshuffle compresses; a rest of less than eight elements follows as it is."""
+        del expected
+        if len(values) < 5 or values[4] == 0:
+            return True
+        size, block, itemsize = int.from_bytes(data[:8]), int.from_bytes(data[8:12]), values[2]
+        if len(data) < 12 or not 0 < itemsize <= block or block % (8 * itemsize) or size > _LARGEST:
             return False
-        if number not in (DEFLATE, SHUFFLE, FLETCHER32) and number not in PLUGIN_FILTERS:
+        whole, rest = divmod(size, block)
+        return _blocks_fit(data, whole + (rest >= 8 * itemsize), rest % (8 * itemsize))
+
+
+class Blosc2(PluginFilter):
+    """Blosc2."""
+
+    def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
+        """It takes as much memory for a chunk as its values say, and seconds to do so."""
+        del data
+        return expected is None or len(values) <= 3 or values[3] <= 2 * expected + 4096
+
+
+class Blosc(Blosc2):
+    """Blosc."""
+
+    def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
+        """Sizes of the data, of a block and of all of it, little-endian, in a header of 16 bytes."""
+        if not super().is_sound(values, data, expected):
             return False
-    return True
+        size, block, whole = (int.from_bytes(data[at : at + 4], "little") for at in (4, 8, 12))
+        return len(data) >= 16 and 0 < block <= max(size, 1) and whole == len(data)
 
 
-def decode(stored: Bytes, filters: Filters, mask: int, size: int) -> Bytes:
-    """Undo the filters of a chunk.
-
-    Args:
-        stored: The bytes in the file.
-        filters: In the order in which they were applied.
-        mask: Bit i is set where filter i was left out for this chunk.
-        size: What the chunk has to decode to, in bytes.
-
-    Raises:
-        DecodeError: They decode to something else.
-    """
-    data = stored
-    for number, values, expected in _stages(filters, mask, size):
-        data = _undo(number, values, data, expected, size)
-    if len(data) != size:
-        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
-    return data
-
-
-def check_size(stored: Bytes, filters: Filters, mask: int, size: int) -> None:
-    """Check that a chunk decodes to its size, for filters that only the library undoes as well.
-
-    Raises:
-        DecodeError: It decodes to something else.
-    """
-    data = stored
-    for number, values, expected in _stages(filters, mask, size):
-        claim = _CLAIMS.get(number)
-        if claim is None:
-            data = _undo(number, values, data, expected, size)
-            continue
-        claimed = claim(values, bytes(data))
-        if claimed != expected:
-            # None: another compression came before this one, and what it made is not known.
-            wanted = f"{expected:,}" if expected is not None else "a size that can be known"
-            raise DecodeError(f"{claimed:,} bytes instead of {wanted}")
-        return
-    if len(data) != size:
-        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
-
-
-@functools.lru_cache(maxsize=256)
-def _stages(filters: Filters, mask: int, size: int) -> tuple[tuple[int, tuple[int, ...], int | None], ...]:
-    """Return the filters that were applied, the last first, each with the size of what it was applied to; None: not
-    known."""
-    stages = []
-    expected: int | None = size
-    for i, (number, values) in enumerate(filters):
-        if mask >> i & 1:
-            continue
-        stages.append((number, values, expected))
-        if number == FLETCHER32:
-            expected = None if expected is None else expected + _CHECKSUM_BYTES
-        elif number != SHUFFLE:
-            expected = None
-    return tuple(reversed(stages))
-
-
-def _undo(number: int, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
-    if number == DEFLATE:
-        return _inflate(data, expected, size)
-    if number == SHUFFLE:
-        return _unshuffle(data, values[0] if values else 1)
-    if number == FLETCHER32:
-        return _verified(data)
-    if number == BZIP2:
-        return _bunzip2(data, expected, size)
-    found, decoded = undo(PLUGIN_FILTERS[number], values, data, expected)
-    if decoded is None:
-        wanted = f"{found:,} bytes instead of {expected:,}" if found and expected is not None else "nothing"
-        raise DecodeError(f"{wanted}: {PLUGIN_FILTERS[number]} cannot read it")
-    return decoded
-
-
-@functools.cache
-def _inflater() -> tuple[Any, type[Exception]]:
-    """Return the fastest zlib that is installed: how to begin to inflate, and what it raises."""
-    try:
-        from isal import isal_zlib
-
-        failure: Any = isal_zlib.error
-        return isal_zlib.decompressobj, failure
-    except ImportError:
-        pass
-    try:
-        from zlib_ng import zlib_ng
-
-        failure = zlib_ng.error
-        return zlib_ng.decompressobj, failure
-    except ImportError:
-        import zlib
-
-        return zlib.decompressobj, zlib.error
-
-
-def _inflate(data: Bytes, expected: int | None, size: int) -> Bytes:
-    begin, failure = _inflater()
-    inflater = begin()
-    # One byte more than there may be: it goes on to the end of the stream, where the checksum is, and shows excess.
-    # Where another compression follows, its output is a little larger than the chunk at the most.
-    limit = expected if expected is not None else size + size // 64 + 4096
-    try:
-        inflated = inflater.decompress(data, limit + 1)
-    except failure as error:
-        raise DecodeError(f"no valid gzip data ({error})") from error
-    if not inflater.eof or (expected is not None and len(inflated) != expected):
-        found = f"more than {limit:,}" if len(inflated) > limit else f"{len(inflated):,}"
-        raise DecodeError(
-            f"{found} bytes instead of {limit:,}" if found != f"{limit:,}" else "a gzip stream without end"
-        )
-    return inflated
-
-
-def _bunzip2(data: Bytes, expected: int | None, size: int) -> Bytes:
-    # The filter of hdf5plugin goes round for ever where a stream breaks off.
-    import bz2
-
-    decompressor = bz2.BZ2Decompressor()
-    limit = expected if expected is not None else size + size // 64 + 4096
-    try:
-        made = decompressor.decompress(data, limit + 1)
-    except OSError as error:
-        raise DecodeError(f"no valid bzip2 data ({error})") from error
-    # Where what was asked for is there, the end of the stream, with its checksum, may still be to come.
-    if not decompressor.eof and len(made) <= limit:
-        made += decompressor.decompress(b"", 1)
-    if not decompressor.eof or (expected is not None and len(made) != expected):
-        raise DecodeError(f"{'more than ' if len(made) > limit else ''}{min(len(made), limit):,} bytes of bzip2 data")
-    return made
-
-
-def _unshuffle(data: Bytes, itemsize: int) -> Bytes:
-    if itemsize <= 1 or len(data) < 2 * itemsize:
-        return data
-    source = np.frombuffer(data, np.uint8)
-    count = len(source) // itemsize
-    result = np.empty(len(source), np.uint8)
-    whole = count * itemsize
-    np.copyto(result[:whole].reshape(count, itemsize), source[:whole].reshape(itemsize, count).T)
-    result[whole:] = source[whole:]
-    return result
-
-
-def _verified(data: Bytes) -> Bytes:
-    """Check the sum behind the data, and return them without it."""
-    if len(data) < _CHECKSUM_BYTES:
-        raise DecodeError("too few bytes for a checksum")
-    body = memoryview(data)[:-_CHECKSUM_BYTES]
-    found = bytes(memoryview(data)[-_CHECKSUM_BYTES:])
-    sum1, sum2 = _fletcher32(np.frombuffer(body, np.uint8))
-    expected = (sum2 << 16 | sum1).to_bytes(4, "little")
-    # Old versions of the library stored it with the bytes of each half swapped; the library still accepts that.
-    swapped = bytes((expected[1], expected[0], expected[3], expected[2]))
-    if found not in (expected, swapped):
-        raise DecodeError("bytes that do not fit their checksum (fletcher32): the file is damaged")
-    return body
-
-
-def _fletcher32(data: NDArray[np.uint8]) -> tuple[int, int]:
-    """Return both sums of Fletcher's checksum over big-endian 16-bit words, modulo 65535.
-
-    Source: J. Fletcher, "An arithmetic checksum for serial transmissions", IEEE Trans. Commun. 30 (1982). As in the
-    library, a sum that is a multiple of 65535 is 65535, and 0 only where all words are.
-    """
-    words = data[: len(data) // 2 * 2].view(">u2")
-    sum1 = sum2 = 0
-    for start in range(0, len(words), _WORDS_AT_ONCE):
-        block = words[start : start + _WORDS_AT_ONCE].astype(np.uint64)
-        running = np.cumsum(block)
-        sum2 += len(block) * sum1 + int(running.sum())
-        sum1 += int(running[-1])
-    if len(data) % 2:
-        sum1 += int(data[-1]) << 8
-        sum2 += sum1
-    return _folded(sum1), _folded(sum2)
-
-
-def _folded(total: int) -> int:
-    return (total - 1) % 65535 + 1 if total else 0
-
-
-def _lzf_size(_values: tuple[int, ...], data: bytes) -> int:
-    """Return the size that LZF data decode to, by walking their control bytes."""
-    at = size = 0
-    end = len(data)
-    while at < end:
-        control = data[at]
-        if control < 32:  # a run of literals
-            at += control + 2
-            size += control + 1
-        else:  # a reference back: two bytes, three where it is long
-            length = control >> 5
-            if length == 7 and at + 1 < end:
-                length += data[at + 1]
-                at += 1
-            at += 2
-            size += length + 2
-    if at != end:
-        raise DecodeError("LZF data that break off")
-    return size
-
-
-def _szip_size(_values: tuple[int, ...], data: bytes) -> int:
-    return int.from_bytes(data[:4], "little")
-
-
-def _nbit_size(values: tuple[int, ...], data: bytes) -> int:
-    """Return the size that nbit data decode to: as many elements as the values of the filter say; 0: not known.
-
-    The library reads on behind data that are too short. The values say whether nothing was packed, how many elements
-    there are, the class of their type, its bytes and, where it is atomic, the byte order and the bits that count.
-    """
-    _, unpacked, count, kind, size = values[:5] if len(values) > 4 else (0,) * 5
-    if unpacked:
-        return len(data)
-    bits = {_ATOMIC: values[6] if len(values) > 6 else 0, _UNTOUCHED: 8 * size}.get(kind, 0)
-    if not bits:
-        return 0
-    _check_length(data, -(-count * bits // 8))
-    return count * size
-
-
-def _scaleoffset_size(values: tuple[int, ...], data: bytes) -> int:
-    """Return the size that scaleoffset data decode to: as many elements as the values of the filter say; 0: not known.
-
-    The library reads on behind data that are too short. They begin with the bits that an element takes (4 bytes, little
-    endian) and the least value; what is packed follows at byte 21. Integers that are to keep all bits are left alone.
-    """
-    scale, factor, count, _, size = values[:5] if len(values) > 4 else (0,) * 5
-    if scale == _SCALED_INTEGERS and factor == 8 * size:
-        return len(data)
-    _check_length(data, _SCALEOFFSET_HEADER)
-    bits = int.from_bytes(data[:4], "little")
-    if bits > 8 * size:
-        raise DecodeError(f"elements of {bits:,} bits, which have {8 * size}")
-    _check_length(data, _SCALEOFFSET_HEADER + -(-count * bits // 8))
-    return count * size
-
-
-def _check_length(data: bytes, needed: int) -> None:
-    if len(data) < needed:
-        raise DecodeError(f"too little: {len(data):,} bytes are stored, and {needed:,} are needed")
-
-
-_CLAIMS: Final[dict[int, Callable[[tuple[int, ...], bytes], int]]] = {
-    LZF: _lzf_size,
-    SZIP: _szip_size,
-    NBIT: _nbit_size,
-    SCALEOFFSET: _scaleoffset_size,
+# Those of hdf5plugin have the names that it gives them.
+FILTERS: Final = {
+    known.number: known
+    for known in (
+        Deflate(DEFLATE, "gzip"),
+        Shuffle(SHUFFLE, "shuffle"),
+        Fletcher32(FLETCHER32, "fletcher32"),
+        Szip(SZIP, "szip"),
+        Nbit(NBIT, "nbit"),
+        ScaleOffset(SCALEOFFSET, "scaleoffset"),
+        Lzf(LZF, "lzf"),
+        Bzip2(307, "bzip2"),
+        Blosc(32001, "blosc", thread_safe=True),
+        Lz4(32004, "lz4", thread_safe=True),
+        Bitshuffle(32008, "bshuf", thread_safe=True),
+        PluginFilter(32013, "zfp"),
+        PluginFilter(32015, "zstd", thread_safe=True),
+        PluginFilter(32017, "sz"),
+        PluginFilter(32018, "fcidecomp"),
+        PluginFilter(32024, "sz3"),
+        Blosc2(32026, "blosc2", thread_safe=True),
+        PluginFilter(32028, "sperr"),
+        PluginFilter(32033, "htj2k"),
+    )
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from medsegpy_core.hdf5.costs import current_costs
-from medsegpy_core.hdf5.dataset_info import DEFLATE, SHUFFLE
+from medsegpy_core.hdf5.filters import DEFLATE, SHUFFLE
 from medsegpy_core.plugins.discovery import is_allowed
 
 if TYPE_CHECKING:

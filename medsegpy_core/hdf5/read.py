@@ -25,10 +25,10 @@ from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.byte_ranges import read_contiguous
 from medsegpy_core.hdf5.chunks import fill_value, read_chunked
 from medsegpy_core.hdf5.costs import current_costs
-from medsegpy_core.hdf5.dataset_info import PLUGIN_FILTERS, Vetted, uses_szip, vet
+from medsegpy_core.hdf5.dataset_info import Vetted, uses_szip, vet
 from medsegpy_core.hdf5.extents import SMALLEST_MAP, kept_map, map_file
 from medsegpy_core.hdf5.files import open_dataset, open_file, regular_file
-from medsegpy_core.hdf5.filters import DecodeError, check_size
+from medsegpy_core.hdf5.filters import FILTERS, DecodeError, check_size
 from medsegpy_core.hdf5.layout import Layout, look, look_at_all, stored_chunk, with_common_form
 from medsegpy_core.hdf5.options import current_access
 from medsegpy_core.hdf5.probe import is_hdf5, list_groups, list_names
@@ -296,7 +296,7 @@ def _read_by_library(path: str, layout: Layout, selection: Selection) -> Array:
 
 def _needs_c_code(layout: Layout) -> bool:
     """Say whether reading runs code that a file can crash: the library, or a filter of hdf5plugin."""
-    return layout.form.route == "library" or any(number in PLUGIN_FILTERS for number, _ in layout.form.vetted.filters)
+    return layout.form.route == "library" or any(FILTERS[number].foreign for number, _ in layout.form.vetted.filters)
 
 
 def _read_elsewhere(path: str, layout: Layout, selection: Selection, out: Array) -> None:
