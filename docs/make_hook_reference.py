@@ -14,36 +14,36 @@ HEAD = """\
 <!-- Made by docs/make_hook_reference.py from medsegpy_core/plugins/hookspecs.py; do not edit. -->
 # Hook reference
 
-A plugin is a module with functions of these names, marked `@hookimpl`, and named by an entry point of the group
-`medsegpy`. It implements those that it needs. [Writing a dataset plugin](dataset-plugin.md) and
+A plugin is a module with functions of these names, marked `@hookimpl`. An entry point of the group `medsegpy` names
+the module. Implement the hooks that you need. [Writing a dataset plugin](dataset-plugin.md) and
 [writing a reader plugin](reader-plugin.md) show whole packages.
 
-*Register hooks* take no argument and return records, each with a `name`; they are called once, when the first question
-needs the plugins. A generator will do as well as a list. What they return is described in the [API](api.md).
-*Questions* are asked about one dataset: of the plugin that owns it first, whose answer is the only one that counts
-unless it has none (returns `None`).
+*Register hooks* take no argument and return records, each with a `name`, as a list or from a generator. They are called
+once, when plugins are first needed. The [API](api.md) describes the records. *Queries* are about one dataset. The
+plugin that owns the dataset is called first, and its answer counts unless it is `None`.
 
-A function may leave out arguments that it does not need. A misspelt one, an unknown hook, an error while the module is
-imported or while a hook runs: the plugin fails, alone, with one warning, and `medsegpy plugins` shows why.
+A function may leave out arguments that it does not need. A misspelled argument, an unknown hook, or an exception during
+import or in a hook makes the plugin fail, with one warning. Other plugins are not affected, and `medsegpy plugins`
+shows the reason.
 """
 TAIL = """
 ## When hooks change
 
-`medsegpy_core.API_VERSION` is the number of the hook interface. A plugin's module may say which it was written for:
+`medsegpy_core.API_VERSION` is the version number of the hooks. A plugin's module may declare the version it needs:
 
 ```python
 medsegpy_api = 1
 ```
 
-A plugin that needs a newer one than is installed then fails with that reason, and the `pip install --upgrade` line,
-instead of strangely.
+If it needs a newer version than the installed one, it fails with this reason and the `pip install --upgrade` command,
+not with an obscure error.
 
-* New hooks, and new arguments of a hook, break nothing: a plugin implements what it needs, and its functions take the
-  arguments that they name. The number stays.
-* A hook or an argument that is to go is deprecated first: for at least one minor release it works as before, and a
-  plugin that uses it gets a `DeprecationWarning` that says what to use instead. The changelog lists it under
-  "Deprecated".
-* When it goes, the number is counted up. Require the release that you tested with, as in `medsegpy-core>=0.1,<0.2`.
+* New hooks and new arguments of hooks break nothing: a plugin implements the hooks that it needs, and its functions
+  take the arguments that they name. The number stays the same.
+* A hook or an argument is deprecated before it is removed: for at least one minor release it works as before, and a
+  plugin that uses it gets a `DeprecationWarning` that names the replacement. The changelog lists it under "Deprecated".
+* When it is removed, the number is increased. Require the release that you tested with, as in
+  `medsegpy-core>=0.1,<0.2`.
 """
 
 
@@ -81,7 +81,7 @@ def reference() -> str:
     """Return the page."""
     parts = [HEAD]
     register = {kind.hook for kind in KINDS.values()}
-    for title, registers in (("Register hooks", True), ("Questions", False)):
+    for title, registers in (("Register hooks", True), ("Queries", False)):
         parts.append(f"\n## {title}\n")
         for name, hook in hooks():
             if (name in register) is registers:

@@ -119,7 +119,7 @@ def test_a_second_process_is_told_of_the_first(dicts, tmp_path):
     out = tmp_path / "out"
     first = start(dicts, out, waiting_at(""), stdin=subprocess.PIPE)
     first.stdout.readline()
-    with pytest.raises(OSError, match=f"another process .process {first.pid} on .* packs into this place"):
+    with pytest.raises(OSError, match=f"another process .process {first.pid} on .* is packing to this place"):
         pack_dataset("original", out)
     output, errors = first.communicate("\n" * 6)
     assert "packed 6" in output, errors
@@ -133,7 +133,7 @@ def test_many_processes_at_once_make_one_whole_set(dicts, tmp_path):
     outputs = [process.communicate() for process in processes]
     assert any(process.returncode == 0 for process in processes), outputs
     for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0 or "packs into this place" in errors
+        assert process.returncode == 0 or "is packing to this place" in errors
     assert whole(out)
 
 

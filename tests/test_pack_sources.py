@@ -190,7 +190,7 @@ def test_a_source_that_changes_while_it_is_packed_is_packed_again(tmp_path, monk
     d = {"file_name": str(path), "sem_seg_file": str(path), "scan_id": "a"}
     DatasetCatalog.register("original", lambda: [d])
     if changes == 9:
-        with pytest.raises(ReadError, match="the files of scan 'a' change all the time"):
+        with pytest.raises(ReadError, match="the files of scan 'a' keep changing"):
             pack_dataset("original", tmp_path / "out")
         return
     pack_dataset("original", tmp_path / "out")

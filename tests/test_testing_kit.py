@@ -239,7 +239,7 @@ def test_a_sound_reader_passes(readers, tmp_path):
     [
         ("ForgetsSteps", "partial_reads", "has the shape"),
         ("GivesTheMap", "partial_reads", "a subclass: return a plain numpy.ndarray"),
-        ("ReadsBesideItsTarget", "partial_reads", "writes beside its target"),
+        ("ReadsBesideItsTarget", "partial_reads", "writes outside its target"),
         ("ReadsEagerly", "shape_and_type_need_no_data", "read the header in open"),
         ("SharesAFile", "threads", "8 threads read at once"),
         ("NeverCloses", "files_are_released", "still open"),
@@ -253,7 +253,7 @@ def test_a_sound_reader_passes(readers, tmp_path):
         ("ListsTwice", "listing", "twice"),
         ("SaysZeroSpacing", "arrays", "metadata['spacing'] is (0.0, 1.0, 1.0), expected 3 positive numbers"),
         ("SaysTwoSpacings", "arrays", "expected 3 positive numbers"),
-        ("Turns", "values", "the image differs from what was written"),
+        ("Turns", "values", "the image differs from the values written"),
         ("HasNoSuffixes", "protocol", "expected a tuple of lower-case file name endings"),
         ("LosesTheMask", "arrays", "but the mask is None"),
     ],
@@ -297,7 +297,7 @@ def test_a_small_image_cannot_tell_headers_from_data(readers, tmp_path):
             np.save(folder / "a.npy", np.zeros((4, 4, 4)))
             return [Example({"file_name": folder / "a.npy", "scan_id": "a"})]
 
-    with pytest.raises(NotCheckableError, match="the image has 512 bytes; to tell data from headers it needs 262144"):
+    with pytest.raises(NotCheckableError, match="the image has 512 bytes; 262144 are needed to tell data from headers"):
         Small().test_shape_and_type_need_no_data(tmp_path)
     with pytest.raises(NotImplementedError, match="needs a method `examples"):
         ReaderTests().examples(tmp_path)
@@ -372,7 +372,7 @@ def anonymous(broken):
 
 def test_splits_of_unknown_people_are_not_called_safe(anonymous, medsegpy_plugins):
     medsegpy_plugins.register_plugin(anonymous, "x")
-    with pytest.raises(pytest.skip.Exception, match=r"3 scans have no subject_id, as '0000001_V00' of 'x_train'"):
+    with pytest.raises(pytest.skip.Exception, match=r"3 scans have no subject_id, such as '0000001_V00' of 'x_train'"):
         Suite().test_splits()
     (found,) = [finding for finding in check_plugin("x") if finding.check == "no subject is in two splits"]
     assert found.status == "unknown"
@@ -440,7 +440,7 @@ def test_a_broken_dataset_fails(broken, medsegpy_plugins, medsegpy_slices, tmp_p
 def test_a_list_that_changes_fails(broken, medsegpy_plugins, tmp_path):
     original = broken.load
     broken.load = lambda split: original(split)[:: (-1) ** broken.calls]
-    assert "listed in two ways" in dataset_failures(broken, medsegpy_plugins, tmp_path)["listing"]
+    assert "listed differently the second time" in dataset_failures(broken, medsegpy_plugins, tmp_path)["listing"]
 
 
 def test_one_list_for_all_passes_because_the_catalog_copies(broken, medsegpy_plugins, tmp_path):
@@ -475,7 +475,7 @@ def test_the_order_of_a_set_shows_in_a_new_process(site, plugins):
         names = ("sets",)
 
     Sets().test_listing()
-    with pytest.raises(CheckError, match="in another way in a new process"):
+    with pytest.raises(CheckError, match="listed differently in a new process"):
         Sets().test_new_process()
 
 
@@ -551,6 +551,6 @@ def test_the_command(site):
     assert '"message": "probe() of a file with empty raises IndexError' in broken.stdout
     unknown = run("plugins", "test", "npi")
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "There is no plugin 'npi'. Installed are: broken" in unknown.stderr
+    assert "There is no plugin 'npi'. Installed: broken" in unknown.stderr
     assert run("plugins", "test").returncode == 2
     assert run("plugins").returncode == 0

@@ -1,4 +1,4 @@
-"""Packing: a dataset rewritten into few HDF5 files, laid out for the way in which it is read."""
+"""Packing: rewriting a dataset into few HDF5 files, with a layout that suits how it is read."""
 
 from medsegpy_core.packing.manifest import packed_dicts, packed_metadata, register_packed
 from medsegpy_core.packing.pack import Packed, pack_dataset, verify_packed

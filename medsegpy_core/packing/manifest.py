@@ -1,4 +1,4 @@
-"""The manifest of a packed set: its metadata and scans, and the stamps and hashes of its sources."""
+"""The manifest of a packed dataset: its metadata and scans, and the stamps and hashes of its sources."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _ATTEMPTS: Final = 5
 
 @frozen
 class Source:
-    """A file as it was.
+    """The state of a file when it was packed.
 
     Attributes:
         stamp: Its size, times and inode.
-        digest: The hash of its content, see `file_hash`.
+        digest: The hash of its content; see `file_hash`.
     """
 
     stamp: Stamp
@@ -47,37 +47,37 @@ class Source:
 
     @classmethod
     def of_list(cls, values: Sequence[Any]) -> Source:
-        """Return what `as_list` wrote.
+        """Return the source that `as_list` wrote.
 
         Raises:
-            TypeError, ValueError: It is something else.
+            TypeError, ValueError: The values are not those of a source.
         """
         *fields, digest = values
         if [type(value) for value in values] != [int] * 4 + [str]:
-            raise TypeError(f"{values!r} is no source")
+            raise TypeError(f"{values!r} is not a source")
         try:
             return cls(Stamp.of_fields(*fields), digest)
-        except Exception as error:  # of `struct`, for numbers that no file has
-            raise ValueError(f"{values!r} is no source") from error
+        except Exception as error:  # from `struct`, for impossible numbers
+            raise ValueError(f"{values!r} is not a source") from error
 
 
 def source_files(scans: Iterable[Scan]) -> list[Path]:
-    """Return the files of some scans, each once, in the order in which they first occur."""
+    """Return the distinct files of some scans, in the order of their first occurrence."""
     files = (file for scan in scans for record in scan.records for file in (record.file_name, record.sem_seg_file))
     return list(dict.fromkeys(file for file in files if file is not None))
 
 
-# Files that hold many scans are hashed once a process.
+# Files with many scans are hashed once per process.
 _known: dict[Path, Source] = {}
 
 
 def hashed(path: Path) -> Source:
-    """Hash a file; what was hashed by this process and has its old stamp is not read again.
+    """Hash a file. If this process has hashed it and its stamp is unchanged, it is not read again.
 
-    A file that was changed just now is waited for, so that its stamp stands for this content and no other.
+    After a very recent change, wait until the stamp identifies the content.
 
     Raises:
-        ReadError: It cannot be read, or changes all the time.
+        ReadError: The file cannot be read, or keeps changing.
     """
     for _ in range(_ATTEMPTS):
         status = _status(path)
@@ -92,14 +92,14 @@ def hashed(path: Path) -> Source:
         if stamp_of(_status(path)) == before:
             _known[path] = found = Source(before, digest)
             return found
-    raise ReadError("the file changes all the time; wait until it is complete", path)
+    raise ReadError("the file keeps changing; wait until it is complete", path)
 
 
 def unchanged(path: Path, source: Source) -> Source | None:
-    """Return a file as it is now, if its content is as it was; it is read only if its stamp is another one.
+    """Return the current state of a file, or None if its content changed. It is read only if its stamp differs.
 
     Raises:
-        ReadError: It has to be read, and cannot be.
+        ReadError: The file must be read, but cannot be.
     """
     try:
         status = os.stat(path)  # noqa: PTH116
@@ -114,7 +114,7 @@ def unchanged(path: Path, source: Source) -> Source | None:
 
 
 def all_unchanged(files: Sequence[Path], sources: Sequence[Source]) -> list[Source] | None:
-    """Return some files as they are now, if all of them are as they were; see `unchanged`."""
+    """Return the current state of some files, or None if one of them changed; see `unchanged`."""
     found: list[Source] = []
     for file, source in zip(files, sources, strict=True):
         now = unchanged(file, source)
@@ -134,7 +134,7 @@ def _status(path: Path) -> os.stat_result:
     return status
 
 
-# 1: lists for tuples; spacing and affine in the files are for H, W, D. 2: tuples; for the stored axes, as in all files.
+# 1: tuples are lists; spacing and affine in files are for H, W, D. 2: tuples; for the stored axes, as in all files.
 FORMAT: Final = 2
 _READABLE: Final = (1, 2)
 _MOST_BYTES: Final = 2**30
@@ -146,19 +146,19 @@ _FILES: Final = ("file_name", "sem_seg_file")
 
 @frozen(eq=False)
 class Manifest:
-    """What a manifest says.
+    """The content of a manifest.
 
     Attributes:
         path: The manifest itself.
         name: The dataset that was packed.
         split: Its split, or None.
-        metadata: Its metadata, without what describes the layout of the original files.
+        metadata: Its metadata, without those that describe the layout of the original files.
         dicts: Dataset dicts with absolute paths.
         arrays: For each array its file (absolute), its key and the BLAKE2b hash of its content.
         settings: Layout, compression, patch.
-        fingerprint: What identifies settings and records.
-        sources: What the files that it was packed of were like, in the order of the dicts; None: the manifest was
-            written before that was noted.
+        fingerprint: Identifies settings and records.
+        sources: The state of the source files, in the order of the dicts; None for a manifest of an older version,
+            which did not record it.
     """
 
     path: Path
@@ -176,10 +176,10 @@ def packed_dicts(path: str | os.PathLike[str]) -> list[DatasetDict]:
     """Return the dataset dicts of a packed dataset.
 
     Args:
-        path: The manifest (``NAME.json``), a packed file beside it, or a folder that holds one manifest.
+        path: The manifest (``NAME.json``), a packed file next to it, or a folder with one manifest.
 
     Raises:
-        ReadError: There is none, it is no manifest, or it names files outside its folder.
+        ReadError: There is no manifest, it is invalid, or it names files outside its folder.
 
     Example:
         ```python
@@ -195,19 +195,19 @@ def packed_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def register_packed(path: str | os.PathLike[str], name: str | None = None, replace: bool = False) -> str:
-    """Register a packed dataset, with its metadata and its split, for as long as the process runs.
+    """Register a packed dataset, with its metadata and its split, until the process ends.
 
     Args:
         path: See `packed_dicts`.
-        name: The name to register; None: that of the dataset that was packed, which must not be registered then.
-        replace: Whether it may take the place of another dataset of this name, for example the original.
+        name: The name to register; None: that of the original dataset, which must not be registered then.
+        replace: Whether to replace an existing dataset of this name, such as the original.
 
     Returns:
         The name.
 
     Raises:
         ReadError: See `packed_dicts`.
-        DuplicateNameError: The name is registered already.
+        DuplicateNameError: The name is already registered.
 
     Example:
         ```python
@@ -217,7 +217,7 @@ def register_packed(path: str | os.PathLike[str], name: str | None = None, repla
     """
     manifest = read_manifest(path)
     chosen = manifest.name if name is None else name
-    # Read anew when the dicts are asked for: the set may have been packed again by then.
+    # Read the manifest on each load: the dataset may have been packed again in the meantime.
     spec = DatasetSpec(
         name=chosen,
         load=lambda: packed_dicts(manifest.path),
@@ -232,13 +232,13 @@ def register_packed(path: str | os.PathLike[str], name: str | None = None, repla
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read and check a manifest; see `packed_dicts`."""
+    """Read and validate a manifest; see `packed_dicts`."""
     file = _find(Path(path))
     said = read_json(file, "the manifest of a packed dataset")
     if not isinstance(said, dict) or _FORMAT_KEY not in said:
         raise ReadError("this is not the manifest of a packed dataset", file)
     if said[_FORMAT_KEY] not in _READABLE:
-        raise ReadError(f"packed in format {said[_FORMAT_KEY]!r}, which a newer medsegpy_core reads", file)
+        raise ReadError(f"packed in format {said[_FORMAT_KEY]!r}, which needs a newer medsegpy_core", file)
     folder = file.absolute().parent
     try:
         dicts = [_absolute(d, folder, file) for d in decoded(said["dicts"])]
@@ -252,7 +252,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         return Manifest(file.absolute(), name, split, metadata, dicts, arrays, settings, fingerprint, sources)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
-        raise ReadError(f"the manifest is broken ({what}); pack the dataset anew", file) from error
+        raise ReadError(f"the manifest is broken ({what}); pack the dataset again", file) from error
 
 
 def _name_and_split(name: Any, split: Any) -> tuple[str, Split | None]:
@@ -266,17 +266,17 @@ def read_json(path: Path, what: str) -> Any:
 
     Args:
         path: The file.
-        what: What it is, for the message.
+        what: A description of the file, for the message.
 
     Raises:
-        ReadError: It cannot be read, or is no JSON.
+        ReadError: It cannot be read, or is not JSON.
     """
     try:
         return json.loads(read_limited(path, _MOST_BYTES))
     except (OSError, ValueError) as error:
         raise ReadError(f"{what} cannot be read: {error}", path) from error
     except RecursionError as error:
-        raise ReadError(f"{what} cannot be read: its values lie too deep", path) from error
+        raise ReadError(f"{what} cannot be read: its values are nested too deep", path) from error
 
 
 def _find(path: Path) -> Path:
@@ -295,10 +295,10 @@ def _inside(folder: Path, name: Any, manifest: Path) -> Path:
     """Return the absolute path of a file that a manifest names.
 
     Raises:
-        ReadError: It does not lie in the folder of the manifest, or it is a link that leads elsewhere.
+        ReadError: It is not in the folder of the manifest, or is a link that leads elsewhere.
     """
     if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ReadError(f"it names the file {name!r}; only files in its own folder are read", manifest)
+        raise ReadError(f"it names the file {name!r}, but only files in its own folder are read", manifest)
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ReadError(f"it names the file {name!r}, a link that leaves its folder", manifest)
@@ -310,19 +310,19 @@ def _absolute(d: dict[str, Any], folder: Path, manifest: Path) -> DatasetDict:
 
 
 def _with_geometry(d: DatasetDict) -> DatasetDict:
-    """Return a dict of format 1, with what its file says of spacing and affine."""
+    """Return a dict of format 1 with the spacing and affine that its file states."""
     try:
         said = open_array(d["file_name"], d["image_key"]).said
     except ReadError:
-        return d  # reading it says why
+        return d  # reading it later reports the reason
     found = {"scan_spacing": said.spacing, "scan_affine": said.affine}
     return {key: value for key, value in found.items() if value is not None} | d
 
 
 def _metadata(said: dict[str, Any], folder: Path, version: int) -> dict[str, Any]:
-    # It may come from anywhere, and has nothing to say about where its files may lie.
+    # A manifest may come from anywhere: it must not decide where its files may be.
     metadata = {**said, "scan_root": str(folder), "contained": True}
-    if version == 1:  # in which tuples are lists
+    if version == 1:  # which stores tuples as lists
         for key, give_back in _TUPLES.items():
             if isinstance(metadata.get(key), list):
                 metadata[key] = give_back(metadata[key])
@@ -339,11 +339,11 @@ _TUPLES: Final[dict[str, Callable[[list[Any]], Any]]] = {
 
 
 def encoded(values: Mapping[str, Any], of: str) -> dict[str, Any]:
-    """Return what JSON can say of some values; what it cannot is left out, with a warning.
+    """Return values in a form for JSON. Values that JSON cannot represent are left out, with a warning.
 
     Args:
-        values: Of a dataset dict, or metadata.
-        of: Whose they are, for the warning.
+        values: A dataset dict, or metadata.
+        of: A description of their owner, for the warning.
     """
     kept: dict[str, Any] = {}
     for key, value in values.items():
@@ -352,7 +352,7 @@ def encoded(values: Mapping[str, Any], of: str) -> dict[str, Any]:
         except TypeError:
             warnings.warn(
                 f"{key!r} of {of} is {type(value).__name__}, which a manifest cannot hold; it is left out. Set it "
-                "again where the packed dataset is used.",
+                "again after registering the packed dataset.",
                 DataWarning,
                 stacklevel=2,
             )
@@ -379,7 +379,7 @@ def _encoded(value: Any) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """Return what `encoded` encoded."""
+    """Return the value that `encoded` encoded."""
     if isinstance(value, list):
         return [decoded(member) for member in value]
     if isinstance(value, dict):
@@ -387,14 +387,14 @@ def decoded(value: Any) -> Any:
             return tuple(map(decoded, value[_TUPLE]))
         if set(value) == {_PAIRS}:
             pairs = [(decoded(key), decoded(member)) for key, member in value[_PAIRS]]
-            # In format 1 they are lists.
+            # Format 1 has lists here.
             return {tuple(key) if isinstance(key, list) else key: member for key, member in pairs}
         return {key: decoded(member) for key, member in value.items()}
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
+    """Write a JSON file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8") as file:
@@ -414,15 +414,15 @@ def manifest_dict(
     fingerprint: str,
     there: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the beginning of a manifest; `dicts`, `arrays` and `sources` are still to come.
+    """Return the head of a manifest; `dicts`, `arrays` and `sources` are added later.
 
     Args:
         name: The dataset.
         split: Its split.
         metadata: Its metadata.
         settings: Layout, compression, patch.
-        fingerprint: What identifies settings and records.
-        there: The manifest of the files that are there, whose format stays; None: they are new.
+        fingerprint: Identifies settings and records.
+        there: An existing manifest whose format is kept; None: the current format.
     """
     version = FORMAT if there is None else there[_FORMAT_KEY]
     said = {_FORMAT_KEY: version, "name": name, "split": split, "settings": dict(settings), "fingerprint": fingerprint}

@@ -1,4 +1,4 @@
-"""`pack_dataset`: rewrite a dataset for fast reading, resume, and verify what was written."""
+"""`pack_dataset`: rewrite a dataset for fast reading, resume interrupted work, and verify the result."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from medsegpy_core.packing.scans import (
 )
 from medsegpy_core.reading.record_maker import datasets_root
 
-# A file, the key of an array in it, and the hash of its content.
+# A file, the key of an array in it, and the hash of the array.
 Hashed = tuple[Path, str, str]
 
 
@@ -58,14 +58,14 @@ def verify_packed(
     path: str | os.PathLike[str],
     watch: Callable[[Iterable[Hashed], int], Iterable[Hashed]] = lambda arrays, _: arrays,
 ) -> list[str]:
-    """Read all arrays of a packed dataset and compare them with the hashes that were taken when it was written.
+    """Read all arrays of a packed dataset and compare them with the hashes in its manifest.
 
     Args:
-        path: The manifest, see `packed_dicts`.
-        watch: Called with the arrays and how many there are, returns them; for a progress bar.
+        path: The manifest; see `packed_dicts`.
+        watch: Called with the arrays and their number, returns them; for a progress bar.
 
     Returns:
-        What is wrong, a line each; empty: all is as it was written.
+        The problems, one line each. Empty if all arrays are unchanged.
 
     Raises:
         ReadError: The manifest cannot be read.
@@ -93,20 +93,20 @@ Watch = Callable[[Iterable[str], int], Iterable[str]]
 
 
 class PackingError(MedSegPyError, OSError):
-    """A dataset cannot be packed there: another process is at it, or something else is there already."""
+    """A dataset cannot be packed there: another process is packing, or something else is already there."""
 
 
 @frozen
 class Packed:
-    """What `pack_dataset` made.
+    """The result of `pack_dataset`.
 
     Attributes:
-        manifest: The file that `register_packed` and `packed_dicts` take.
+        manifest: The file to pass to `register_packed` and `packed_dicts`.
         files: The packed files.
-        scans: How many scans they hold.
-        scans_packed: How many of them were packed by this call; the others were done before.
-        source_bytes: Size of the original files.
-        packed_bytes: Size of the packed files.
+        scans: The number of scans in them.
+        scans_packed: The number of scans packed by this call; the others were already packed.
+        source_bytes: The size of the original files.
+        packed_bytes: The size of the packed files.
     """
 
     manifest: Path
@@ -129,30 +129,30 @@ def pack_dataset(
     overwrite: bool = False,
     watch: Watch = lambda names, _: names,
 ) -> Packed:
-    """Rewrite a dataset into one HDF5 file, or a few, in the layout that the way of reading wants.
+    """Rewrite a dataset into one HDF5 file, or a few, with a layout that suits how it is read.
 
     Masks become bit fields, images keep their type. Every scan is read back and compared with its source. Interrupted
-    work goes on where it stopped; what is complete already is left as it is.
+    work is resumed, and complete work is left unchanged.
 
     Args:
         name: A registered dataset.
-        out: A folder, in which ``NAME.h5`` and ``NAME.json`` will lie, or the ``.h5`` file itself; None: the folder
+        out: A folder, which will contain ``NAME.h5`` and ``NAME.json``, or the ``.h5`` file itself; None: the folder
             ``packed`` in ``MEDSEGPY_DATASETS``.
-        layout: ``"slices"`` or ``"patches"``, see `PackLayout`.
+        layout: ``"slices"`` or ``"patches"``; see `PackLayout`.
         compression: ``"none"`` or ``"gzip"``.
-        patch: H, W and D of the chunks of the layout ``patches``; None: in one piece, with gzip 32 x 32 x 32.
-        shards: How many files.
-        jobs: How many processes pack scans.
-        overwrite: Whether to replace a packed dataset that was made of other files or with other settings.
-        watch: Called with the names of the scans, as they are done, and how many there are; for a progress bar.
+        patch: H, W and D of the chunks of the layout ``patches``; None: contiguous, or with gzip 32 x 32 x 32.
+        shards: The number of files.
+        jobs: The number of processes.
+        overwrite: Whether to replace a dataset packed from other files or with other settings.
+        watch: Called with the names of the scans, as they are finished, and their number; for a progress bar.
 
     Returns:
-        What was made. Use it with ``register_packed(packed.manifest, "some_name")``.
+        The result. Use it with ``register_packed(packed.manifest, "some_name")``.
 
     Raises:
-        PackingError: Another process packs there, or another dataset is there.
-        ReadError: A scan cannot be read, or was not written as it should have been.
-        OSError: The disk is full. What is done stays; no file is half-written.
+        PackingError: Another process is packing to this place, or another dataset is there.
+        ReadError: A scan cannot be read, or what was read back differs from what was written.
+        OSError: The disk is full. Finished work is kept; no file is half-written.
     """
     chosen = PackLayout(layout, compression, patch)
     folder, stem = _place(name, out)
@@ -185,7 +185,7 @@ def _place(name: str, out: str | os.PathLike[str] | None) -> tuple[Path, str]:
 
 
 def _group_names(scans: Sequence[Scan]) -> list[str]:
-    """Return a name for each scan that no other has: its id, with ``-AugNN`` where it is an augmented copy."""
+    """Return a unique name for each scan: its id, with ``-AugNN`` for an augmented copy."""
     names: dict[str, None] = {}
     for scan in scans:
         tag = f"-Aug{scan.key[2]:02d}" if scan.key[2] else ""
@@ -204,20 +204,20 @@ def _size(paths: Iterable[Path | None]) -> int:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes away; the lock of a process that was killed is free."""
+    """Exclude other processes. If a process is killed, its lock is released."""
     with ExitStack() as stack:
         try:
             stack.enter_context(lock_file(path))
         except BlockingIOError as error:
             raise PackingError(
-                f"{path.parent}: another process ({error.strerror}) packs into this place. Wait until it is done, or "
-                "choose another --out."
+                f"{path.parent}: another process ({error.strerror}) is packing to this place. Wait until it has "
+                "finished, or choose another --out."
             ) from error
         yield
 
 
 class _Work:
-    """The packing of one dataset; the place is locked."""
+    """The packing of one dataset, with its place locked."""
 
     def __init__(
         self,
@@ -243,11 +243,11 @@ class _Work:
         self.fingerprint = _hash([self.settings, shards, self.fingerprints])
         bounds = [len(tasks) * i // shards for i in range(shards + 1)]
         self.members = [range(first, stop) for first, stop in itertools.pairwise(bounds)]
-        # What `pack_scan` said of the scans that are done.
+        # The results of `pack_scan` for finished scans.
         self.done: dict[int, dict[str, Any]] = {}
 
     def run(self, jobs: int, watch: Watch) -> int:
-        """Pack what is still to be packed; returns how many scans that were."""
+        """Pack the scans that are not packed yet, and return their number."""
         if self._complete():
             return 0
         self.parts.mkdir(exist_ok=True)
@@ -267,10 +267,10 @@ class _Work:
         return len(todo)
 
     def _complete(self) -> bool:
-        """Return whether all is there already, packed of the files as they are now.
+        """Return whether everything is already packed from the current files.
 
         Raises:
-            PackingError: Something else is.
+            PackingError: Something else is there.
         """
         if not self.manifest.exists():
             return False
@@ -284,16 +284,16 @@ class _Work:
             shutil.rmtree(self.parts, ignore_errors=True)
             return True
         if not self.overwrite:
-            what = f"the packed dataset {there.name!r}" if there is not None else "a file that is no manifest"
+            what = f"the packed dataset {there.name!r}" if there is not None else "a file that is not a manifest"
             raise PackingError(
-                f"{self.manifest} is there already: {what}, made with other settings or of files that have changed. "
+                f"{self.manifest} already exists: {what}, made with other settings or from files that have changed. "
                 "Use --overwrite to replace it, or another --out."
             )
         self.replaced = {path for path, _, _ in there.arrays} - set(self.files) if there is not None else set()
         return False
 
     def _unchanged(self, there: Manifest) -> list[Source] | None:
-        """Return the files as they are now, if a set was made of the same, with the same settings."""
+        """Return the current sources, if the dataset was packed from the same content with the same settings."""
         if not all(file.is_file() for file in self.files):
             return None
         if there.sources is None:
@@ -303,7 +303,7 @@ class _Work:
         return all_unchanged(self.sources, there.sources)
 
     def _compared(self, there: Manifest) -> list[Source] | None:
-        """Do what `_unchanged` does for a manifest without sources: by the hashes of what would be packed now."""
+        """Do the same as `_unchanged` for a manifest without sources, by hashing what would be packed now."""
         if dict(there.settings) != self.settings or {path for path, _, _ in there.arrays} != set(self.files):
             return None
         before = [hashed(file) for file in self.sources]
@@ -314,13 +314,13 @@ class _Work:
         return all_unchanged(self.sources, before)
 
     def _renew(self, sources: Sequence[Source]) -> None:
-        """Bring what the manifest says of the sources and of the dataset up to date."""
+        """Update the manifest's description of the sources and of the dataset."""
         said = read_json(self.manifest, "the manifest")
         now = said | self._head(said) | {"sources": [source.as_list() for source in sources]}
         if now != said:
             write_json(self.manifest, now)
 
-    # A scan is done when its description is there, which is written after its part.
+    # A scan is finished when its description exists, which is written after its part.
 
     def _part(self, i: int) -> Path:
         return self.parts / f"{self.fingerprints[i]}.h5"
@@ -329,7 +329,7 @@ class _Work:
         return self.parts / f"{self.fingerprints[i]}.json"
 
     def _recall(self, i: int) -> None:
-        """Take what was done before for done, if it was made of the files as they are now."""
+        """Reuse a scan that was packed before, if its files are unchanged."""
         files = source_files([self.tasks[i].scan])
         try:
             said = read_json(self._described(i), "what was packed before")
@@ -338,7 +338,7 @@ class _Work:
             if sources is not None:
                 self.done[i] = {"units": units, "sources": [source.as_list() for source in sources]}
         except (ReadError, TypeError, ValueError, KeyError):
-            pass  # there is nothing, or nothing that can be used
+            pass  # there is nothing usable
 
     def _pack(self, todo: Sequence[int], jobs: int) -> Iterator[str]:
         """Pack scans and yield their names."""
@@ -347,7 +347,7 @@ class _Work:
                 self._note(i, pack_scan(self.tasks[i], str(self._part(i))))
                 yield self.tasks[i].group
             return
-        # Not forked: threads of this process may hold any lock.
+        # Not forked: threads of this process may hold locks.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(jobs, len(todo)), context) as pool:
             futures = {pool.submit(pack_scan, self.tasks[i], str(self._part(i))): i for i in todo}
@@ -364,10 +364,10 @@ class _Work:
         self.done[i] = done
 
     def _agreed_sources(self) -> list[Source]:
-        """Return what the files were like.
+        """Return the sources of all scans.
 
         Raises:
-            ReadError: One that holds several scans changed between them.
+            ReadError: A file with several scans changed between them.
         """
         found: dict[Path, Source] = {}
         for i, task in enumerate(self.tasks):
@@ -378,28 +378,28 @@ class _Work:
         return [found[file] for file in self.sources]
 
     def _intent(self, members: Iterable[int]) -> Path:
-        """Return a file that is written before the packed one appears: it says that a file of this name is ours."""
+        """Return a file that is written before the packed file appears. It proves that the packed file is ours."""
         return self.parts / f"file-{_hash([self.fingerprints[i] for i in members])}.json"
 
     def _assembled(self, number: int, members: Sequence[int]) -> bool:
-        """Return whether a packed file is there and whole."""
+        """Return whether a packed file exists and is complete."""
         file = self.files[number]
         if not (file.exists() and self._intent(members).is_file() and all(i in self.done for i in members)):
             return False
         return not verify_arrays(self._arrays(members, file))
 
     def _assemble(self, number: int) -> None:
-        """Put the parts of one file together."""
+        """Merge the parts of one file."""
         file, members = self.files[number], self.members[number]
         intent = self._intent(members)
         if file.exists() and not (self.overwrite or intent.is_file()):
-            raise PackingError(f"{file} is there already, and no part of this. Remove it, or choose another --out.")
+            raise PackingError(f"{file} already exists and does not belong here. Remove it, or choose another --out.")
         write_json(intent, {})
         with Staging(overwrite=True) as staging:
             with staging.create(str(file)) as made:
                 copy_contents([str(self._part(i)) for i in members], made)
             if wrong := verify_arrays(self._arrays(members, Path(staging.temporary(str(file))))):
-                raise ReadError(f"it was not written as it should have been: {wrong[0]}", file)
+                raise ReadError(f"it was not written correctly: {wrong[0]}", file)
         for i in members:
             self._part(i).unlink()
 
@@ -410,7 +410,7 @@ class _Work:
                     yield file, key, digest
 
     def _head(self, there: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the part of the manifest that tells of the dataset; the format of `there` stays."""
+        """Return the part of the manifest that describes the dataset, in the format of `there`."""
         metadata = MetadataCatalog.get(self.name).as_dict()
         metadata = {key: value for key, value in metadata.items() if key not in _NO_METADATA}
         metadata.setdefault("collection", collection_of(self.name))
@@ -418,7 +418,7 @@ class _Work:
         return manifest_dict(self.name, split, metadata, self.settings, self.fingerprint, there)
 
     def _contents(self) -> dict[str, Any]:
-        """Return the part of the manifest that tells of what is packed."""
+        """Return the part of the manifest that describes the packed arrays."""
         dicts, arrays = [], []
         for file, members in zip(self.files, self.members, strict=True):
             for i in members:
@@ -429,7 +429,7 @@ class _Work:
         return {"dicts": dicts, "arrays": arrays}
 
     def _finish(self, sources: Sequence[Source]) -> None:
-        """Write the manifest, and remove what only the way there needed."""
+        """Write the manifest, and remove intermediate files."""
         said = self._head() | self._contents() | {"sources": [source.as_list() for source in sources]}
         write_json(self.manifest, said)
         shutil.rmtree(self.parts)

@@ -1,4 +1,4 @@
-"""Pack one scan: the layout of its arrays for each way of reading them, and the task that writes it."""
+"""Packing one scan: the layout of its arrays for each way of reading, and the task that writes it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 LayoutName = Literal["slices", "patches"]
 Compression = Literal["gzip", "none"]
 
-# A fast level: inflating takes as long whatever the level is.
+# A fast level: decompression takes as long at any level.
 _GZIP_LEVEL: Final = 1
-# Chunks with a filter are decoded whole, so that large ones cost more than they save.
+# Compressed chunks are decoded as a whole, so that large ones cost more than they save.
 _GZIP_CHUNK: Final = 32
 
 
@@ -43,14 +43,14 @@ _GZIP_CHUNK: Final = 32
 class PackLayout:
     """The layout of packed arrays.
 
-    * ``slices``: depth first, so that a slice is one range of bytes. With gzip, a chunk is a slice.
-    * ``patches``: H x W x D as ever. In chunks of `patch`, of which a patch touches few; without `patch` and without
-      gzip in one piece, which is read fastest where the file is in the page cache.
+    * ``slices``: depth first, so that a slice is one byte range. With gzip, a chunk is a slice.
+    * ``patches``: H x W x D, in chunks of `patch`, so that a patch touches few of them. Without `patch` and gzip,
+      contiguous, which is fastest if the file is in the page cache.
 
     Attributes:
-        name: Which of them.
+        name: The name of the layout.
         compression: ``"none"`` or ``"gzip"``.
-        patch: H, W and D of a chunk of the layout ``patches``; None: one piece, with gzip chunks of 32 x 32 x 32.
+        patch: H, W and D of a chunk of the layout ``patches``; None: contiguous, or with gzip 32 x 32 x 32.
     """
 
     name: LayoutName = field(default="slices", validator=validators.in_(("slices", "patches")))
@@ -63,12 +63,12 @@ class PackLayout:
             raise ValueError(f"The patch is {value!r}, expected three ints >= 1: H, W and D.")
 
     def axes(self, spatial: str, channels: bool) -> str:
-        """Return the letters of the stored axes, of an array with the axes `spatial` (``"HWD"`` or ``"HW"``)."""
+        """Return the letters of the stored axes for an array with the axes `spatial` (``"HWD"`` or ``"HW"``)."""
         order = "DHW" if self.name == "slices" and "D" in spatial else spatial
         return order + "C" * channels
 
     def storage(self, axes: str, shape: tuple[int, ...]) -> dict[str, Any]:
-        """Return the options of ``h5py.Group.create_dataset`` for an array as it is stored."""
+        """Return the options of ``h5py.Group.create_dataset`` for an array in stored order."""
         if self.compression == "none" and (self.name == "slices" or self.patch is None):
             return {}
         if self.name == "slices":
@@ -80,7 +80,7 @@ class PackLayout:
         return {"chunks": chunk} | (gzip if self.compression == "gzip" else {})
 
     def _chunk(self, size: int, patch: int) -> int:
-        """Return the size of chunks along an axis; raw ones are made to fit, for the last is stored whole as well."""
+        """Return the chunk size along an axis. Raw chunks are evened out, because the last is padded to full size."""
         return min(size, patch) if self.compression == "gzip" else -(-size // -(-size // patch))
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,13 +95,13 @@ _ATTEMPTS: Final = 3
 
 @frozen(eq=False)
 class Task:
-    """A scan to be packed, and all that is needed for it; pickles.
+    """A scan to pack, with everything that is needed for it; pickles.
 
     Attributes:
         scan: The scan.
         group: The name of its group in the packed file.
         opener: Opens its records.
-        layout: How it is to lie.
+        layout: The layout of the packed arrays.
     """
 
     scan: Scan
@@ -111,25 +111,25 @@ class Task:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the work: the layout, and the records. What was in the files is told by their hashes."""
+        """Identifies the work: the layout and the records. The content of the files is identified by their hashes."""
         ids = [self.opener.category_ids[record.dataset] for record in self.scan.records[:1]]
         channels = [None if known is None else required_channels(known) for known in ids]
         said: list[Any] = [FORMAT, self.layout.as_dict(), self.group, channels]
         for record in self.scan.records:
             d = record.to_dict()
-            d.pop("dataset_name", None)  # the same files under another name are the same
+            d.pop("dataset_name", None)  # the same files under another name are the same work
             said.append(repr(d))
         return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
 
 
 @frozen
 class _Unit:
-    """What becomes one pair of arrays: a whole scan, or one slice of a scan that is not complete.
+    """The source of one pair of arrays: a whole scan, or one slice of an incomplete scan.
 
     Attributes:
         group: The group in the packed file.
         records: The volume, or the slices.
-        whole: Whether it is a whole scan, with a depth.
+        whole: Whether this is a whole scan, with a depth.
     """
 
     group: str
@@ -138,10 +138,10 @@ class _Unit:
 
 
 def units(scan: Scan, group: str) -> list[_Unit]:
-    """Return which arrays a scan becomes.
+    """Return the units that a scan is divided into.
 
-    A scan of slices becomes one volume. Where slices are missing, some have no mask, or their masks do not mean the
-    same, it keeps its slices one by one: a volume could not say which.
+    A scan of slices becomes one volume, unless slices are missing, some have no mask, or their masks differ in meaning.
+    Then it keeps its individual slices, because a volume could not represent this.
     """
     labels = {(r.labelled, *(repr(r.extra.get(key)) for key in LABEL_CHECKS)) for r in scan.records}
     if scan.is_volume or (not scan.missing and len(labels) == 1):
@@ -155,11 +155,11 @@ def pack_scan(task: Task, path: str) -> dict[str, Any]:
     If the source changes meanwhile, it is packed again.
 
     Returns:
-        `units`: for each its dataset dict as the manifest holds it, all but the files, and the hash of each array; and
-        `sources`: what its files were like.
+        `units`: for each its dataset dict as in the manifest, without files, and the hash of each array; and
+        `sources`: the state of its files.
 
     Raises:
-        ReadError: The source cannot be read, or changes all the time, or what was read back is not what was written.
+        ReadError: The source cannot be read, or keeps changing, or the data read back differ from those written.
     """
     files = source_files([task.scan])
     for _ in range(_ATTEMPTS):
@@ -172,19 +172,17 @@ def pack_scan(task: Task, path: str) -> dict[str, Any]:
         else:
             if (after := all_unchanged(files, before)) is not None:
                 return {"units": done, "sources": [source.as_list() for source in after]}
-        task = pickle.loads(pickle.dumps(task))  # noqa: S301 -- our own: it forgets what it has opened
-    raise ReadError(
-        f"the files of scan {task.scan.key[1]!r} change all the time; wait until they are complete", files[0]
-    )
+        task = pickle.loads(pickle.dumps(task))  # noqa: S301 -- our own; a copy without cached open files
+    raise ReadError(f"the files of scan {task.scan.key[1]!r} keep changing; wait until they are complete", files[0])
 
 
 def described_scan(task: Task) -> list[dict[str, Any]]:
-    """Return the `units` that `pack_scan` would return now; nothing is written."""
+    """Return the `units` that `pack_scan` would return now, without writing."""
     return [_pack_unit(task, unit, None) for unit in units(task.scan, task.group)]
 
 
 def write_scan(task: Task, path: str) -> list[dict[str, Any]]:
-    """Write the file of one scan, read it back and compare it with the source; returns the `units` of `pack_scan`."""
+    """Write the file of one scan, read it back and compare it with the source. Return the `units` of `pack_scan`."""
     planned = units(task.scan, task.group)
     with atomic_h5(path, overwrite=True) as file:
         done = [_pack_unit(task, unit, file) for unit in planned]
@@ -220,8 +218,8 @@ def _store(file: Any, name: str, key: str, array: Array, axes: str, arrays: _Arr
 
 
 def _common(unit: _Unit) -> DatasetDict:
-    """Return what is true of all records of a unit, without files and keys inside them."""
-    # Nor the dataset: packed files belong to the one that they are registered as.
+    """Return the keys that all records of a unit share, without files and keys inside them."""
+    # The dataset is left out too: packed files belong to the dataset that they are registered as.
     left_out = {"dataset_name", "file_name", "sem_seg_file", "image_key", "sem_seg_key", "reader", *LAYOUT_KEYS}
     if unit.whole:
         left_out |= {"slice_id", "scan_num_slices"}
@@ -233,8 +231,8 @@ def _common(unit: _Unit) -> DatasetDict:
     }
     if differing := sorted(set().union(*dicts) - set(common) - left_out):
         warnings.warn(
-            f"Scan {unit.records[0].scan_id!r}: {', '.join(map(repr, differing))} differ from slice to slice, which a "
-            "packed scan cannot say; they are left out.",
+            f"Scan {unit.records[0].scan_id!r}: {', '.join(map(repr, differing))} differ between slices, which a "
+            "packed scan cannot represent; they are left out.",
             DataWarning,
             stacklevel=2,
         )
@@ -243,7 +241,7 @@ def _common(unit: _Unit) -> DatasetDict:
 
 @frozen(eq=False)
 class _Arrays:
-    """The arrays of a unit, in memory, with their axes as they will be stored."""
+    """The arrays of a unit, in memory, with their axes in stored order."""
 
     image: Array
     image_axes: str
@@ -278,7 +276,7 @@ class _Arrays:
         return arrays if mask is None or label_map or not unknown else arrays.without_empty_half(mask)
 
     def without_empty_half(self, mask: Array) -> _Arrays:
-        """Return the same without the bits of unknown channels, if none is set."""
+        """Return a copy without the bits of unknown channels, if none is set."""
         known, unknown = np.split(mask, 2, axis=self.mask_axes.index("C"))
         return self if unknown.any() else evolve(self, mask=np.ascontiguousarray(known), unknown=False)
 
@@ -299,19 +297,19 @@ class _Arrays:
                 mask[place] = _mask_values(opened.mask, part, self.channels, self.unknown, record)
 
     def stored(self) -> Iterator[tuple[str, Array, str]]:
-        """Yield key, array and axes of what is stored."""
+        """Yield key, array and axes of each stored array."""
         yield "volume", self.image, self.image_axes
         if self.mask is not None:
             yield "seg", self.mask, self.mask_axes
 
     def layout_keys(self, record: Record) -> DatasetDict:
-        """Return the keys of a dataset dict that say how the arrays lie, all of them: metadata may say otherwise."""
+        """Return all keys of a dataset dict that describe the stored arrays, because metadata may contradict them."""
         said: DatasetDict = {"image_axes": self.image_axes}
         if self.mask is None:
             return said
-        # Bits hold what is unknown; that there may be such voxels, a loader has to know before it reads them.
+        # The bits contain unknown voxels, but a loader must know that there may be some before it reads them.
         kept = {"annotated", "ignore_values"} | ({"label_values"} if self.label_map else set())
-        # Plain ints, which JSON holds.
+        # Plain ints, for JSON.
         means = {
             key: list(normalize_category_ids(value)) if key == "annotated" else [int(label) for label in value]
             for key in sorted(kept)
@@ -328,7 +326,7 @@ def _stays_label_map(mask: LazyArray | None) -> bool:
 
 
 def _may_be_unknown(mask: LazyArray | None) -> bool:
-    """Return whether channels may be unknown somewhere."""
+    """Return whether there may be unknown voxels."""
     if isinstance(mask, LabelMapView):
         return bool(mask.labels.ignored) or not all(map(mask.labels.is_annotated, range(mask.channels)))
     if isinstance(mask, AnnotatedView):
@@ -337,12 +335,12 @@ def _may_be_unknown(mask: LazyArray | None) -> bool:
 
 
 def _bytes_of(channels: int, unknown: bool) -> int:
-    """Return how many bytes the bits of a voxel take."""
+    """Return the number of bytes for the bits of a voxel."""
     return -(-channels // 8) * (2 if unknown else 1)
 
 
 def _empty(shape: Sequence[int], axes: str, dtype: np.dtype[Any]) -> Array:
-    """Return an array whose axes, stored as `axes`, have the sizes `shape` in the order H, W, D, C."""
+    """Return an array with stored axes `axes`, whose sizes `shape` are in the order H, W, D, C."""
     sizes = dict(zip(sorted(axes, key="HWDC".index), shape, strict=True))
     return np.empty([sizes[letter] for letter in axes], dtype)
 
@@ -353,7 +351,7 @@ def _canonical(array: Array, axes: str) -> Array:
 
 
 def _parts(task: Task, unit: _Unit) -> Iterator[tuple[tuple[Any, ...], tuple[slice, ...], CanonicalScan, Record]]:
-    """Yield the source piece by piece: its place in the canonical array, and the part of the open scan that it is."""
+    """Yield the source piece by piece: the place in the canonical array, and the part of the open scan."""
     for record in unit.records:
         with task.opener.open(record) as opened:
             if unit.whole and record.kind == "slice":
@@ -372,7 +370,7 @@ def _parts(task: Task, unit: _Unit) -> Iterator[tuple[tuple[Any, ...], tuple[sli
 def _mask_values(
     mask: LazyArray, part: tuple[slice, ...], channels: int | None, unknown: bool, record: Record
 ) -> Array:
-    """Return a piece of a mask as it is stored: labels, or bits."""
+    """Return a piece of a mask in stored form: labels or bits."""
     if channels is None and isinstance(mask, LabelMapView):
         labels = mask.read_labels(_box(part, mask.array.shape))
         mask.coded(labels, mask.codes())
@@ -390,13 +388,13 @@ def _mask_values(
 
 
 def _box(part: tuple[slice, ...], shape: Sequence[int]) -> tuple[slice, ...]:
-    """Return a part of the first axes, with bounds, and the whole of the others."""
+    """Return a selection: a part of the first axes, with explicit bounds, and the whole of the others."""
     sides = zip(part, shape, strict=False)
     return (*(slice(*side.indices(n)[:2]) for side, n in sides), *full_selection(tuple(shape[len(part) :])))
 
 
 def _compare(task: Task, unit: _Unit, path: str) -> None:
-    """Compare what lies in the packed file with the source.
+    """Compare the packed file with the source.
 
     Raises:
         ReadError: They differ.
@@ -417,7 +415,7 @@ def _compare(task: Task, unit: _Unit, path: str) -> None:
             axes = task.layout.axes(spatial, len(arrays[key].shape) > len(spatial))
             found = _read(arrays[key], axes, place)
             if found.dtype != values.dtype or found.tobytes() != values.tobytes():
-                raise ReadError("what was read back is not what was written; is the disk failing?", path, key)
+                raise ReadError("what was read back is not what was written; the disk may be failing", path, key)
 
 
 def _read(array: LazyArray, axes: str, place: tuple[Any, ...]) -> Array:

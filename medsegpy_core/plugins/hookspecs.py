@@ -1,7 +1,7 @@
-"""All hook specs, in one file. A plugin implements those it needs, as functions of a module, marked ``@hookimpl``.
+"""All hook specs, in one file. A plugin implements those it needs as functions of a module, marked ``@hookimpl``.
 
-Two kinds, and no third. *Register hooks* take no argument and return records with a `name`. *Questions* are asked about
-one dataset, the plugin that owns it first.
+There are two kinds. *Register hooks* take no argument and return records with a `name`. *Queries* are about one
+dataset; the plugin that owns it is called first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_datasets(self) -> Iterable[DatasetSpec]:
-        """Bring datasets.
+        """Return the datasets that this plugin provides.
 
         Example:
             ```python
@@ -68,7 +68,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_readers(self) -> Iterable[Reader]:
-        """Bring readers of file formats. A `Reader` is an object, not a class.
+        """Return the readers that this plugin provides. A `Reader` is an object, not a class.
 
         Example:
             ```python
@@ -116,7 +116,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_augmentations(self) -> Iterable[Augmentation]:
-        """Declare what the augmentation numbers of this plugin's datasets mean.
+        """Return the meanings of the augmentation numbers in this plugin's datasets.
 
         Example:
             ```python
@@ -131,7 +131,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_loaders(self) -> Iterable[LoaderSpec]:
-        """Bring loaders; the config's `TAG` picks one by name.
+        """Return loaders. The config's `TAG` selects one by name.
 
         Example:
             ```python
@@ -153,7 +153,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_transforms(self) -> Iterable[TransformSpec]:
-        """Bring transforms; the config's `PREPROCESSING` picks them by name.
+        """Return transforms. The config's `PREPROCESSING` selects them by name.
 
         Example:
             ```python
@@ -175,7 +175,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_evaluators(self) -> Iterable[EvaluatorSpec]:
-        """Bring evaluators; the metadata's `evaluator_type` picks one by name.
+        """Return evaluators. The metadata's `evaluator_type` selects one by name.
 
         Example:
             ```python
@@ -203,7 +203,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_metrics(self) -> Iterable[MetricSpec]:
-        """Bring metrics; the config's `TEST_METRICS` picks them by name.
+        """Return metrics. The config's `TEST_METRICS` selects them by name.
 
         Example:
             ```python
@@ -223,7 +223,7 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_register_commands(self) -> Iterable[click.Command]:
-        """Bring commands of the ``medsegpy`` program.
+        """Return commands for the ``medsegpy`` program.
 
         Example:
             ```python
@@ -245,15 +245,15 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_dataset_metadata(self, dataset: str) -> Mapping[str, Any] | None:
-        """Say metadata of a dataset, instead of, or in addition to, `DatasetSpec.metadata`.
+        """Return metadata of a dataset, instead of or in addition to `DatasetSpec.metadata`.
 
-        Asked of the plugin that owns the dataset first; only its answer counts unless it has none.
+        The plugin that owns the dataset is called first. The others are called only if it returns None.
 
         Args:
             dataset: The name of the dataset.
 
         Returns:
-            Metadata keys and values, or None for a dataset that the plugin knows nothing of.
+            Metadata keys and values, or or None for a dataset of another plugin.
 
         Example:
             ```python
@@ -268,16 +268,16 @@ class HookSpecs:
 
     @hookspec
     def medsegpy_tag_augmentation(self, dataset: str, record: Record) -> int | None:
-        """Say the augmentation number of an element where neither its file name nor its dict does.
+        """Return the augmentation number of an element if neither its file name nor its dict states it.
 
-        Asked of the plugin that owns the dataset first; only its answer counts unless it has none.
+        The plugin that owns the dataset is called first. The others are called only if it returns None.
 
         Args:
             dataset: The name of the dataset.
-            record: The element; its `augmentation` is 0 for want of an answer.
+            record: The element; its `augmentation` is 0 by default.
 
         Returns:
-            0 for an original, 1 to 99 for an augmented copy, None for an element the plugin knows nothing of.
+            0 for an original, 1 to 99 for an augmented copy, None if the plugin does not know.
 
         Example:
             ```python

@@ -1,7 +1,7 @@
-"""What plugin authors test with: suites to subclass, the checks that they are made of, and a pytest plugin.
+"""Testing tools for plugin authors: suites to subclass, their individual checks, and a pytest plugin.
 
-pytest imports this package in every run of everybody who has medsegpy_core installed, so that names are loaded when
-they are first used.
+Names are imported on first use, because pytest imports this package in every run of everyone who has medsegpy_core
+installed.
 """
 
 from __future__ import annotations

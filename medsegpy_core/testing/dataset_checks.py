@@ -1,4 +1,4 @@
-"""What must hold for datasets, check by check. Each takes names, and raises `CheckError`."""
+"""Conformance checks for datasets. Each takes names and raises `CheckError`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from medsegpy_core.typing import DatasetDict
 
 
 def check_registered(name: str) -> None:
-    """Check that there is a dataset of this name, and that nobody else claims it."""
+    """Check that a dataset is registered, by one owner only."""
     try:
         dataset_owner(name)
     except MedSegPyError as error:
@@ -39,19 +39,19 @@ def check_registered(name: str) -> None:
 
 
 def check_listing(name: str) -> None:
-    """Check that the dataset is listed the same way twice, with something in it."""
+    """Check that the dataset is not empty, and is listed the same way twice."""
     first = _listed(name)
     require(first, f"dataset {name!r} has no elements. Check what its function returns, and where its files are")
     kept = pickle.loads(_pickled(first, name))  # noqa: S301 -- pickled in the line itself
-    require(kept == first, f"the dicts of {name!r} are others after pickling")
-    require(_listed(name) == kept, f"dataset {name!r} is listed in two ways, one after the other: sort what is listed")
+    require(kept == first, f"the dicts of {name!r} differ after pickling")
+    require(_listed(name) == kept, f"dataset {name!r} is listed differently the second time: sort the list")
 
 
 def check_new_process(names: Sequence[str]) -> None:
-    """Check that a new process, with another hash seed, lists the same.
+    """Check that a new process, with another hash seed, lists the same dicts.
 
     Raises:
-        CheckError: It does not.
+        CheckError: It lists others.
         NotCheckableError: A dataset is registered in this process only, by a function that does not pickle.
     """
     installed = [name for name in names if dataset_owner(name).distribution]
@@ -66,25 +66,25 @@ def check_new_process(names: Sequence[str]) -> None:
     for name in names:
         require(
             found[name] == _listed(name),
-            f"dataset {name!r} is listed in another way in a new process: sort what is listed, never list a set",
+            f"dataset {name!r} is listed differently in a new process: sort the list, and do not iterate over sets",
         )
 
 
 def check_records(name: str) -> None:
-    """Check that all dicts are standard dataset dicts, each slice and volume once, and that records pickle."""
+    """Check that all dicts are standard dataset dicts, that no element occurs twice, and that records pickle."""
     try:
         records = load_records(name)
     except RecordError as error:
         raise CheckError(str(error)) from error
     again = pickle.loads(_pickled(records, name))  # noqa: S301 -- pickled in the line itself
-    require(again == records, f"the records of {name!r} are others after pickling")
+    require(again == records, f"the records of {name!r} differ after pickling")
     for scan in group_scans(records):
         missing = ", ".join(map(str, scan.missing[:5]))
         require(not missing, f"scan {scan.key[1]!r} of {name!r} lacks slices {missing}: inference on it is refused")
 
 
 def check_metadata(name: str) -> None:
-    """Check that all required metadata are there, and that none contradicts another."""
+    """Check that all required metadata are present and consistent."""
     try:
         view = MetadataCatalog.get(name).view().require()
         ids = normalize_category_ids(view.category_ids)
@@ -98,11 +98,11 @@ def check_splits(names: Sequence[str]) -> None:
     """Check that no subject of a collection is in two splits, over all of the datasets.
 
     Args:
-        names: The datasets. Those without a split are passed over.
+        names: The datasets. Those without a split are skipped.
 
     Raises:
-        CheckError: A subject is in two splits, or a scan if it has no `subject_id`.
-        UndecidedError: No subject is found to be, but some scans have no `subject_id`.
+        CheckError: A subject, or a scan without `subject_id`, is in two splits.
+        UndecidedError: No such subject was found, but some scans have no `subject_id`.
     """
     where: dict[tuple[str, Any], dict[str, str]] = {}
     splits_of: dict[str, set[str]] = {}
@@ -129,20 +129,20 @@ def check_splits(names: Sequence[str]) -> None:
     if unknown:
         (_, scan_id), name = next(iter(unknown.items()))
         raise UndecidedError(
-            f"{len(unknown)} scans have no subject_id, as {scan_id!r} of {name!r}: it is unknown whether scans in two "
-            "splits are of one person. Add subject_id to the dataset dicts"
+            f"{len(unknown)} scans have no subject_id, such as {scan_id!r} of {name!r}: it is unknown whether scans in "
+            "two splits are of one person. Add subject_id to the dataset dicts"
         )
 
 
 def check_augmentation(name: str) -> None:
-    """Check that a dataset that models are judged on has no augmented elements."""
+    """Check that a validation or test dataset has no augmented elements."""
     split = dataset_spec(name).split
     if split not in ("val", "test"):
         return
     augmented = [record for record in load_records(name) if record.augmentation]
     if augmented:
         raise CheckError(
-            f"{name!r} is a {split} split, but {len(augmented)} of its elements are augmented, as "
+            f"{name!r} is a {split} split, but {len(augmented)} of its elements are augmented, such as "
             f"{augmented[0].file_name}: leave them out (medsegpy_core.filter_dicts(dicts, 'augmentation', [0]))"
         )
 
@@ -152,7 +152,7 @@ def check_files(name: str, scans: int = 3) -> None:
 
     Args:
         name: The dataset.
-        scans: How many scans are looked at: the first, the last, and some between. Of each, the first and last element.
+        scans: How many scans to check: the first, the last, and some in between. Of each, the first and last element.
     """
     try:
         records = load_records(name)
@@ -198,5 +198,5 @@ def _pickled(value: Any, name: str) -> bytes:
         return pickle.dumps(value)
     except Exception as error:
         raise CheckError(
-            f"the dicts of {name!r} cannot be pickled, so that no loader can be sent to another process: {error}"
+            f"the dicts of {name!r} cannot be pickled, so that loaders cannot be sent to other processes: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Small scans to test with, files of them in the two HDF5 formats, and what checks do with files."""
+"""Small scans for tests, files with them in the two HDF5 formats, and file helpers for checks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Example(NamedTuple):
-    """A file and what is in it.
+    """A file and its expected content.
 
     Attributes:
         dataset_dict: The dataset dict of a slice or of a volume.
-        image: What `open_scan` must give: H x W for a slice, H x W x D for a volume, [x K]. None: not known.
-        mask: H x W [x D] x C, 0 and 1. None: unlabelled, or not known.
+        image: The expected image of `open_scan`: H x W for a slice, H x W x D for a volume, [x K]. None: unknown.
+        mask: H x W [x D] x C, 0 and 1. None: unlabelled or unknown.
     """
 
     dataset_dict: DatasetDict
@@ -39,9 +39,9 @@ def example_scan(
 
     Args:
         shape: H, W and D.
-        channels: How many classes; they overlap nowhere, so that the mask can be stored as a label map.
+        channels: The number of classes. They do not overlap, so that the mask can be stored as a label map.
         dtype: The type of the image.
-        seed: Another seed, other values.
+        seed: A different seed gives different values.
 
     Returns:
         The image, H x W x D, of whole numbers from 0 to 250; and the mask, H x W x D x C, uint8.
@@ -110,11 +110,11 @@ def files_of(record: Record) -> list[Path]:
 
 
 def copied(record: Record, folder: Path) -> Record:
-    """Copy the files of a record into a new folder, under their own names, and return the record of the copies."""
+    """Copy the files of a record into a new folder, with the same names, and return the record of the copies."""
     folder.mkdir(parents=True)
     copies: dict[Path, Path] = {}
     for number, path in enumerate(files_of(record)):
-        # Image and mask may have one name in two folders.
+        # Image and mask may have the same name in two folders.
         copies[path] = folder / str(number) / path.name
         copies[path].parent.mkdir()
         if path.is_dir():
@@ -128,14 +128,14 @@ def copied(record: Record, folder: Path) -> Record:
 
 
 def arrays_of(scan: OpenScan) -> Iterator[tuple[str, LazyArray]]:
-    """Yield the arrays of an open scan, and what to call them."""
+    """Yield the arrays of an open scan with their names."""
     yield "image", scan.image
     if scan.mask is not None:
         yield "mask", scan.mask
 
 
 def read_all(reader: Reader, record: Record) -> dict[str, Array]:
-    """Read the arrays of a record as the reader gives them."""
+    """Read the arrays of a record as the reader returns them."""
     with reader.open(record) as scan:
         return {name: array[...] for name, array in arrays_of(scan)}
 
@@ -151,21 +151,21 @@ def digest(scan: OpenScan) -> str:
 
 
 def read_digest(reader: Reader, record: Record, canonical: bool = False) -> str:
-    """Open a record and return its `digest`; `canonical`: as `open_scan` gives the arrays."""
-    # Not by `open_record`, which makes ReadErrors of what a reader raises: here it is the reader that is looked at.
+    """Open a record and return its `digest`; with `canonical`, that of the arrays of `open_scan`."""
+    # Not `open_record`, which turns the reader's exceptions into ReadErrors: the checks are about the reader itself.
     with reader.open(record) as scan:
         return digest(canonical_scan.canonical(scan, record, None) if canonical else scan)
 
 
 def open_descriptors(paths: list[Path]) -> list[str]:
-    """Return which of the files this process has open; Linux only."""
+    """Return the files that this process has open. Linux only."""
     wanted = {os.path.realpath(path) for path in paths}
     found = []
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             target = str(descriptor.readlink())
         except OSError:
-            continue  # closed meanwhile
+            continue  # closed in the meantime
         if target in wanted:
             found.append(target)
     return found

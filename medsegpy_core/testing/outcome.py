@@ -1,4 +1,4 @@
-"""How a check ends: quietly, with a `CheckError`, a `NotCheckableError` or an `UndecidedError`."""
+"""The outcomes of a check: success, or a `CheckError`, a `NotCheckableError` or an `UndecidedError`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from medsegpy_core.errors import MedSegPyError
 
 
 class CheckError(MedSegPyError, AssertionError):
-    """A plugin does not do what its kind of plugin must. The message says what, and what to do about it."""
+    """A plugin violates a requirement. The message states which, and how to fix it."""
 
 
 class NotCheckableError(MedSegPyError):
-    """What a check needs is not there: a file with a mask, a file that is large enough, an operating system."""
+    """A check cannot run here: it needs a file with a mask, a larger file, or another operating system."""
 
 
 class UndecidedError(MedSegPyError):
-    """A check ran, but what the datasets say does not decide whether it holds."""
+    """A check ran, but the information in the datasets is not enough to decide."""
 
 
 @frozen
 class Finding:
-    """How one check of one subject ended.
+    """The outcome of one check.
 
     Attributes:
-        subject: What was checked: ``"reader 'nifti'"``, ``"dataset 'knee_train'"``.
-        check: What of it, in a few words.
+        subject: The subject of the check: ``"reader 'nifti'"``, ``"dataset 'knee_train'"``.
+        check: The requirement, in a few words.
         status: ``"passed"``, ``"failed"``, ``"unknown"`` (it ran, but cannot tell) or ``"skipped"`` (it could not run).
         message: Why it did not pass; empty if it did.
     """

@@ -1,4 +1,4 @@
-"""`check_plugin`: all checks of one installed plugin, for those who do not use pytest."""
+"""`check_plugin`: all checks of one installed plugin, without pytest."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ Checks = Mapping[str, Callable[[], Any]]
 
 
 def check_plugin(name: str, data: Path | None = None) -> Iterator[Finding]:
-    """Check what an installed plugin brings: its datasets, its readers, its metrics, and that its import is light.
+    """Check an installed plugin: its datasets, its readers, its metrics, and that its import is light.
 
     Args:
         name: The name of the plugin, or of its distribution.
-        data: A folder with files of the plugin's readers. None: readers are tried on a file of any dataset that is
-            installed and uses them.
+        data: A folder with files for the plugin's readers. None: readers are tested on a file of any installed dataset
+            that uses them.
 
     Yields:
-        How each check ended, as it ends.
+        The outcome of each check, as soon as it has ended.
 
     Raises:
         UnknownNameError: There is no such plugin.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # the finding says it
+        warnings.simplefilter("ignore", PluginWarning)  # reported as a finding
         info = _info(name)
     subject = f"plugin {info.name!r}"
     if info.status != "active":
@@ -67,7 +67,7 @@ def _info(name: str) -> PluginInfo:
             return info
     known = [info.name for info in infos]
     raise UnknownNameError(
-        f"There is no plugin {name!r}. Installed are: {', '.join(known) or 'none'}.{closest_match(name, known)}"
+        f"There is no plugin {name!r}. Installed: {', '.join(known) or 'none'}.{closest_match(name, known)}"
     )
 
 
@@ -75,7 +75,7 @@ def _module(info: PluginInfo) -> str:
     for entry_point in installed():
         if (entry_point.name, entry_point.distribution) == (info.name, info.distribution):
             return entry_point.value.partition("[")[0].partition(":")[0].strip()
-    raise NotCheckableError("it is registered in this process, and has no entry point")
+    raise NotCheckableError("it is registered in this process and has no entry point")
 
 
 def _findings(subject: str, checks: Checks) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def _findings(subject: str, checks: Checks) -> Iterator[Finding]:
             yield Finding(subject, check, "unknown", str(reason))
         except MedSegPyError as error:
             yield Finding(subject, check, "failed", str(error))
-        except Exception as error:  # noqa: BLE001 -- whatever the plugin raises is a finding about it
+        except Exception as error:  # noqa: BLE001 -- any exception in the plugin is a finding
             yield Finding(subject, check, "failed", f"{type(error).__name__}: {error}")
         else:
             yield Finding(subject, check, "passed")
@@ -98,10 +98,10 @@ def _dataset_checks(name: str) -> Checks:
     return {
         "is registered once": partial(dataset_checks.check_registered, name),
         "is listed the same way twice": partial(dataset_checks.check_listing, name),
-        "is listed so in a new process": partial(dataset_checks.check_new_process, [name]),
-        "has standard dicts, none twice": partial(dataset_checks.check_records, name),
+        "is listed the same way in a new process": partial(dataset_checks.check_new_process, [name]),
+        "has standard dicts without duplicates": partial(dataset_checks.check_records, name),
         "has all metadata": partial(dataset_checks.check_metadata, name),
-        "is not augmented where it judges": partial(dataset_checks.check_augmentation, name),
+        "has no augmented elements for evaluation": partial(dataset_checks.check_augmentation, name),
         "has files that fit the metadata": partial(dataset_checks.check_files, name),
     }
 
@@ -110,7 +110,7 @@ def _reader_findings(name: str, data: Path | None) -> Iterator[Finding]:
     subject = f"reader {name!r}"
     reader: Reader = default_manager().lookup("readers", name).record
     alone = {
-        "has what a reader must have": partial(reader_checks.check_protocol, reader),
+        "implements the protocol": partial(reader_checks.check_protocol, reader),
         "pickles": partial(reader_checks.check_pickling, reader),
     }
     yield from _findings(subject, alone)
@@ -140,17 +140,17 @@ def _file_checks(reader: Reader, record: Record, folder: Path) -> Checks:
         "closes its files": partial(reader_checks.check_released_files, *of),
         "refuses missing files": partial(reader_checks.check_missing_files, *of, folder / "missing"),
         "refuses damaged files": partial(reader_checks.check_truncated_files, *of, folder / "damaged"),
-        "knows its format": partial(reader_checks.check_probe, *of, folder / "others"),
+        "recognizes its format": partial(reader_checks.check_probe, *of, folder / "others"),
     }
 
 
 def _example(reader: Reader, data: Path | None) -> Record:
-    """Return a record to try a reader on, one with a mask if there is any."""
+    """Return a record to test a reader on, with a mask if possible."""
     records: list[Record] = []
     if data is not None:
         scan = getattr(reader, "scan", None)
         if scan is None:
-            raise NotCheckableError("the reader has no method scan(root), so that it finds nothing in a folder")
+            raise NotCheckableError("the reader has no method scan(root), so it cannot list a folder")
         records = [record_of({"reader": reader.name, **d}) for d in scan(data)]
         require(records, f"it finds none of its files in {data}")
     else:
@@ -158,7 +158,7 @@ def _example(reader: Reader, data: Path | None) -> Record:
             records += _some_of(name, reader)
     if not records:
         raise NotCheckableError(
-            "no installed dataset has a file of this format; name a folder with some: --data FOLDER"
+            "no installed dataset has a file of this format; name a folder with such files: --data FOLDER"
         )
     return max(records, key=lambda record: (record.labelled, _size(record)))
 
@@ -166,12 +166,12 @@ def _example(reader: Reader, data: Path | None) -> Record:
 def _some_of(name: str, reader: Reader) -> list[Record]:
     try:
         return [record for record in load_records(name)[:3] if find_reader(record).name == reader.name]
-    except Exception:  # noqa: BLE001 -- another plugin's dataset, whose files may not be on this machine
+    except Exception:  # noqa: BLE001 -- a dataset of another plugin, whose files may not be on this machine
         return []
 
 
 def _size(record: Record) -> int:
-    # Of small files the largest: what is read of a header is told from data there.
+    # Prefer the largest of small files, in which reads of data can be told from reads of headers.
     return min(record.file_name.stat().st_size, 16 << 20) if record.file_name.is_file() else 0
 
 

@@ -1,4 +1,4 @@
-"""Run a function in another process: a new interpreter, or a fork; and check that an import is light."""
+"""Running a function in a new interpreter or in a fork, and checking that an import is light."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
 
 _PATIENCE: Final = 60.0  # seconds
 
-# The path of this interpreter is taken over first: what is pickled may lie anywhere on it.
+# The path of this interpreter comes first: the pickled objects may need any of it.
 _PROGRAM: Final = """\
 import json, pickle, sys
 with open(sys.argv[1], "rb") as file:
@@ -33,13 +33,13 @@ with open(sys.argv[2], "wb") as file:
 
 
 def in_new_interpreter(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function returns in a new interpreter, which is what a spawned process is.
+    """Return the result of a function in a new interpreter, like a spawned process.
 
-    It has the environment of this one, but another hash seed, so that the order of a set differs.
+    It has the same environment, but another hash seed, so that the order of sets differs.
 
     Args:
-        function: A function of a module; it and the arguments are pickled.
-        *arguments: What it is called with.
+        function: A function of a module. It is pickled with its arguments.
+        *arguments: Its arguments.
 
     Raises:
         CheckError: It failed there, or took more than a minute.
@@ -50,19 +50,19 @@ def in_new_interpreter(function: Callable[..., Any], *arguments: Any) -> Any:
         command = [sys.executable, "-c", _PROGRAM, str(given), str(returned)]
         environment = {**os.environ, "PYTHONHASHSEED": "20231" if os.environ.get("PYTHONHASHSEED") == "0" else "0"}
         try:
-            done = subprocess.run(  # noqa: S603 -- this interpreter, and a program of ours
+            done = subprocess.run(  # noqa: S603 -- this interpreter, with our own program
                 command, env=environment, capture_output=True, text=True, timeout=_PATIENCE, check=False
             )
         except subprocess.TimeoutExpired:
             raise CheckError(f"in a new process it takes more than {_PATIENCE:.0f} s") from None
         if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["(it said nothing)"]
+            lines = done.stderr.strip().splitlines() or ["(no output)"]
             raise CheckError(f"in a new process it fails, with status {done.returncode}: {lines[-1]}")
         return pickle.loads(returned.read_bytes())  # noqa: S301 -- written by the process above
 
 
 def in_fork(function: Callable[[], Any]) -> Any:
-    """Return what a function returns in a fork of this process.
+    """Return the result of a function in a fork of this process.
 
     Raises:
         CheckError: It failed there, or took more than a minute.
@@ -72,7 +72,7 @@ def in_fork(function: Callable[[], Any]) -> Any:
         raise NotCheckableError("this operating system has no fork")
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # Python 3.12 warns where there are threads; whether the reader bears that is the question.
+        # Python 3.12 warns if there are threads; the check is about exactly this case.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -82,7 +82,7 @@ def in_fork(function: Callable[[], Any]) -> Any:
         data = _all_of(reading)
     finally:
         os.close(reading)
-        os.kill(child, signal.SIGKILL)  # it has answered, or hangs
+        os.kill(child, signal.SIGKILL)  # it has answered, or it hangs
         _, status = os.waitpid(child, 0)
     if not data:
         raise CheckError(f"a forked process ended without an answer (wait status {status})")
@@ -93,12 +93,12 @@ def in_fork(function: Callable[[], Any]) -> Any:
 
 
 def _answer(function: Callable[[], Any], reading: int, writing: int) -> None:
-    """Be the child: write the result, and never return."""
+    """Run in the child: write the result, and never return."""
     try:
         os.close(reading)
         try:
             data = pickle.dumps((True, function()))
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, the parent is told
+        except BaseException as error:  # noqa: BLE001 -- anything is reported to the parent
             data = pickle.dumps((False, f"{type(error).__name__}: {error}"))
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(data)
@@ -112,9 +112,7 @@ def _all_of(pipe: int) -> bytes:
     while True:
         ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise CheckError(
-                f"a forked process does not answer within {_PATIENCE:.0f} s: a lock that is held for ever?"
-            )
+            raise CheckError(f"a forked process does not answer within {_PATIENCE:.0f} s: does it wait for a lock?")
         part = os.read(pipe, 1 << 16)
         if not part:
             return data
@@ -141,21 +139,21 @@ HEAVY: Final = (
 
 
 def check_light_import(module: str, heavy: Sequence[str] = HEAVY) -> None:
-    """Check that a plugin's module imports nothing heavy: every command of every user imports it.
+    """Check that a plugin's module imports no heavy packages, because every command of every user imports it.
 
     Raises:
-        CheckError: It does, or cannot be imported.
+        CheckError: It does, or it cannot be imported.
     """
     found = in_new_interpreter(_heavy_after_importing, module, tuple(heavy))
     require(
         not found,
-        f"`import {module}` imports {', '.join(found)}. The modules of all plugins are imported at the first question, "
-        "so import what is heavy inside the functions that use it",
+        f"`import {module}` imports {', '.join(found)}. The modules of all plugins are imported together, so import "
+        "heavy packages inside the functions that use them",
     )
 
 
 def _heavy_after_importing(module: str, heavy: Sequence[str]) -> list[str]:
-    # What the environment imports at start-up, coverage tools for example, is not the plugin's doing.
+    # Modules that the environment imports at startup, such as coverage tools, do not count.
     before = set(sys.modules)
     importlib.import_module(module)
     return sorted(set(heavy) & (set(sys.modules) - before))

@@ -1,6 +1,6 @@
-"""The pytest plugin ``medsegpy``: fixtures for the tests of plugins. It is there wherever medsegpy_core is installed.
+"""The pytest plugin ``medsegpy``: fixtures for the tests of plugins. It is installed with medsegpy_core.
 
-Nothing heavy is imported before a fixture is used.
+Nothing heavy is imported until a fixture is used.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def medsegpy_plugins() -> Iterator[PluginManager]:
-    """A plugin manager without plugins, which is the one that all of medsegpy_core asks for the length of the test.
+    """An empty plugin manager, which all of medsegpy_core uses during the test.
 
-    ``medsegpy_plugins.register_plugin(module, "name")`` adds one.
+    ``medsegpy_plugins.register_plugin(module, "name")`` adds a plugin.
     """
     from medsegpy_core.plugins.manager import PluginManager, use_manager
 
@@ -32,7 +32,7 @@ def medsegpy_plugins() -> Iterator[PluginManager]:
 def medsegpy_slices(tmp_path: Path) -> Callable[..., list[DatasetDict]]:
     """A function that writes a small scan as slices; see `medsegpy_core.testing.write_slice_files`.
 
-    A relative `root` lies in the test's own folder; left out, it is ``slices``.
+    A relative `root` is in the test's own folder; the default is ``slices``.
     """
     from medsegpy_core.testing.example_files import write_slice_files
 
@@ -46,7 +46,7 @@ def medsegpy_slices(tmp_path: Path) -> Callable[..., list[DatasetDict]]:
 def medsegpy_volume(tmp_path: Path) -> Callable[..., DatasetDict]:
     """A function that writes a small scan as a volume; see `medsegpy_core.testing.write_volume_file`.
 
-    A relative `path` lies in the test's own folder; left out, it is ``volumes/0000001_V00.h5``.
+    A relative `path` is in the test's own folder; the default is ``volumes/0000001_V00.h5``.
     """
     from medsegpy_core.testing.example_files import write_volume_file
 

@@ -1,4 +1,4 @@
-"""What must hold for readers: arrays, partial reads, threads, processes, missing and damaged files."""
+"""Conformance checks for readers: arrays, partial reads, threads, processes, missing and damaged files."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ if TYPE_CHECKING:
 _SELECTIONS: Final = 40
 _BOXES: Final = 10
 _THREADS: Final = 8
-_MOMENTS: Final = 300  # in which a thread hesitates in one read
-_SECONDS: Final = 0.5  # after which a thread begins no further read
+_MOMENTS: Final = 300  # number of pauses of a thread in one read
+_SECONDS: Final = 0.5  # time after which a thread starts no further read
 
 
 def same(a: Array, b: Array) -> bool:
-    """Return whether two arrays agree in shape, type and every bit."""
+    """Return whether two arrays are equal in shape, type and every bit."""
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 def check_array(array: LazyArray, what: str, seed: int = 0) -> None:
-    """Check a lazy array against itself, read as a whole: shapes, types, slices of all kinds, `read_into`.
+    """Compare parts of a lazy array with the whole: shapes, types, slices of all kinds, `read_into`.
 
     Args:
         array: The array.
-        what: What to call it in messages.
-        seed: Which selections are tried.
+        what: The name of the array in messages.
+        seed: Seed for the selections.
 
     Raises:
-        CheckError: A part is not what it is of the whole.
+        CheckError: A part differs from that part of the whole.
     """
     import numpy as np
 
@@ -79,10 +79,10 @@ def check_array(array: LazyArray, what: str, seed: int = 0) -> None:
 
 
 def check_array_in_threads(array: LazyArray, what: str, seed: int = 0) -> None:
-    """Check that eight threads that read parts at once get what one gets.
+    """Check that eight threads that read parts at once get the same values as a single thread.
 
     Raises:
-        CheckError: They do not.
+        CheckError: They get other values.
     """
     import numpy as np
 
@@ -107,17 +107,17 @@ def check_array_in_threads(array: LazyArray, what: str, seed: int = 0) -> None:
         wrong = [shown for shown in threads.map(read, range(_THREADS)) if shown]
     require(
         not wrong,
-        f"{_THREADS} threads read at once, and {len(wrong)} got something else than one alone: {', '.join(wrong[:1])}. "
+        f"{_THREADS} threads read at once, and {len(wrong)} got other values than one alone: {', '.join(wrong[:1])}. "
         "A file object has one position for all threads: open the file for each read, or use os.pread",
     )
 
 
 @contextmanager
 def _hesitant(package: str) -> Iterator[None]:
-    """Let this thread stop for a moment before each line of a package, so that others run between any two.
+    """Pause this thread before each line of a package, so that other threads run between any two lines.
 
-    Where a race is rare, as it is on a machine with few cores, it would be seen in one run of many. Lines of other
-    packages are left alone: some of Python's own (`ast` in 3.11) do not bear it.
+    Otherwise a race that is rare, as on a machine with few cores, would show in one run of many. Lines of other
+    packages are not traced: some of Python's own (`ast` in 3.11) do not support it.
     """
     before = sys.gettrace()
     moments = iter(range(_MOMENTS))
@@ -125,7 +125,7 @@ def _hesitant(package: str) -> Iterator[None]:
     def hesitate(frame: FrameType, event: str, _argument: object) -> Any:
         if event == "line":
             if next(moments, None) is None:
-                return None  # no more of this frame
+                return None  # stop tracing this frame
             time.sleep(1e-6)
         elif str(frame.f_globals.get("__name__")).partition(".")[0] != package:
             return None
@@ -144,7 +144,7 @@ def _check_result(part: Any, shape: tuple[int, ...], array: LazyArray, shown: st
     require(isinstance(part, np.ndarray), f"{shown} is a {type(part).__name__}, expected a numpy.ndarray")
     require(type(part) is np.ndarray, f"{shown} is a {type(part).__name__}, a subclass: return a plain numpy.ndarray")
     require(part.shape == shape, f"{shown} has the shape {part.shape}, expected {shape}")
-    require(part.dtype == array.dtype, f"{shown} has the type {part.dtype}, but the array says {array.dtype}")
+    require(part.dtype == array.dtype, f"{shown} has the type {part.dtype}, but the array's dtype is {array.dtype}")
     require(part.dtype.isnative, f"{shown} has the byte order {part.dtype.byteorder!r}, expected the machine's own")
     require(part.flags.c_contiguous, f"{shown} is not C-contiguous: return numpy.array(part, order='C')")
 
@@ -154,7 +154,7 @@ def _check_independence(array: LazyArray, whole: Array, what: str) -> None:
     if again.size:
         require(again.flags.writeable, f"{what}[...] is read-only, expected a new array")
         again[...] = 0
-        require(same(array[...], whole), f"who writes into {what}[...] changes what is read next: return a new array")
+        require(same(array[...], whole), f"writing into {what}[...] changes later reads: return a new array")
 
 
 def _check_read_into(array: LazyArray, whole: Array, box: Selection, what: str) -> None:
@@ -164,13 +164,13 @@ def _check_read_into(array: LazyArray, whole: Array, box: Selection, what: str) 
     for dtype in (array.dtype, np.dtype(np.float32), np.dtype(np.float64)):
         if not np.can_cast(array.dtype, dtype, casting="same_kind"):
             continue
-        # Every second element on the last axis, and the axes reversed: what a batch may look like to a reader.
+        # A batch may look like this to a reader: every second element on the last axis, and reversed axes.
         guard = np.full((*expected.shape[:-1], 2 * expected.shape[-1]), 77, dtype)
         for out in (np.empty(expected.shape, dtype), guard[..., ::2], np.empty(expected.shape[::-1], dtype).T):
             array.read_into(box, out)  # type: ignore[attr-defined]
             shown = f"{what}.read_into({_shown(box)}, an array of {dtype} with strides {out.strides})"
             require(np.array_equal(out, expected.astype(dtype), equal_nan=dtype.kind == "f"), f"{shown} differs")
-        require((guard[..., 1::2] == 77).all(), f"{what}.read_into({_shown(box)}, ...) writes beside its target")
+        require((guard[..., 1::2] == 77).all(), f"{what}.read_into({_shown(box)}, ...) writes outside its target")
 
 
 def _selections(shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Any]:
@@ -228,7 +228,7 @@ _OTHER = b"This is a text, and no image of any format.\n" * 20
 
 
 def check_missing_files(reader: Reader, record: Record, folder: Path) -> None:
-    """Check that a missing image or mask, and a folder in its place, is a `ReadError` with its path.
+    """Check that a missing image or mask, or a folder in its place, is a `ReadError` with its path.
 
     Args:
         reader: The reader.
@@ -248,9 +248,9 @@ def check_missing_files(reader: Reader, record: Record, folder: Path) -> None:
 
 
 def check_truncated_files(reader: Reader, record: Record, folder: Path) -> None:
-    """Check that a file that is cut short, empty, or of another format is a `ReadError` with its path.
+    """Check that a file that is truncated, empty, or of another format is a `ReadError` with its path.
 
-    Where what was cut off holds no data, the right values will do.
+    If the missing part holds no data, the correct values are accepted as well.
 
     Args:
         reader: The reader.
@@ -271,7 +271,7 @@ def check_truncated_files(reader: Reader, record: Record, folder: Path) -> None:
 def _damaged(content: bytes) -> Iterator[tuple[str, bytes]]:
     n = len(content)
     for size in sorted({0, min(10, n - 1), n // 4, n // 2, n - 1}):
-        yield f"a file of which the first {size} of {n} bytes are left", content[:size]
+        yield f"a file truncated to the first {size} of {n} bytes", content[:size]
     yield "a file with a text in it", _OTHER
 
 
@@ -280,7 +280,7 @@ def _expect_read_error(reader: Reader, record: Record, path: Path, what: str, ex
         found = read_digest(reader, record, canonical=True)
     except ReadError as error:
         named = str(path) in str(error)
-        require(named, f"{what} is a ReadError that does not name the file: {error}. ReadError(reason, path) does")
+        require(named, f"{what} is a ReadError that does not name the file: {error}. Raise ReadError(reason, path)")
     except Exception as error:
         raise CheckError(f"{what} is a {type(error).__name__} ({error}), expected a ReadError") from error
     else:
@@ -288,11 +288,11 @@ def _expect_read_error(reader: Reader, record: Record, path: Path, what: str, ex
 
 
 def check_probe(reader: Reader, record: Record, folder: Path) -> None:
-    """Check that `probe` knows the format by the first bytes, and raises for no file.
+    """Check that `probe` recognizes the format by the first bytes, and never raises.
 
     Args:
         reader: The reader.
-        record: The record; its image is one that `probe` must know.
+        record: The record; `probe` must recognize its image.
         folder: A new folder for files of other kinds.
     """
     require(
@@ -310,7 +310,7 @@ def check_probe(reader: Reader, record: Record, folder: Path) -> None:
 
 
 def check_listing(reader: Reader, folder: Path) -> None:
-    """Check that `scan` lists a folder the same way twice, each element once, and that what it lists can be opened.
+    """Check that `scan` lists a folder the same way twice, without duplicates, and that the listed scans can be opened.
 
     Raises:
         CheckError: It does not.
@@ -321,41 +321,41 @@ def check_listing(reader: Reader, folder: Path) -> None:
         raise NotCheckableError("the reader has no method scan(root)")
     dicts = list(scan(folder))
     require(dicts, f"scan({str(folder)!r}) lists nothing, but there are files of the format")
-    require(dicts == list(scan(folder)), "scan() lists another thing the second time")
+    require(dicts == list(scan(folder)), "scan() returns a different list the second time")
     names = [Path(d["file_name"]).name for d in dicts]
     require(names == sorted(names), f"scan() does not sort by file name: {', '.join(names[:4])}, ...")
     relative = [d["file_name"] for d in dicts if not Path(d["file_name"]).is_absolute()]
-    require(not relative, f"scan() gives relative paths, as {relative[:1]}: expected absolute ones")
+    require(not relative, f"scan() returns relative paths, such as {relative[:1]}: expected absolute ones")
     seen: set[object] = set()
     for d in dicts:
         try:
             record = record_of(d)
         except RecordError as error:
-            raise CheckError(f"scan() gives a dict that is no standard dataset dict: {error}") from error
+            raise CheckError(f"scan() returns a dict that is not a standard dataset dict: {error}") from error
         key = (*record.scan_key, record.slice_id)
-        require(key not in seen, f"scan() gives scan {record.scan_id!r}, slice {record.slice_id}, twice")
+        require(key not in seen, f"scan() lists scan {record.scan_id!r}, slice {record.slice_id}, twice")
         seen.add(key)
     read_digest(reader, record_of(dicts[0]), canonical=True)
 
 
-LARGE: Final = 256 << 10  # bytes of an image that is told from a header, and of a file
+LARGE: Final = 256 << 10  # minimum bytes of an image, and of a file, for telling data from headers
 
 
 def check_protocol(reader: Reader) -> None:
-    """Check that the object has what a reader must have."""
+    """Check that the object implements `Reader`."""
     try:
         check_reader(reader)
     except PluginError as error:
         raise CheckError(str(error)) from error
-    require(isinstance(reader, Reader), f"{reader!r} is no Reader")
+    require(isinstance(reader, Reader), f"{reader!r} does not implement Reader")
 
 
 def check_arrays(reader: Reader, record: Record) -> None:
-    """Check that shapes and types of image and mask are such as the core understands, and so are the metadata."""
+    """Check that shapes and types of image and mask are supported, and that the metadata are valid."""
     import numpy as np
 
     with reader.open(record) as scan:
-        require(isinstance(scan, OpenScan), f"open() gives a {type(scan).__name__} that lacks image, mask or metadata")
+        require(isinstance(scan, OpenScan), f"open() yields a {type(scan).__name__} that lacks image, mask or metadata")
         require(
             (scan.mask is None) == (record.sem_seg_file is None),
             f"the record's sem_seg_file is {record.sem_seg_file}, but the mask is {scan.mask!r}",
@@ -385,13 +385,13 @@ def _check_metadata(metadata: Mapping[str, Any], name: str, record: Record) -> N
 
 
 def check_values(reader: Reader, record: Record, image: Array | None, mask: Array | None) -> None:
-    """Check that the arrays, with their axes in the canonical order, hold what was written.
+    """Check that the arrays, with their axes in canonical order, have the values that were written.
 
     Args:
         reader: The reader.
         record: The record.
-        image: H x W [x D] [x K]; None: not known.
-        mask: H x W [x D] x C; None: not known.
+        image: H x W [x D] [x K]; None: unknown.
+        mask: H x W [x D] x C; None: unknown.
     """
     with open_record(record, reader) as scan:
         for what, array, expected in (("image", scan.image, image), ("mask", scan.mask, mask)):
@@ -408,31 +408,31 @@ def _check_equal(array: LazyArray, expected: Array, what: str) -> None:
     if len(different):
         at = tuple(map(int, different[0]))
         raise CheckError(
-            f"the {what} differs from what was written in {len(different)} of {expected.size} voxels; at {at} it is "
+            f"the {what} differs from the values written in {len(different)} of {expected.size} voxels; at {at} it is "
             f"{array[at]}, expected {expected[at]}"
         )
 
 
 def check_partial_reads(reader: Reader, record: Record) -> None:
-    """Check that any part of an array is that part of the whole, in type and memory layout too."""
+    """Check that any part of an array equals that part of the whole, also in type and memory layout."""
     with reader.open(record) as scan:
         for what, array in arrays_of(scan):
             check_array(array, what)
 
 
 def check_headers_only(reader: Reader, record: Record, folder: Path) -> None:
-    """Check that shape and type are known without reading data: memory, and on Linux what is read from files.
+    """Check that shape and type are known without reading data, by memory use and, on Linux, by bytes read.
 
     Args:
         reader: The reader.
         record: Its image has at least 256 KiB.
-        folder: A new folder for copies, so that nothing is remembered of the files.
+        folder: A new folder for copies, so that nothing about the files is cached.
 
     Raises:
-        CheckError: Opening takes memory, or reads, as if for data.
+        CheckError: Opening takes memory, or reads bytes, as if for data.
         NotCheckableError: The image is too small.
     """
-    _open_only(reader, copied(record, folder / "first"))  # imports what it needs
+    _open_only(reader, copied(record, folder / "first"))  # so that everything is imported
     fresh = copied(record, folder / "second")
     tracemalloc.start()
     try:
@@ -442,13 +442,13 @@ def check_headers_only(reader: Reader, record: Record, folder: Path) -> None:
     finally:
         tracemalloc.stop()
     if size < LARGE:
-        raise NotCheckableError(f"the image has {size} bytes; to tell data from headers it needs {LARGE}")
+        raise NotCheckableError(f"the image has {size} bytes; {LARGE} are needed to tell data from headers")
     advice = "read the header in open(), and data in __getitem__"
-    # Reading all takes `size`; the rest is room for the buffers of a decompressor (in Python 3.12 those of gzip grew).
-    require(peak < size * 3 / 4, f"opening takes {peak} bytes of memory, and the image has {size}: {advice}")
+    # Reading the data takes `size`. The margin is for buffers of a decompressor (those of gzip grew in Python 3.12).
+    require(peak < size * 3 / 4, f"opening takes {peak} bytes of memory, but the image has {size}: {advice}")
     stored = sum(path.stat().st_size for path in files_of(fresh))
     if stored >= LARGE:
-        require(read < stored * 3 / 4, f"opening reads {read} bytes of files that have {stored}: {advice}")
+        require(read < stored * 3 / 4, f"opening reads {read} of the {stored} bytes of the files: {advice}")
 
 
 def _open_only(reader: Reader, record: Record) -> int:
@@ -467,28 +467,28 @@ def _bytes_read() -> int:
 
 
 def check_released_files(reader: Reader, record: Record) -> None:
-    """Check that no file stays open when its scan is closed. Linux only.
+    """Check that no file stays open after its scan is closed. Linux only.
 
     Raises:
         NotCheckableError: This is another operating system.
     """
     if sys.platform != "linux":
-        raise NotCheckableError("which files are open can be seen on Linux only")
+        raise NotCheckableError("open files can be listed on Linux only")
     for _ in range(3):
         read_digest(reader, record)
     left = open_descriptors(files_of(record))
-    require(not left, f"{len(left)} files are still open when their scans are closed: {', '.join(sorted(set(left)))}")
+    require(not left, f"{len(left)} files are still open after their scans are closed: {', '.join(sorted(set(left)))}")
 
 
 def check_threads(reader: Reader, record: Record) -> None:
-    """Check that eight threads may read from one open scan at once."""
+    """Check that eight threads can read from one open scan at once."""
     with reader.open(record) as scan:
         for what, array in arrays_of(scan):
             check_array_in_threads(array, what)
 
 
 def check_pickling(reader: Reader, record: Record | None = None) -> None:
-    """Check that the reader can be pickled, also after it was used."""
+    """Check that the reader can be pickled, also after use."""
     expected = None if record is None else read_digest(reader, record)
     try:
         again: Any = pickle.loads(pickle.dumps(reader))  # noqa: S301 -- pickled in the line itself
@@ -496,19 +496,19 @@ def check_pickling(reader: Reader, record: Record | None = None) -> None:
         raise CheckError(f"the reader cannot be pickled: {type(error).__name__}: {error}") from error
     check_protocol(again)
     agree = (again.name, again.suffixes) == (reader.name, reader.suffixes)
-    require(agree, "the name or the suffixes of the reader are others after pickling")
+    require(agree, "the name or the suffixes of the reader differ after pickling")
     if record is not None:
         require(read_digest(again, record) == expected, "after pickling the reader reads other values")
 
 
 def check_new_process(reader: Reader, record: Record) -> None:
-    """Check that a new process, which gets reader and record pickled, reads the same."""
+    """Check that a new process, which gets reader and record pickled, reads the same values."""
     found = in_new_interpreter(read_digest, reader, record)
     require(found == read_digest(reader, record), "a new process reads other values")
 
 
 def check_forked_process(reader: Reader, record: Record) -> None:
-    """Check that a fork reads the same while this process has the scan open, and that this process goes on reading."""
+    """Check that a fork reads the same values while this process has the scan open, and that this process still can."""
     with reader.open(record) as scan:
         expected = digest(scan)
         require(in_fork(lambda: read_digest(reader, record)) == expected, "a forked process reads other values")

@@ -15,13 +15,13 @@ from medsegpy_core.typing import Reader
 
 
 class DatasetTests:
-    """The tests that every dataset must pass. Subclass it under a name that begins with ``Test``, and say the names.
+    """The tests that every dataset must pass. Subclass it with a name that begins with ``Test``, and set `names`.
 
-    The files must be there: small ones that a fixture writes will do, with ``MEDSEGPY_DATASETS`` set to their folder.
+    The files must exist. A fixture may write small ones and set ``MEDSEGPY_DATASETS`` to their folder.
 
     Attributes:
         names: The datasets: all splits together, so that subjects can be compared.
-        module: The module of the plugin; empty: whether its import is light is not tested.
+        module: The module of the plugin. If empty, its import is not tested.
 
     Example:
         ```python
@@ -35,19 +35,19 @@ class DatasetTests:
     module: str = ""
 
     def test_registered(self) -> None:
-        """There are datasets of these names, and nobody else claims them."""
+        """The datasets exist, and no other plugin claims their names."""
         if not self.names:
             raise NotImplementedError(f"{type(self).__name__} needs `names`, the names of the datasets to test.")
         for name in self.names:
             dataset_checks.check_registered(name)
 
     def test_listing(self) -> None:
-        """Two calls list the same."""
+        """Two calls list the same dicts."""
         for name in self.names:
             dataset_checks.check_listing(name)
 
     def test_new_process(self) -> None:
-        """A spawned process lists the same."""
+        """A spawned process lists the same dicts."""
         import pytest
 
         try:
@@ -56,7 +56,7 @@ class DatasetTests:
             pytest.skip(str(reason))
 
     def test_records(self) -> None:
-        """Each dict is a standard one, no slice is there twice, and none is missing."""
+        """Each dict is a standard dataset dict, without duplicate or missing slices."""
         for name in self.names:
             dataset_checks.check_records(name)
 
@@ -66,7 +66,7 @@ class DatasetTests:
             dataset_checks.check_metadata(name)
 
     def test_splits(self) -> None:
-        """No subject is in two splits; skipped if nothing says whose the scans are."""
+        """No subject is in two splits. Skipped if subjects are unknown."""
         import pytest
 
         try:
@@ -75,28 +75,28 @@ class DatasetTests:
             pytest.skip(str(reason))
 
     def test_augmentation(self) -> None:
-        """No augmented element is in an evaluation split."""
+        """Evaluation splits have no augmented elements."""
         for name in self.names:
             dataset_checks.check_augmentation(name)
 
     def test_files(self) -> None:
-        """Files can be opened, and are what the metadata say."""
+        """Files can be opened and fit the metadata."""
         for name in self.names:
             dataset_checks.check_files(name)
 
     def test_light_import(self) -> None:
-        """The plugin's module imports nothing heavy."""
+        """The plugin's module imports no heavy packages."""
         if self.module:
             check_light_import(self.module)
 
 
 class ReaderTests:
-    """The tests that every reader must pass. Subclass it under a name that begins with ``Test``, set `reader`, and
+    """The tests that every reader must pass. Subclass it with a name that begins with ``Test``, set `reader`, and
     write `examples`.
 
     Attributes:
         reader: The reader, an object.
-        module: The module of the plugin; left out, the package of the reader's class.
+        module: The module of the plugin; default: the package of the reader's class.
 
     Example:
         ```python
@@ -116,29 +116,29 @@ class ReaderTests:
     module: str = ""
 
     def examples(self, folder: Path) -> Sequence[Example]:
-        """Write small files into a folder, and say what is in them.
+        """Write small files into a folder, and return their expected content.
 
-        The first has a mask, and an image of at least 256 KiB; others show what else the format can: types, channels,
-        label maps, image and mask in one file.
+        The first must have a mask, and an image of at least 256 KiB. The others should cover the rest of the format:
+        types, channels, label maps, image and mask in one file.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method `examples(folder)`; see ReaderTests.examples.")
 
     def test_protocol(self) -> None:
-        """It has what a reader must have."""
+        """The reader implements the protocol."""
         reader_checks.check_protocol(self.reader)
 
     def test_arrays(self, tmp_path: Path) -> None:
-        """Shapes, types and metadata are such as the core understands."""
+        """Shapes, types and metadata are valid."""
         self._each(reader_checks.check_arrays, tmp_path)
 
     def test_values(self, tmp_path: Path) -> None:
-        """What was written is what is read."""
+        """The values read are the values written."""
         for example in self.examples(tmp_path):
             record = self._record(example)
             reader_checks.check_values(self.reader, record, example.image, example.mask)
 
     def test_partial_reads(self, tmp_path: Path) -> None:
-        """A part is that part of the whole."""
+        """A part equals that part of the whole."""
         self._each(reader_checks.check_partial_reads, tmp_path)
 
     def test_shape_and_type_need_no_data(self, tmp_path: Path) -> None:
@@ -150,16 +150,16 @@ class ReaderTests:
         self._each(reader_checks.check_threads, tmp_path)
 
     def test_pickling(self, tmp_path: Path) -> None:
-        """The reader pickles, used or not."""
+        """The reader pickles, before and after use."""
         reader_checks.check_pickling(self.reader)
         self._each(reader_checks.check_pickling, tmp_path)
 
     def test_new_process(self, tmp_path: Path) -> None:
-        """A spawned process reads the same."""
+        """A spawned process reads the same values."""
         reader_checks.check_new_process(self.reader, self._first(tmp_path))
 
     def test_forked_process(self, tmp_path: Path) -> None:
-        """A fork reads the same."""
+        """A fork reads the same values."""
         self._each_if_possible(reader_checks.check_forked_process, tmp_path)
 
     def test_files_are_released(self, tmp_path: Path) -> None:
@@ -172,22 +172,22 @@ class ReaderTests:
             reader_checks.check_missing_files(self.reader, record, tmp_path / f"copies{number}")
 
     def test_truncated_files(self, tmp_path: Path) -> None:
-        """A file that is cut short is a `ReadError`."""
+        """A truncated file is a `ReadError`."""
         for number, record in enumerate(self._records(tmp_path)):
             reader_checks.check_truncated_files(self.reader, record, tmp_path / f"copies{number}")
 
     def test_probe(self, tmp_path: Path) -> None:
-        """First bytes tell the format."""
+        """First bytes identify the format."""
         reader_checks.check_probe(self.reader, self._first(tmp_path), tmp_path / "others")
 
     def test_listing(self, tmp_path: Path) -> None:
-        """`scan` lists a folder, where the reader has it."""
+        """`scan` lists a folder, if the reader has this method."""
         self.examples(tmp_path)
         if hasattr(self.reader, "scan"):
             reader_checks.check_listing(self.reader, tmp_path)
 
     def test_light_import(self) -> None:
-        """The plugin's module imports nothing heavy."""
+        """The plugin's module imports no heavy packages."""
         check_light_import(self.module or type(self.reader).__module__.partition(".")[0])
 
     def _record(self, example: Example) -> Record:
@@ -204,7 +204,7 @@ class ReaderTests:
             check(self.reader, record)
 
     def _each_if_possible(self, check: Callable[[Reader, Record], Any], folder: Path) -> None:
-        """Pass over what cannot be checked on this operating system."""
+        """Skip a check that is impossible on this operating system."""
         import pytest
 
         try:
