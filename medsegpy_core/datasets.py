@@ -17,6 +17,7 @@ from medsegpy_core.errors import DataWarning, DuplicateNameError, ReadError, Rec
 from medsegpy_core.reading.canonical_scan import CanonicalScan, GeometryCheck, open_record
 from medsegpy_core.reading.readers import all_readers, find_reader, named_reader
 from medsegpy_core.reading.record_maker import RecordMaker, check_unique, datasets_root
+from medsegpy_core.text import some
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import CategoryId, DatasetDict, Reader
@@ -224,7 +225,7 @@ def _claiming(folder: Path) -> list[Reader]:
     if not able and names:
         known = sorted({suffix for reader in all_readers().values() for suffix in reader.suffixes})
         warnings.warn(
-            f"{folder}: none of the {len(names)} files ({', '.join(sorted(names)[:5])}, ...) has a suffix that an "
+            f"{folder}: none of the {len(names)} files ({some(sorted(names))}) has a suffix that an "
             f"installed reader lists ({', '.join(known) or 'no reader is installed'}). Name one: "
             "scan_directory(root, reader='...').",
             DataWarning,

@@ -12,6 +12,7 @@ from typing import Any, Final
 from medsegpy_core.data.naming import parse_identity
 from medsegpy_core.datasets import augmentation_numbers
 from medsegpy_core.errors import DataWarning, RecordError
+from medsegpy_core.text import counted, some
 from medsegpy_core.typing import DatasetDict
 
 FRACTIONS: Final[Mapping[str, float]] = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -66,7 +67,7 @@ def split_by_subject(
     if left_out:
         warnings.warn(
             f"{len(left_out)} augmented elements are of subjects that are not in a training split, and are left out: "
-            f"{', '.join(left_out[:3])}{', ...' if len(left_out) > 3 else ''}",
+            f"{some(left_out, 3)}",
             DataWarning,
             stacklevel=2,
         )
@@ -93,9 +94,8 @@ def warn_of_unknown_subjects(dicts: Sequence[DatasetDict], what: str, stacklevel
     unknown = [str(subject) for subject, known in subjects.items() if not known]
     if unknown and len(subjects) > 1:
         warnings.warn(
-            f"{len(unknown)} scan{'s' if len(unknown) > 1 else ''} without subject_id ({', '.join(unknown[:3])}"
-            f"{', ...' if len(unknown) > 3 else ''}): scans stand in for people, so a person who was scanned more than "
-            f"once {what}. Add subject_id to the dataset dicts.",
+            f"{counted(len(unknown), 'scan')} without subject_id ({some(unknown, 3)}): scans stand in for people, so "
+            f"a person who was scanned more than once {what}. Add subject_id to the dataset dicts.",
             DataWarning,
             stacklevel=stacklevel + 1,
         )

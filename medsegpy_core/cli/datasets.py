@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog, dataset_owner, dataset_spec
-from medsegpy_core.cli.output import by, console, counted, print_json, table, track
+from medsegpy_core.cli.output import console, print_json, table, track
 from medsegpy_core.errors import MedSegPyError
-from medsegpy_core.text import printable
+from medsegpy_core.text import by, counted, printable
 
 if TYPE_CHECKING:
     from medsegpy_core.diagnostics import AccessCost, Checked

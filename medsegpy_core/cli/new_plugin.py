@@ -18,7 +18,7 @@ from typing import Any, Final
 import click
 from attrs import asdict, define, field, frozen
 
-from medsegpy_core.cli.output import by, console, echo, table, track
+from medsegpy_core.cli.output import console, echo, table, track
 from medsegpy_core.data.records import Record
 from medsegpy_core.datasets import make_records, scan_directory
 from medsegpy_core.errors import LeakageError, ReadError, RecordError
@@ -28,6 +28,7 @@ from medsegpy_core.plugins.manager import default_manager
 from medsegpy_core.reading.canonical_scan import open_record
 from medsegpy_core.reading.readers import find_reader
 from medsegpy_core.splits import FRACTIONS, split_by_subject, subject_of, warn_of_unknown_subjects
+from medsegpy_core.text import by
 from medsegpy_core.typing import DatasetDict
 
 _PREFIX: Final = "medsegpy-"

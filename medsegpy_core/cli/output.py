@@ -25,7 +25,7 @@ from rich.text import Text
 
 from medsegpy_core.text import printable
 
-__all__ = ["Screen", "by", "console", "counted", "echo", "print_json", "table", "tolerant_streams", "track"]
+__all__ = ["Screen", "console", "echo", "print_json", "table", "tolerant_streams", "track"]
 
 T = TypeVar("T")
 
@@ -138,26 +138,6 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
                 shown = True
     finally:
         progress.stop()
-
-
-def counted(number: int, noun: str) -> str:
-    """Write how many there are.
-
-    Example:
-        >>> counted(1, "scan"), counted(2000, "scan")
-        ('1 scan', '2,000 scans')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def by(sizes: Iterable[object]) -> str:
-    """Write a shape or a spacing.
-
-    Example:
-        >>> by((3, 4)), by((0.3125, 0.7000001))
-        ('3 x 4', '0.3125 x 0.7')
-    """
-    return " x ".join(f"{size:.4g}" if isinstance(size, float) else str(size) for size in sizes)
 
 
 def _cell(value: object, lines: bool) -> Text:

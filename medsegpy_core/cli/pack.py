@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from medsegpy_core.cli.output import counted, echo, print_json, track
+from medsegpy_core.cli.output import echo, print_json, track
+from medsegpy_core.text import counted
 
 if TYPE_CHECKING:
     from medsegpy_core.packing.scans import Compression, LayoutName

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from medsegpy_core.cli.output import console, counted, print_json, table
+from medsegpy_core.cli.output import console, print_json, table
 from medsegpy_core.cli.pack import sizes
+from medsegpy_core.text import counted
 
 if TYPE_CHECKING:
     from medsegpy_core.diagnostics import Profile

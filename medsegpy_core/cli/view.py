@@ -13,7 +13,7 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core.catalog import MetadataCatalog
-from medsegpy_core.cli.output import by, echo
+from medsegpy_core.cli.output import echo
 from medsegpy_core.data.categories import channels_of, normalize_category_ids
 from medsegpy_core.datasets import load_records
 from medsegpy_core.drawing import Color, Panel, Upright, class_colors, draw, gray_window, shown_classes, spread_slices
@@ -21,6 +21,7 @@ from medsegpy_core.errors import MedSegPyError, RecordError, UnknownNameError, c
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
 from medsegpy_core.reading.masks import LabelMapView
+from medsegpy_core.text import by, some
 
 if TYPE_CHECKING:
     from medsegpy_core.data.metadata import MetadataView
@@ -63,9 +64,9 @@ def _find(name: str, scan_id: str | None) -> Scan:
         if scan.key[1] == scan_id:
             return scan
     known = [scan.key[1] for scan in scans]
-    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     raise UnknownNameError(
-        f"Dataset {name!r} has no scan {scan_id!r}.{closest_match(scan_id, known)} It has {len(known)}: {listed}."
+        f"Dataset {name!r} has no scan {scan_id!r}.{closest_match(scan_id, known)} "
+        f"It has {len(known)}: {some(known, 20)}."
     )
 
 

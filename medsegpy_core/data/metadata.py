@@ -14,6 +14,7 @@ from medsegpy_core.data.categories import normalize_category_id, normalize_categ
 from medsegpy_core.data.geometry import has_length, stated
 from medsegpy_core.data.records import LABEL_CHECKS, LAYOUT_KEYS, Record, check_axes
 from medsegpy_core.errors import CategoryError, MetadataConflictError, MetadataError, closest_match
+from medsegpy_core.text import shown
 
 REQUIRED_KEYS = ("scan_root", "category_ids", "categories", "category_id_to_contiguous_id", "evaluator_type")
 
@@ -46,12 +47,6 @@ def same(a: Any, b: Any) -> bool:
         return bool(a == b)
     except Exception:  # noqa: BLE001 -- a user's type may raise anything when compared; it then counts as different
         return False
-
-
-def shown(value: Any) -> str:
-    """Return the `repr` of a value, on one line and shortened."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_value(name: str, key: str, value: Any, source: str) -> None:

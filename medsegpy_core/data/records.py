@@ -17,6 +17,7 @@ from attrs.converters import optional
 from medsegpy_core.data.categories import normalize_category_ids
 from medsegpy_core.data.naming import parse_identity, parse_slice_name
 from medsegpy_core.errors import CategoryError, RecordError
+from medsegpy_core.text import shown
 
 # (dataset, scan_id, augmentation) identifies a scan. Originals and augmented copies never mix.
 ScanKey = tuple[str, str, int]
@@ -324,8 +325,7 @@ def _where(dataset: str, index: int) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def _shared(text: str) -> str:

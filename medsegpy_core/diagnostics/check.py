@@ -31,6 +31,7 @@ from medsegpy_core.packing.pack import verify_arrays
 from medsegpy_core.reading.canonical_scan import CanonicalScan
 from medsegpy_core.reading.masks import LabelMapView
 from medsegpy_core.reading.readers import find_reader
+from medsegpy_core.text import by, some
 from medsegpy_core.typing import VerifyingReader
 
 if TYPE_CHECKING:
@@ -138,8 +139,9 @@ def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) 
         In which directions its axes run, as ``"RAS"``; None: its files do not say.
     """
     if missing := scan.missing:
-        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        result.add("gaps", f"scan {scan.key[1]!r} lacks slices {shown} of {scan.records[0].scan_num_slices}")
+        result.add(
+            "gaps", f"scan {scan.key[1]!r} lacks slices {some(missing, 10)} of {scan.records[0].scan_num_slices}"
+        )
     first: tuple[_Form, Record] | None = None
     for record in scan.records:
         _check_names(record, result)
@@ -234,21 +236,19 @@ def _compare(form: _Form, record: Record, first: _Form, one: Record, result: Che
     """Compare a slice with the first of its scan."""
     where = f"but slice {one.slice_id} of its scan is"
     if form.shape != first.shape:
-        result.add("shape", f"the slice is {_by(form.shape)}, {where} {_by(first.shape)}", record.file_name)
+        result.add("shape", f"the slice is {by(form.shape)}, {where} {by(first.shape)}", record.file_name)
     if form.image != first.image:
         result.add("type", f"the image is {form.image}, {where} {first.image}", record.file_name)
     if form.spacing and first.spacing and not same_spacing(form.spacing, first.spacing):
-        said = f"the file says a spacing of {_by(form.spacing)} mm, but that of slice {one.slice_id} of its scan"
-        result.add("geometry", f"{said} {_by(first.spacing)} mm", record.file_name)
+        said = (
+            f"the file says a spacing of {by(form.spacing, digits=9)} mm, but that of slice {one.slice_id} of its scan"
+        )
+        result.add("geometry", f"{said} {by(first.spacing, digits=9)} mm", record.file_name)
     if form.directions and first.directions and form.directions != first.directions:
         said = f"by its affine, its axes run towards {form.directions}, but those of slice {one.slice_id} of its scan"
         result.add("geometry", f"{said} towards {first.directions}", record.file_name)
     if None not in (form.channels, first.channels) and form.channels != first.channels:
         result.add("channels", f"the mask has {form.channels} channels, {where} {first.channels}", record.sem_seg_file)
-
-
-def _by(sizes: tuple[float, ...]) -> str:
-    return " x ".join(f"{size:.9g}" for size in sizes)
 
 
 _SUFFIXES: Final = (".h5", ".hdf5", ".im", ".seg")

@@ -22,6 +22,7 @@ from medsegpy_core._util.limits import environment_bytes
 from medsegpy_core.errors import ReadError, closest_match
 from medsegpy_core.hdf5.headers import Header, Headers, Kind
 from medsegpy_core.reading.foreign_files import foreign_kind
+from medsegpy_core.text import some
 
 _DEFAULT_MAX_READ: Final = 8 << 30
 _LISTED_KEYS: Final = 20
@@ -196,10 +197,10 @@ def open_dataset(file: Any, path: str, keys: Sequence[str]) -> tuple[Any, str]:
         if dataset is not None:
             return dataset, key
     there = list_arrays(file, path)
-    shown = ", ".join(map(repr, there[:_LISTED_KEYS])) + (", ..." if len(there) > _LISTED_KEYS else "")
+    listed = some(there, _LISTED_KEYS, form=repr)
     wanted = " nor ".join(map(repr, keys))
     raise ReadError(
-        f"there is no dataset {wanted}. The file has {shown or 'no datasets'}.{closest_match(keys[0], there)} "
+        f"there is no dataset {wanted}. The file has {listed or 'no datasets'}.{closest_match(keys[0], there)} "
         "Set 'image_key' or 'sem_seg_key' in the dataset dict",
         path,
         keys[0],

@@ -14,6 +14,7 @@ from medsegpy_core.data.records import Record
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.array import LazyReads, open_array
 from medsegpy_core.hdf5.read import locate_all
+from medsegpy_core.text import by
 
 if TYPE_CHECKING:
     from medsegpy_core.hdf5.extents import Place
@@ -316,7 +317,7 @@ def _depth(image: LazyReads, record: Record) -> int | None:
     if image.shape[2] == record.scan_num_slices:
         return image.shape[2]
     raise ReadError(
-        f"{record.where()} is a slice, but the image is {_by(image.shape)}: neither H x W nor H x W x 1, nor the whole "
+        f"{record.where()} is a slice, but the image is {by(image.shape)}: neither H x W nor H x W x 1, nor the whole "
         f"scan of {record.scan_num_slices} slices. If the last axis is channels, set image_axes='HWC' in the dict "
         "or the metadata",
         record.file_name,
@@ -337,7 +338,7 @@ def _mask_of(mask: LazyReads, record: Record, whole_volume: bool) -> LazyReads:
         return mask
     if mask.shape[2] not in (1, record.scan_num_slices):
         raise ReadError(
-            f"the mask is {_by(mask.shape)}, but that of a slice has 1 on its third axis, or {record.scan_num_slices} "
+            f"the mask is {by(mask.shape)}, but that of a slice has 1 on its third axis, or {record.scan_num_slices} "
             "for the whole scan. If it has other axes, set sem_seg_axes='HWDC' in the dict or the metadata",
             record.sem_seg_file,
         )
@@ -353,10 +354,6 @@ def _check_shapes(shapes: list[tuple[int, ...]], record: Record) -> None:
     for i, shape in enumerate(shapes):
         if shape != shapes[0] and isinstance(keys, tuple):
             raise ReadError(
-                f"channels must have one shape, but {keys[0]!r} is {_by(shapes[0])} and {keys[i]!r} is {_by(shape)}",
+                f"channels must have one shape, but {keys[0]!r} is {by(shapes[0])} and {keys[i]!r} is {by(shape)}",
                 record.file_name,
             )
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

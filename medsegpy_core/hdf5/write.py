@@ -22,6 +22,7 @@ from medsegpy_core.data.naming import SliceName, parse_identity
 from medsegpy_core.errors import ReadError, ShapeError
 from medsegpy_core.hdf5.array import open_array
 from medsegpy_core.hdf5.files import open_file
+from medsegpy_core.text import some
 
 if TYPE_CHECKING:
     import h5py
@@ -388,17 +389,13 @@ def _checked(image: Array, mask: Array | None) -> tuple[Array, Array | None]:
     if not np.array_equal(binary, mask):
         values = np.unique(mask)
         hint = " Divide it by 255." if values.tolist() == [0, 255] else ""
-        raise ValueError(f"The mask must contain only 0 and 1, but it contains {_some(values)}.{hint}")
+        raise ValueError(f"The mask must contain only 0 and 1, but it contains {some(values)}.{hint}")
     return image, binary.view(np.uint8)
 
 
 def _check_numbers(array: Array, what: str) -> None:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"The {what} must have real numbers or booleans, but its dtype is {array.dtype}.")
-
-
-def _some(values: Array) -> str:
-    return ", ".join(map(str, values[:5].tolist())) + (", ..." if len(values) > 5 else "")
 
 
 def _options(compression: str | int | None) -> dict[str, Any]:

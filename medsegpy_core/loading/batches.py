@@ -17,6 +17,7 @@ from medsegpy_core.loading.order import ElementRng
 from medsegpy_core.loading.padding import Box, read_padded
 from medsegpy_core.loading.sources import ForegroundIndex, Source
 from medsegpy_core.loading.windows import Element, Windows
+from medsegpy_core.text import by
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import Array
@@ -282,5 +283,5 @@ def _stack(arrays: Sequence[Array], what: str) -> Array:
 def _described(row: Row) -> str:
     channels = row.source.geometry.channels
     record = row.source.record_at(row.box.start[2] + row.box.size[2] // 2)
-    size = " x ".join(map(str, row.box.size[:2] if row.box.size[2] == 1 else row.box.size))
+    size = by(row.box.size[:2] if row.box.size[2] == 1 else row.box.size)
     return f"{record.file_name} is {size}" + ("" if channels is None else f" with {channels} channels")

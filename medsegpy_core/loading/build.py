@@ -22,6 +22,7 @@ from medsegpy_core.plugins.registry import Registry
 from medsegpy_core.plugins.specs import LoaderOptions, LoaderRequest, LoaderSpec
 from medsegpy_core.reading.canonical_scan import open_record
 from medsegpy_core.reading.readers import find_reader
+from medsegpy_core.text import by, some
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
@@ -162,8 +163,8 @@ def load_scan(name: str, scan_id: str) -> tuple[Array, Array | None]:
     if not found:
         known = [scan.key[1] for scan in scans]
         raise UnknownNameError(
-            f"Dataset {name!r} has no scan {scan_id!r}; it has {len(known)} scans ({', '.join(known[:5])}"
-            f"{', ...' if len(known) > 5 else ''}).{closest_match(scan_id, known)}"
+            f"Dataset {name!r} has no scan {scan_id!r}; it has {len(known)} scans ({some(known)})."
+            f"{closest_match(scan_id, known)}"
         )
     scan = found[0]
     if scan.missing:
@@ -189,7 +190,7 @@ def _stacked(planes: Sequence[Array], records: Sequence[Record]) -> Array:
 
     for plane, record in zip(planes, records, strict=True):
         if plane.shape != planes[0].shape:
-            sizes = [" x ".join(map(str, shape)) for shape in (planes[0].shape, plane.shape)]
+            sizes = [by(shape) for shape in (planes[0].shape, plane.shape)]
             raise ShapeError(
                 f"The slices of scan {record.scan_id!r} differ: {records[0].file_name} has {sizes[0]}, "
                 f"{record.file_name} has {sizes[1]}."

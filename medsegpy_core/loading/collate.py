@@ -26,6 +26,7 @@ from medsegpy_core.reading.masks import (
     unlabelled_value,
     value_codes,
 )
+from medsegpy_core.text import counted
 from medsegpy_core.typing import CategoryId, LazyArray, Selection
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ class Collation:
                 raise CategoryError(
                     f"Category id {category_id!r} needs channel {max(channels_of(category_id))}, but the mask in "
                     f"{path} "
-                    f"has {channels} channel{'s' if channels != 1 else ''} (ids 0 to {channels - 1}). Check CATEGORIES "
+                    f"has {counted(channels, 'channel')} (ids 0 to {channels - 1}). Check CATEGORIES "
                     "and the metadata's category_ids."
                 )
 

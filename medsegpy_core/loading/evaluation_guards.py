@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medsegpy_core.catalog import DatasetCatalog, collection_of, dataset_spec
 from medsegpy_core.datasets import dataset_names, list_dataset
 from medsegpy_core.errors import AugmentationError, ConfigError, DataWarning, LeakageError
+from medsegpy_core.text import some
 
 if TYPE_CHECKING:
     from medsegpy_core.config import Config
@@ -116,7 +117,7 @@ def check_leakage(listed: Mapping[str, Sequence[DatasetDict]], cfg: Config) -> N
                 subjects[name] = _subjects(name, listed.get(name), unknown)
         shared = sorted(subjects[train] & subjects[other], key=str)
         if shared:
-            what = ", ".join(str(subject) for _, subject in shared[:5]) + (", ..." if len(shared) > 5 else "")
+            what = some([subject for _, subject in shared])
             raise LeakageError(
                 f"{len(shared)} subject{'s are' if len(shared) > 1 else ' is'} in both {train!r} (TRAIN_DATASET) and "
                 f"{other!r} ({key}): {what} (collection {shared[0][0]!r}). A model must not be evaluated on subjects "

@@ -22,6 +22,7 @@ from medsegpy_core.loading.sources import ForegroundIndex, MemorySource, ScanSou
 from medsegpy_core.loading.windows import Windows
 from medsegpy_core.plugins.specs import LoaderOptions, LoaderRequest
 from medsegpy_core.reading.masks import annotated_channels
+from medsegpy_core.text import some
 from medsegpy_core.transforms import build_transforms
 from medsegpy_core.typing import CategoryId
 
@@ -205,7 +206,7 @@ def _warn_of_gaps(files: Sequence[ScanSource]) -> None:
         scan, missing = gaps[0]
         warnings.warn(
             f"{len(gaps)} scan{'s have' if len(gaps) > 1 else ' has'} gaps (scan {scan.key[1]!r} of {scan.key[0]!r} "
-            f"lacks slices {', '.join(map(str, missing[:10]))}{', ...' if len(missing) > 10 else ''}); in windows, "
+            f"lacks slices {some(missing, 10)}); in windows, "
             "the nearest existing slice replaces a missing one.",
             DataWarning,
             stacklevel=2,

@@ -18,6 +18,7 @@ from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.reading.canonical_scan import CanonicalScan
 from medsegpy_core.reading.lazy_arrays import full_selection, read_into
 from medsegpy_core.reading.masks import UNLABELLED, UNLABELLED_UINT8, annotated_channels, unlabelled_value
+from medsegpy_core.text import by
 from medsegpy_core.typing import LazyArray, Selection
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ class ScanSource:
                 first = self.scan.records[0]
                 raise ShapeError(
                     f"Slice {record.slice_id} of scan {record.scan_id!r} ({record.file_name}) is "
-                    f"{_by(opened.image.shape)}, but slice {first.slice_id} ({first.file_name}) is {_by(expected)}. "
+                    f"{by(opened.image.shape)}, but slice {first.slice_id} ({first.file_name}) is {by(expected)}. "
                     "All slices of a scan must have the same size."
                 )
             if image is not None:
@@ -366,18 +367,13 @@ class MemorySource:
                 mask[values == UNLABELLED_UINT8] = UNLABELLED
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    """Format a shape for messages."""
-    return " x ".join(map(str, shape))
-
-
 def _rest(array: LazyArray, spatial: int) -> Selection:
     return full_selection(array.shape[spatial:])
 
 
 def _changed(record: Record, found: tuple[int, ...], expected: tuple[int, ...]) -> ReadError:
     return ReadError(
-        f"the file changed since the loader read its header: the image was {_by(expected)} and is now {_by(found)}. "
+        f"the file changed since the loader read its header: the image was {by(expected)} and is now {by(found)}. "
         "Restore the old file, or build the loader again",
         record.file_name,
         element=record.where(),

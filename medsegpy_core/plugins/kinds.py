@@ -20,6 +20,7 @@ from medsegpy_core.plugins.specs import (
     MetricSpec,
     TransformSpec,
 )
+from medsegpy_core.text import shown
 from medsegpy_core.version import __version__
 
 T = TypeVar("T")
@@ -113,12 +114,12 @@ def check_reader(reader: Any) -> None:
         raise PluginError(f"the reader {reader.__qualname__} is a class; hand over an object: {reader.__qualname__}()")
     name = getattr(reader, "name", None)
     if not isinstance(name, str) or not name:
-        raise PluginError(f"the reader {_shown(reader)} has no `name`, a str that dataset dicts say in 'reader'")
+        raise PluginError(f"the reader {shown(reader)} has no `name`, a str that dataset dicts say in 'reader'")
     suffixes = getattr(reader, "suffixes", None)
     proper = isinstance(suffixes, tuple) and all(isinstance(s, str) and s[:1] == "." for s in suffixes)
     if not proper or any(s != s.lower() for s in suffixes):  # type: ignore[union-attr]
         raise PluginError(
-            f"`suffixes` of the reader {name!r} is {_shown(suffixes)}, expected a tuple of lower-case file name "
+            f"`suffixes` of the reader {name!r} is {shown(suffixes)}, expected a tuple of lower-case file name "
             "endings with the dot, as in ('.nii', '.nii.gz')"
         )
     for method in ("probe", "open"):
@@ -130,13 +131,13 @@ def _check_command(command: Any) -> None:
     from importlib import import_module
 
     if not isinstance(command, import_module("click").Command) or not command.name:
-        raise PluginError(f"{_shown(command)} is not a click command with a name")
+        raise PluginError(f"{shown(command)} is not a click command with a name")
 
 
 def _instance_of(cls: type) -> Callable[[Any], None]:
     def check(record: Any) -> None:
         if not isinstance(record, cls):
-            raise PluginError(f"{_shown(record)} is not of type {cls.__name__}")
+            raise PluginError(f"{shown(record)} is not of type {cls.__name__}")
 
     return check
 
@@ -226,7 +227,7 @@ def collect_records(stage: Stage, kind: Kind, result: Any) -> None:
         DuplicateNameError: One name comes twice.
     """
     if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping):
-        raise PluginError(f"{kind.hook} returned {_shown(result)}, expected a list of {kind.name}")
+        raise PluginError(f"{kind.hook} returned {shown(result)}, expected a list of {kind.name}")
     for record in result:
         try:
             stage.add(kind.name, record)
@@ -242,8 +243,3 @@ def origin(record: Any) -> str:
     source = function if hasattr(function, "__qualname__") else type(function if function is not None else record)
     module, name = getattr(source, "__module__", None), getattr(source, "__qualname__", "")
     return f"{module}.{name}" if module else name
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -25,6 +25,7 @@ from medsegpy_core.errors import DataWarning, GeometryError, MedSegPyError, Read
 from medsegpy_core.reading.foreign_files import foreign_kind
 from medsegpy_core.reading.lazy_arrays import AxesView
 from medsegpy_core.reading.masks import AnnotatedView, LabelMapView, Labels, annotated_channels
+from medsegpy_core.text import by
 from medsegpy_core.typing import (
     CategoryId,
     LazyArray,
@@ -115,8 +116,8 @@ def canonical(
     size = (mask.array if isinstance(mask, LabelMapView) else mask).shape[:spatial]
     if image.shape[:spatial] != size:
         raise ReadError(
-            f"the mask is {_by(size)}, but the image in {record.file_name} is "
-            f"{_by(image.shape[:spatial])}{_axes_hint(record)}",
+            f"the mask is {by(size)}, but the image in {record.file_name} is "
+            f"{by(image.shape[:spatial])}{_axes_hint(record)}",
             record.sem_seg_file,
         )
     geometry.compare((*image.shape[:2], depth), metadata, _optional(scan, "mask_metadata", {}), record)
@@ -160,7 +161,7 @@ class GeometryCheck:
         if spacing is None or known is None or len(known) != len(spacing) or "scan_spacing" in record.scan:
             return metadata
         if not same_spacing(known, spacing):
-            here, there = (" x ".join(f"{size:.5g}" for size in sizes) for sizes in (spacing, known))
+            here, there = (by(sizes, digits=5) for sizes in (spacing, known))
             text = f"the file states a spacing of {here} mm, which is used, but the metadata state {there} mm"
             self.tell("metadata", record, record.file_name, text)
         return metadata
@@ -212,7 +213,7 @@ def _image(array: LazyArray, record: Record, spatial: int) -> LazyArray:
     if axes is None:
         if rank != spatial + several:
             raise ReadError(
-                f"the image of a {record.kind} has {spatial + several} axes, found {_by(array.shape)}. If the file "
+                f"the image of a {record.kind} has {spatial + several} axes, found {by(array.shape)}. If the file "
                 "has another layout, declare it: image_axes='HWDC' in the dict or the metadata (H, W, D spatial, C "
                 "channels)",
                 record.file_name,
@@ -237,7 +238,7 @@ def _mask(
             f"{spatial} for one binary class"
         )
         raise ReadError(
-            f"{expected}, found {_by(array.shape)}. If the file has another layout, declare it: sem_seg_axes='CHWD' in "
+            f"{expected}, found {by(array.shape)}. If the file has another layout, declare it: sem_seg_axes='CHWD' in "
             "the dict or the metadata",
             path,
         )
@@ -253,9 +254,9 @@ def _mask(
 def _reordered(array: LazyArray, axes: str, record: Record, key: str) -> LazyArray:
     path = record.file_name if key == "image_axes" else record.sem_seg_file
     if len(array.shape) != len(axes):
-        raise ReadError(f"{key}={axes!r} names {len(axes)} axes, but the array is {_by(array.shape)}", path)
+        raise ReadError(f"{key}={axes!r} names {len(axes)} axes, but the array is {by(array.shape)}", path)
     if record.kind == "volume" and "D" not in axes:
-        raise ReadError(f"{key}={axes!r}, but a volume has a D axis: one of those of {_by(array.shape)}", path)
+        raise ReadError(f"{key}={axes!r}, but a volume has a D axis: one of those of {by(array.shape)}", path)
     wanted = "HWC" if record.kind == "slice" else "HWDC"
     order = tuple(axes.index(letter) for letter in wanted if letter in axes)
     if order == tuple(range(len(axes))):
@@ -274,10 +275,6 @@ def _position(depth: int, record: Record, key: str, path: Path | None) -> int:
         f"the {record.scan_num_slices} of its scan (scan_num_slices)",
         path,
     )
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _axes_hint(record: Record) -> str:

@@ -16,6 +16,7 @@ from attrs import frozen
 from medsegpy_core.data.categories import channels_of, normalize_category_ids, required_channels
 from medsegpy_core.errors import ReadError, RecordError
 from medsegpy_core.reading.lazy_arrays import View, read_into
+from medsegpy_core.text import some
 from medsegpy_core.typing import CategoryId, LazyArray, Selection
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def _not_binary(values: Array) -> str:
             "the mask holds 0 and 255, expected 0 and 1: divide it by 255 when you write it. If 255 means unknown, "
             "declare label_map=True and ignore_values=(255,)"
         )
-    shown = ", ".join(f"{v:g}" for v in found[:6].tolist()) + (", ..." if found.size > 6 else "")
+    listed = some(found, 6, form="{:g}".format)
     labels = bool(((found >= 0) & (found == np.floor(found))).all())
     hint = ". A label map needs label_map=True in the dataset dict or the metadata" if labels else ""
-    return f"the mask holds the values {shown}, expected 0 and 1{hint}"
+    return f"the mask holds the values {listed}, expected 0 and 1{hint}"
 
 
 def annotated_channels(record: Record) -> frozenset[int] | None:

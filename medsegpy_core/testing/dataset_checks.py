@@ -26,6 +26,7 @@ from medsegpy_core.reading.canonical_scan import open_record
 from medsegpy_core.reading.readers import find_reader
 from medsegpy_core.testing.outcome import CheckError, NotCheckableError, UndecidedError, require
 from medsegpy_core.testing.processes import in_new_interpreter
+from medsegpy_core.text import some
 from medsegpy_core.typing import DatasetDict
 
 
@@ -79,7 +80,7 @@ def check_records(name: str) -> None:
     again = pickle.loads(_pickled(records, name))  # noqa: S301 -- pickled in the line itself
     require(again == records, f"the records of {name!r} differ after pickling")
     for scan in group_scans(records):
-        missing = ", ".join(map(str, scan.missing[:5]))
+        missing = some(scan.missing)
         require(not missing, f"scan {scan.key[1]!r} of {name!r} lacks slices {missing}: inference on it is refused")
 
 

@@ -30,6 +30,7 @@ from medsegpy_core.testing.example_files import (
 )
 from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
 from medsegpy_core.testing.processes import in_fork, in_new_interpreter
+from medsegpy_core.text import by
 from medsegpy_core.typing import LazyArray, OpenScan, Reader, Selection, StatesMaskGrid
 
 if TYPE_CHECKING:
@@ -396,14 +397,14 @@ def check_values(reader: Reader, record: Record, image: Array | None, mask: Arra
     with open_record(record, reader) as scan:
         for what, array, expected in (("image", scan.image, image), ("mask", scan.mask, mask)):
             if expected is not None:
-                require(array is not None, f"the {what} is None, expected {_by(expected.shape)}")
+                require(array is not None, f"the {what} is None, expected {by(expected.shape)}")
                 _check_equal(array, expected, what)  # type: ignore[arg-type]
 
 
 def _check_equal(array: LazyArray, expected: Array, what: str) -> None:
     import numpy as np
 
-    require(array.shape == expected.shape, f"the {what} is {_by(array.shape)}, expected {_by(expected.shape)}")
+    require(array.shape == expected.shape, f"the {what} is {by(array.shape)}, expected {by(expected.shape)}")
     different = np.argwhere(array[...] != expected)
     if len(different):
         at = tuple(map(int, different[0]))
@@ -514,7 +515,3 @@ def check_forked_process(reader: Reader, record: Record) -> None:
         require(in_fork(lambda: read_digest(reader, record)) == expected, "a forked process reads other values")
         require(in_fork(lambda: digest(scan)) == expected, "a fork reads other values from a scan opened before it")
         require(digest(scan) == expected, "after a fork has read, this process reads other values")
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -13,6 +13,7 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
+from medsegpy_core.text import counted
 from medsegpy_evaluation.compared_results import (
     ComparisonError,
     Model,
@@ -23,7 +24,7 @@ from medsegpy_evaluation.compared_results import (
     selected,
 )
 from medsegpy_evaluation.paired import EXACT, FEWEST, LEVEL, holm, mean_interval, mean_ranks, sign_flip_tests
-from medsegpy_evaluation.results import counted, versions
+from medsegpy_evaluation.results import versions
 from medsegpy_evaluation.writers import csv_text, json_text, replace_file
 
 __all__ = ["COLUMNS", "Comparison", "ComparisonError", "compare_results"]

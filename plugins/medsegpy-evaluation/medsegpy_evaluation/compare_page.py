@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
+from medsegpy_core.text import counted
 from medsegpy_evaluation.charts import Differences, difference_chart, html
 from medsegpy_evaluation.metrics import METRICS
 from medsegpy_evaluation.pages import HEAD, SCRIPT, Cell, number, span, table
-from medsegpy_evaluation.results import counted
 from medsegpy_evaluation.writers import json_text
 
 if TYPE_CHECKING:

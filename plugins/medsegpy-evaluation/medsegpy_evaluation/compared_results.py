@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from medsegpy_core import MedSegPyError, UnknownNameError
 from medsegpy_core.errors import closest_match
-from medsegpy_evaluation.results import counted
+from medsegpy_core.text import counted, some
 
 __all__ = ["ComparisonError", "Model", "Source", "named", "read_model", "refuse_differences", "selected"]
 
@@ -272,8 +272,7 @@ def _only_in(one: Model, other: Model) -> Iterator[str]:
 
 
 def _listed(scans: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, scans[:_LISTED])) + (", ..." if len(scans) > _LISTED else "")
-    return f"{counted(len(scans), 'scan')} ({shown})"
+    return f"{counted(len(scans), 'scan')} ({some(scans, _LISTED, form=repr)})"
 
 
 def _rules_that_differ(models: Sequence[Model], metrics: Sequence[str]) -> Iterator[str]:

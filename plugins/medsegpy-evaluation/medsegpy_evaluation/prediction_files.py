@@ -18,6 +18,7 @@ from medsegpy_core.data import channels_of
 from medsegpy_core.errors import closest_match
 from medsegpy_core.hdf5 import names_in, open_array
 from medsegpy_core.reading import all_readers, find_reader, value_codes
+from medsegpy_core.text import some
 from medsegpy_core.typing import CategoryId, LazyArray
 from medsegpy_evaluation.scoring import Binarization, ScoreSettings, largest_channel, wrong_values
 
@@ -300,8 +301,8 @@ def labelled(array: Array, values: LabelValues, categories: Sequence[str]) -> tu
     known = sorted({*values.known, *(v for some in values.wanted for v in some)} - {0})
     codes = value_codes(tuple(known))
     table = np.zeros((codes.other + 1, len(categories)), np.uint8)
-    for category, some in enumerate(values.wanted):
-        table[[known.index(value) + 1 for value in some], category] = 1
+    for category, wanted in enumerate(values.wanted):
+        table[[known.index(value) + 1 for value in wanted], category] = 1
     masks = np.empty((*array.shape, len(categories)), np.uint8)
     flat, out = array.reshape(-1), masks.reshape(-1, len(categories))
     for start in range(0, flat.size, _SLAB):
@@ -321,8 +322,7 @@ def _wrong_labels(values: LabelValues, found: str) -> str:
     if isinstance(known, range):
         expected = f"whole numbers from 0 (none) to {len(known)}"
     else:
-        listed = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
-        expected = f"0 (none) and the label_values of the dataset ({listed})"
+        expected = f"0 (none) and the label_values of the dataset ({some(known, 20)})"
     return f"the label map has {found}; {expected} are expected. If they mean something else, name them: --channels"
 
 

@@ -17,6 +17,7 @@ from medsegpy_core import DatasetCatalog, MedSegPyError, MetadataCatalog
 from medsegpy_core.data import Alignment, Grid, MetadataView, align, normalize_category_ids, required_channels
 from medsegpy_core.hdf5 import Access, accessing, current_access
 from medsegpy_core.loading import DatasetScan, list_scans
+from medsegpy_core.text import counted
 from medsegpy_core.typing import CategoryId
 from medsegpy_evaluation.evaluator import scan_identity
 from medsegpy_evaluation.grids import placed
@@ -33,7 +34,7 @@ from medsegpy_evaluation.prediction_files import (
     scoring_settings,
 )
 from medsegpy_evaluation.report import write_report
-from medsegpy_evaluation.results import FailedScan, counted, document_of
+from medsegpy_evaluation.results import FailedScan, document_of
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings, score_scan, workers
 from medsegpy_evaluation.settings import make_settings, selected_categories
 from medsegpy_evaluation.statistics import Bootstrap

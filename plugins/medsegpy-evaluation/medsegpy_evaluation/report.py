@@ -8,9 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
+from medsegpy_core.text import counted
 from medsegpy_evaluation.charts import distribution_chart, html
 from medsegpy_evaluation.pages import HEAD, SCRIPT, number, span, table
-from medsegpy_evaluation.results import counted, ranking_metric, unknown_line, worst_first
+from medsegpy_evaluation.results import ranking_metric, unknown_line, worst_first
 from medsegpy_evaluation.writers import replace_file
 
 __all__ = ["write_report"]

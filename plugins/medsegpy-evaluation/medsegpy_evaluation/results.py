@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from medsegpy_core.text import counted
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings
 from medsegpy_evaluation.statistics import Bootstrap, grouped_means, rms_cv, summarize
 
-__all__ = ["FailedScan", "counted", "document_of", "ranking_metric", "unknown_line", "versions", "worst_first"]
+__all__ = ["FailedScan", "document_of", "ranking_metric", "unknown_line", "versions", "worst_first"]
 
 _FORMAT: Final = 1
 
@@ -133,16 +134,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a distribution"
     return found
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    Example:
-        >>> counted(1, "scan"), counted(2, "scan")
-        ('1 scan', '2 scans')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def unknown_line(document: Mapping[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from medsegpy_evaluation.results import counted, unknown_line
+from medsegpy_core.text import counted
+from medsegpy_evaluation.results import unknown_line
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,10 +12,11 @@ import numpy as np
 from attrs import frozen
 
 from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, build_loader
-from medsegpy_core.cli.output import Screen, by, console, table, track
+from medsegpy_core.cli.output import Screen, console, table, track
 from medsegpy_core.data import normalize_category_ids
 from medsegpy_core.drawing import Color, Panel, Upright, class_colors, draw, gray_window, spread_slices
 from medsegpy_core.plugins import default_manager
+from medsegpy_core.text import by
 from medsegpy_example_datasets.baseline import Baseline
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from attrs import define, field, frozen
 
 from medsegpy_core import DataWarning, ReadError, RecordError, parse_slice_name
+from medsegpy_core.text import some
 from medsegpy_core.typing import DatasetDict
 
 __all__ = ["list_slices"]
 
 _IMAGE, _MASK = ".im", ".seg"
 _SCAN = re.compile(r"[0-9]+_V[0-9]+-Aug[0-9]+")
-_SHOWN = 5
 
 
 @define
@@ -226,21 +226,16 @@ def _report(folder: str, strangers: list[str], scans: dict[str, _Scan]) -> None:
             d["scan_num_slices"] = depth
         missing = [f"{number:03d}" for number in range(1, depth) if number not in found]
         if missing:
-            gaps.append(f"{scan.scan_id} lacks {_some(missing)}")
+            gaps.append(f"{scan.scan_id} lacks {some(missing)}")
     if strangers:
         _warn(
-            f"{folder}: left aside, for these are not names of slices ({len(strangers)}): {_some(strangers)}. Expected "
+            f"{folder}: left aside, for these are not names of slices ({len(strangers)}): {some(strangers)}. Expected "
             "SUBJECT_Vnn-Augnn_SLICE in digits, slices from 001, as in 0000001_V00-Aug00_001.im"
         )
     if orphans:
-        _warn(f"{folder}: left aside, for these masks have no image ({len(orphans)}): {_some(orphans)}")
+        _warn(f"{folder}: left aside, for these masks have no image ({len(orphans)}): {some(orphans)}")
     if gaps:
-        _warn(f"{folder}: scans with gaps ({len(gaps)}): {_some(gaps, '; ')}")
-
-
-def _some(items: list[str], separator: str = ", ") -> str:
-    more = f"{separator}... ({len(items)} in all)" if len(items) > _SHOWN else ""
-    return separator.join(items[:_SHOWN]) + more
+        _warn(f"{folder}: scans with gaps ({len(gaps)}): {some(gaps, separator='; ')}")
 
 
 def _warn(message: str) -> None:

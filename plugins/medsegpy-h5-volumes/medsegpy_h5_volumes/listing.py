@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 
 from medsegpy_core import DataWarning, ReadError, RecordError
 from medsegpy_core.data import parse_scan_name
+from medsegpy_core.text import some
 from medsegpy_core.typing import DatasetDict
 
 __all__ = ["list_volumes"]
 
 _IMAGE, _MASK, _DATA = "volume", "seg", "data"
 _MASK_ENDINGS = ("_seg", "-seg", "_mask", "-mask")
-_SHOWN = 5
 
 
 def list_volumes(root: str, suffixes: Sequence[str]) -> list[DatasetDict]:
@@ -119,15 +119,10 @@ def _report(folder: str, strangers: list[str], broken: list[str]) -> None:
     if strangers:
         _warn(
             f"{folder}: left aside, for these hold no dataset 'volume', at the root or in a group, and no 'data' "
-            f"({len(strangers)}): {_some(strangers)}"
+            f"({len(strangers)}): {some(strangers)}"
         )
     if broken:
-        _warn(f"{folder}: left aside, for these cannot be read ({len(broken)}): {_some(broken)}")
-
-
-def _some(items: list[str]) -> str:
-    more = f", ... ({len(items)} in all)" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
+        _warn(f"{folder}: left aside, for these cannot be read ({len(broken)}): {some(broken)}")
 
 
 def _warn(message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from medsegpy_core import DataWarning, ReadError, RecordError
 from medsegpy_core.data import parse_scan_name
+from medsegpy_core.text import some
 from medsegpy_core.typing import DatasetDict
 from medsegpy_nifti.header import read_header
 
@@ -16,7 +17,6 @@ __all__ = ["list_scans"]
 
 _SUFFIXES: Final = (".nii.gz", ".nii")
 _MASK: Final = "_seg"
-_SHOWN: Final = 5
 
 
 def list_scans(root: Path, reader: str) -> list[DatasetDict]:
@@ -73,10 +73,9 @@ def _is_label_map(mask: Path) -> bool:
 
 def _report(folder: str, orphans: list[str]) -> None:
     if orphans:
-        shown = ", ".join(orphans[:_SHOWN]) + (", ..." if len(orphans) > _SHOWN else "")
         warnings.warn(
-            f"{folder}: {len(orphans)} masks have no image and are left aside: {shown}. The mask of X.nii.gz is "
-            "X_seg.nii.gz",
+            f"{folder}: {len(orphans)} masks have no image and are left aside: {some(orphans)}. "
+            "The mask of X.nii.gz is X_seg.nii.gz",
             DataWarning,
             stacklevel=5,
         )
