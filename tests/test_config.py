@@ -66,6 +66,8 @@ def test_defaults():
     assert (cfg.TAG, cfg.PRELOAD_DATA, cfg.SEED) == ("DefaultDataLoader", False, None)
     assert (cfg.PATCHES_PER_SCAN, cfg.FOREGROUND_RATIO, cfg.NSD_TOLERANCE) == (8, 1 / 3, 1.0)
     assert cfg.TEST_METRICS == ["DSC", "VOE", "ASSD", "CV"]
+    assert (cfg.LESION_THRESHOLD, cfg.LESION_CONNECTIVITY) == (0.5, "auto")
+    assert (cfg.BOUNDARY_WIDTH, cfg.CALIBRATION_BINS) == (2.0, 15)
     assert 1 <= cfg.NUM_WORKERS <= min(4, os.cpu_count() or 1)
     assert (cfg.N_EPOCHS, cfg.INITIAL_LEARNING_RATE) == (100, 1e-4)
 

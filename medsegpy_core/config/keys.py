@@ -403,6 +403,10 @@ OWN_KEYS: Final[dict[str, Key]] = {
     "LOSS": _loss(),
     "TEST_METRICS": _texts(["DSC", "VOE", "ASSD", "CV"]),
     "NSD_TOLERANCE": _number(1.0, 0),
+    "LESION_THRESHOLD": _number(0.5, 0, 1),
+    "LESION_CONNECTIVITY": _choice("auto", ("auto", "face", "full")),
+    "BOUNDARY_WIDTH": _number(2.0, 0),
+    "CALIBRATION_BINS": _integer(15, minimum=1),
     "INIT_WEIGHTS": _text(),
     "OUTPUT_DIR": _text(),
 }

@@ -17,6 +17,7 @@ from medsegpy_evaluation.plugin import (
 if TYPE_CHECKING:
     from medsegpy_evaluation.compare import Comparison, ComparisonError, compare_results
     from medsegpy_evaluation.evaluator import SemSegEvaluator, build_evaluator, inference_on_dataset
+    from medsegpy_evaluation.metrics import MetricOptions
     from medsegpy_evaluation.policy import MissingPolicy
     from medsegpy_evaluation.predictions import evaluate_predictions
     from medsegpy_evaluation.scoring import score_masks
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "ComparisonError",
+    "MetricOptions",
     "MissingPolicy",
     "SemSegEvaluator",
     "SurfaceDistances",
@@ -43,6 +45,7 @@ __all__ = [
 _MODULES = {
     "compare": "Comparison ComparisonError compare_results",
     "evaluator": "SemSegEvaluator build_evaluator inference_on_dataset",
+    "metrics": "MetricOptions",
     "policy": "MissingPolicy",
     "predictions": "evaluate_predictions",
     "scoring": "score_masks",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medsegpy_core.text import counted
 from medsegpy_evaluation.compared_results import (
+    OF_METRICS,
     ComparisonError,
     Model,
     Source,
@@ -359,7 +360,7 @@ def _settings(
     return {
         "categories": list(categories),
         "metrics": list(definitions),
-        "nsd_tolerance": document["settings"].get("nsd_tolerance"),
+        **{key: document["settings"].get(key) for key in OF_METRICS},
         "policy": document["policy"],
         "difference": "a - b per scan, averaged over the scans of each subject; means are over subjects",
         "interval": {"method": "t over subjects", "level": LEVEL},

@@ -14,16 +14,22 @@ from attrs import field, frozen
 from medsegpy_core import MedSegPyError, UnknownNameError
 from medsegpy_core.errors import closest_match
 from medsegpy_core.text import counted, some
+from medsegpy_evaluation.metrics import LESION_METRICS
 
-__all__ = ["ComparisonError", "Model", "Source", "named", "read_model", "refuse_differences", "selected"]
+__all__ = ["OF_METRICS", "ComparisonError", "Model", "Source", "named", "read_model", "refuse_differences", "selected"]
 
 # A folder of results, its metrics.json, what `evaluate()` returned, or several of these: folds of one model.
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Sequence[Source]"
 
 # Settings in which models may differ: they belong to the model, or change no value.
 _FREE: Final = {"thresholds", "activation", "background_channel", "bootstrap", "categories", "metrics"}
-# Settings that change the values of one metric only.
-_OF_METRIC: Final = {"nsd_tolerance": "NSD"}
+# Settings that change the values of some metrics only.
+OF_METRICS: Final = {
+    "nsd_tolerance": ("NSD",),
+    "boundary_width": ("BoundaryIoU",),
+    "calibration_bins": ("ECE",),
+    **dict.fromkeys(("lesion_threshold", "lesion_connectivity"), LESION_METRICS),
+}
 # So many names of scans in a message.
 _LISTED: Final = 8
 
@@ -293,7 +299,7 @@ def _rules(document: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any
     settings = {
         key: value
         for key, value in document["settings"].items()
-        if key not in _FREE and _OF_METRIC.get(key, metrics[0]) in metrics
+        if key not in _FREE and not set(OF_METRICS.get(key, metrics)).isdisjoint(metrics)
     }
     definitions = {metric["name"]: metric for metric in document["settings"]["metrics"] if metric["name"] in metrics}
     return {"policy": document["policy"], "settings": settings, "metric": definitions}

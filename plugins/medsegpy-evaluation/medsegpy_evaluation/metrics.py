@@ -4,13 +4,14 @@ P is the prediction, T the truth, as sets of voxels; their surfaces and the dist
 `surfaces`. Definitions with their sources are in docs/evaluation.md.
 """
 
+# ruff: noqa: RUF001 - definitions have the signs of mathematics
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from attrs import field, frozen
@@ -18,12 +19,51 @@ from numpy.typing import NDArray
 
 from medsegpy_core import MetricSpec, UnknownNameError
 from medsegpy_core.errors import closest_match
+from medsegpy_evaluation.calibration import Calibration, calibration_of
+from medsegpy_evaluation.lesions import Lesions, match_lesions
 from medsegpy_evaluation.surfaces import Box, DistanceTally, SurfaceDistances, extended_axes, joint_box, tally
 
 if TYPE_CHECKING:
     Bool: TypeAlias = NDArray[np.bool_]
 
-__all__ = ["METRICS", "MaskPair", "Metric", "builtin", "from_spec", "suggestion"]
+__all__ = [
+    "LESION_METRICS",
+    "METRICS",
+    "MaskPair",
+    "Metric",
+    "MetricOptions",
+    "UndefinedMetricError",
+    "builtin",
+    "from_spec",
+    "suggestion",
+]
+
+
+# Voxels that are counted at once.
+_SLAB: Final = 1 << 18
+
+
+class UndefinedMetricError(ValueError):
+    """A metric that has no value for what was predicted. The message says why."""
+
+
+@frozen
+class MetricOptions:
+    """What some of the metrics depend on.
+
+    Attributes:
+        tolerance: That of `NSD`, in mm.
+        lesion_threshold: The intersection over union from which on two lesions match.
+        lesion_connectivity: Which voxels are connected: ``"auto"``, ``"full"`` or ``"face"``, see `match_lesions`.
+        boundary_width: That of `BoundaryIoU`, in mm.
+        calibration_bins: Of `ECE`.
+    """
+
+    tolerance: float = 1.0
+    lesion_threshold: float = 0.5
+    lesion_connectivity: str = "auto"
+    boundary_width: float = 2.0
+    calibration_bins: int = 15
 
 
 class MaskPair:
@@ -33,16 +73,29 @@ class MaskPair:
         pred: Boolean, spatial axes only.
         truth: Boolean, of the same shape.
         spacing: mm, one per axis; None: unknown, which is an error only where it is needed.
-        tolerance: That of `NSD`, in mm.
+        options: What some of the metrics depend on.
+        probabilities: Of the structure, of the same shape; None: the prediction holds none.
+        unknown: Where the truth is unknown (False in both masks); None: nowhere.
     """
 
-    def __init__(self, pred: Bool, truth: Bool, spacing: Sequence[float] | None = None, tolerance: float = 1.0) -> None:
+    def __init__(
+        self,
+        pred: Bool,
+        truth: Bool,
+        spacing: Sequence[float] | None = None,
+        options: MetricOptions | None = None,
+        *,
+        probabilities: NDArray[Any] | None = None,
+        unknown: Bool | None = None,
+    ) -> None:
         if pred.shape != truth.shape:
             raise ValueError(f"The prediction has the shape {pred.shape}, the truth {truth.shape}: they must agree.")
         self.pred = pred
         self.truth = truth
-        self.tolerance = tolerance
+        self.options = options or MetricOptions()
         self._spacing = spacing
+        self._probabilities = probabilities
+        self._unknown = unknown
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -70,18 +123,50 @@ class MaskPair:
         """How many voxels are in P, in T, and in both."""
         if self.box is None:
             return 0, 0, 0
-        pred, truth = self.pred[self.box], self.truth[self.box]
-        return int(np.count_nonzero(pred)), int(np.count_nonzero(truth)), int(np.count_nonzero(pred & truth))
+        # Whole planes, since NumPy counts what lies side by side in memory many times faster.
+        planes = self.box[0]
+        step = max(1, _SLAB * len(self.pred) // self.pred.size)
+        counts = np.zeros(3, np.int64)
+        for start in range(planes.start, planes.stop, step):
+            pred, truth = (mask[start : min(start + step, planes.stop)] for mask in (self.pred, self.truth))
+            counts += [np.count_nonzero(part) for part in (pred, truth, pred & truth)]
+        return int(counts[0]), int(counts[1]), int(counts[2])
 
     @cached_property
     def distances(self) -> SurfaceDistances | DistanceTally:
         """The distances between the two surfaces; both structures must be there."""
-        box, axes = self.box or (), extended_axes(self.pred.shape)
-        thin = tuple(axis for axis in range(self.pred.ndim) if axis not in axes)
-        pred, truth = self.pred[box].squeeze(thin), self.truth[box].squeeze(thin)
+        pred, truth, spacing = self.cropped
+        return tally(pred, truth, spacing, self.options.tolerance, self.pred.size + self.truth.size)
+
+    @property
+    def cropped(self) -> tuple[Bool, Bool, list[float]]:
+        """Both masks in their box, and the spacing, without the axes of length 1 of the scan."""
+        axes = extended_axes(self.pred.shape)
         # The box may be one voxel thick where the scan is not.
-        spacing = [self.spacing[axis] for axis in axes]
-        return tally(pred, truth, spacing, self.tolerance, self.pred.size + self.truth.size)
+        return *self._in_box(axes), [self.spacing[axis] for axis in axes]
+
+    def _in_box(self, axes: Sequence[int]) -> tuple[Bool, Bool]:
+        box, thin = self.box or (), tuple(axis for axis in range(self.pred.ndim) if axis not in axes)
+        return self.pred[box].squeeze(thin), self.truth[box].squeeze(thin)
+
+    @cached_property
+    def lesions(self) -> Lesions:
+        """The lesions of both masks, matched."""
+        if self.box is None:
+            return Lesions(0, 0, ())
+        pred, truth = self._in_box(extended_axes(self.pred.shape))
+        return match_lesions(pred, truth, self.options.lesion_threshold, self.options.lesion_connectivity)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The calibration of the probabilities.
+
+        Raises:
+            UndefinedMetricError: There are none.
+        """
+        if self._probabilities is None:
+            raise UndefinedMetricError("the prediction holds labels, or only 0 and 1, and no probabilities")
+        return calibration_of(self._probabilities, self.truth, self._unknown, self.options.calibration_bins)
 
     @property
     def voxel_volume(self) -> float:
@@ -141,6 +226,52 @@ def true_volume(pair: MaskPair) -> float:
     return pair.counts[1] * pair.voxel_volume
 
 
+def lesion_f1(pair: MaskPair) -> float:
+    """2 TP / (2 TP + FP + FN), the recognition quality of panoptic quality."""
+    lesions = pair.lesions
+    return 2 * lesions.tp / (lesions.predicted + lesions.true)
+
+
+def lesion_precision(pair: MaskPair) -> float:
+    """TP / (TP + FP)."""
+    return pair.lesions.tp / pair.lesions.predicted
+
+
+def lesion_recall(pair: MaskPair) -> float:
+    """TP / (TP + FN)."""
+    return pair.lesions.tp / pair.lesions.true
+
+
+def lesion_dsc(pair: MaskPair) -> float:
+    """The mean of the Dice coefficients of the matched pairs; 0 if none matches, or finding nothing would pay."""
+    return float(np.mean(pair.lesions.dsc)) if pair.lesions.tp else 0.0
+
+
+def lesion_tp(pair: MaskPair) -> float:
+    """Lesions that were found."""
+    return pair.lesions.tp
+
+
+def lesion_fp(pair: MaskPair) -> float:
+    """Lesions that were made up."""
+    return pair.lesions.fp
+
+
+def lesion_fn(pair: MaskPair) -> float:
+    """Lesions that were not found."""
+    return pair.lesions.fn
+
+
+def ece(pair: MaskPair) -> float:
+    """Expected calibration error."""
+    return pair.calibration.ece
+
+
+def brier(pair: MaskPair) -> float:
+    """Brier score."""
+    return pair.calibration.brier
+
+
 @frozen
 class Metric:
     """A metric as the evaluator uses it. It pickles if its function does.
@@ -150,7 +281,10 @@ class Metric:
         of: Its value for a `MaskPair` in which both structures are there.
         unit: ``"mm"``, ``"mm3"``, or empty for a fraction.
         higher_is_better: Which way is good. None: neither, the metric describes.
+        definition: What it is, for people.
+        source: Where it is from.
         spacing: Whether it needs the spacing.
+        probabilities: Whether it needs probabilities.
         owner: Who brought it, with the version.
     """
 
@@ -158,48 +292,126 @@ class Metric:
     of: Callable[[MaskPair], float]
     unit: str = ""
     higher_is_better: bool | None = True
+    definition: str = ""
+    source: str = ""
     spacing: bool = field(default=False, kw_only=True)
+    probabilities: bool = field(default=False, kw_only=True)
     owner: str = field(default="medsegpy-evaluation", kw_only=True)
 
 
 def _assd(pair: MaskPair) -> float:
-    """Average symmetric surface distance: the mean of all distances from either surface to the other."""
     return pair.distances.assd()
 
 
 def _hd95(pair: MaskPair) -> float:
-    """The 95th percentile, linearly interpolated, of all distances from either surface to the other."""
     return pair.distances.hd95()
 
 
 def _hd(pair: MaskPair) -> float:
-    """Hausdorff distance: the largest of all distances from either surface to the other."""
     return pair.distances.hd()
 
 
 def _nsd(pair: MaskPair) -> float:
     """Normalized surface distance: the share of both surfaces that is within the tolerance of the other one."""
-    return pair.distances.nsd(pair.tolerance)
+    return pair.distances.nsd(pair.options.tolerance)
 
 
+def _boundary_iou(pair: MaskPair) -> float:
+    from medsegpy_evaluation.boundary import boundary_iou
+
+    return boundary_iou(*pair.cropped, pair.options.boundary_width)
+
+
+_HEIMANN: Final = "Heimann et al. 2009"
+_HUTTENLOCHER: Final = "Huttenlocher et al. 1993; MedPy 0.5.2"
+_KIRILLOV: Final = "Kirillov et al. 2019; panoptica 2.1"
+_OF_LESIONS: Final = "of lesions, as matched below"
+
+# The one table of what metrics are: docs and report show it.
 METRICS: Final[dict[str, Metric]] = {
     metric.name: metric
     for metric in (
-        Metric("DSC", dsc),
-        Metric("VOE", voe, "", False),
-        Metric("CV", cv, "", False),
-        Metric("ASSD", _assd, "mm", False, spacing=True),
-        Metric("HD95", _hd95, "mm", False, spacing=True),
-        Metric("HD", _hd, "mm", False, spacing=True),
-        Metric("NSD", _nsd, spacing=True),
-        Metric("Precision", precision),
-        Metric("Recall", recall),
-        # Signed: 0 is best, and neither way is good.
-        Metric("RVD", rvd, "", None),
-        Metric("PredictedVolume", predicted_volume, "mm3", None, spacing=True),
-        Metric("TrueVolume", true_volume, "mm3", None, spacing=True),
+        Metric("DSC", dsc, "", True, "2 |P ∩ T| / (|P| + |T|)", "Dice 1945"),
+        Metric("VOE", voe, "", False, "1 − |P ∩ T| / |P ∪ T|", _HEIMANN),
+        Metric(
+            "CV",
+            cv,
+            "",
+            False,
+            "| |P| − |T| | / (|P| + |T|): standard deviation (n) over mean, of the two volumes",
+            "Glüer et al. 1995",
+        ),
+        Metric("RVD", rvd, "", None, "(|P| − |T|) / |T|, signed", _HEIMANN),
+        Metric("Precision", precision, "", True, "|P ∩ T| / |P|"),
+        Metric("Recall", recall, "", True, "|P ∩ T| / |T|"),
+        Metric(
+            "ASSD",
+            _assd,
+            "mm",
+            False,
+            "mean of all distances from either surface to the other",
+            f"{_HEIMANN}; MedPy 0.5.2",
+            spacing=True,
+        ),
+        Metric("HD", _hd, "mm", False, "maximum of the same distances", _HUTTENLOCHER, spacing=True),
+        Metric(
+            "HD95",
+            _hd95,
+            "mm",
+            False,
+            "linearly interpolated 95th percentile of the same distances",
+            _HUTTENLOCHER,
+            spacing=True,
+        ),
+        Metric(
+            "NSD",
+            _nsd,
+            "",
+            True,
+            "fraction of both surfaces within NSD_TOLERANCE mm (1.0) of the other one, the tolerance included",
+            "Nikolov et al. 2021",
+            spacing=True,
+        ),
+        Metric(
+            "BoundaryIoU",
+            _boundary_iou,
+            "",
+            True,
+            "|P′ ∩ T′| / |P′ ∪ T′| of the voxels of P and of T within BOUNDARY_WIDTH mm (2.0) of their own surface",
+            "Cheng et al. 2021",
+            spacing=True,
+        ),
+        Metric("LesionF1", lesion_f1, "", True, f"2 TP / (2 TP + FP + FN) {_OF_LESIONS}", _KIRILLOV),
+        Metric("LesionPrecision", lesion_precision, "", True, f"TP / (TP + FP) {_OF_LESIONS}", "panoptica 2.1"),
+        Metric("LesionRecall", lesion_recall, "", True, f"TP / (TP + FN) {_OF_LESIONS}", "panoptica 2.1"),
+        Metric("LesionDSC", lesion_dsc, "", True, "mean DSC of matched pairs of lesions, 0 if none matches", _KIRILLOV),
+        Metric("LesionTP", lesion_tp, "", None, "number of matched pairs of lesions (TP)"),
+        Metric("LesionFP", lesion_fp, "", None, "number of predicted lesions without a match (FP)"),
+        Metric("LesionFN", lesion_fn, "", None, "number of true lesions without a match (FN)"),
+        Metric(
+            "ECE",
+            ece,
+            "",
+            False,
+            "Σ |n(b)/n · (mean probability − fraction of T)| over CALIBRATION_BINS (15) bins b of equal width, all "
+            "known voxels",
+            "Naeini et al. 2015; Guo et al. 2017",
+            probabilities=True,
+        ),
+        Metric(
+            "Brier",
+            brier,
+            "",
+            False,
+            "mean of (probability − T)² over all known voxels, T being 0 or 1",
+            "Brier 1950",
+            probabilities=True,
+        ),
+        Metric("PredictedVolume", predicted_volume, "mm3", None, "|P| times the volume of a voxel", spacing=True),
+        Metric("TrueVolume", true_volume, "mm3", None, "|T| times the volume of a voxel", spacing=True),
     )
 }
+LESION_METRICS: Final = tuple(name for name in METRICS if name.startswith("Lesion"))
 
 
 # What others call them, in small letters and digits.
@@ -214,6 +426,13 @@ _OTHER_NAMES: Final = {
     "Precision": "ppv positivepredictivevalue",
     "Recall": "sensitivity tpr truepositiverate",
     "RVD": "ravd relativevolumedifference",
+    "BoundaryIoU": "biou boundaryjaccard",
+    "LesionF1": "rq recognitionquality lesionwisef1 detectionf1",
+    "LesionDSC": "sqdsc lesionwisedice lesiondice instancedice",
+    "LesionRecall": "lesionsensitivity lesionwisesensitivity detectionrate",
+    "LesionPrecision": "lesionppv lesionwiseprecision",
+    "ECE": "expectedcalibrationerror calibrationerror",
+    "Brier": "brierscore",
 }
 _RELATION: Final = {"VOE": "1 - IoU", "CV": "1 - volumetric similarity"}
 

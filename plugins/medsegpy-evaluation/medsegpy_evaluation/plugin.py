@@ -18,18 +18,27 @@ if TYPE_CHECKING:
 __all__ = ["medsegpy_register_commands", "medsegpy_register_evaluators", "medsegpy_register_metrics"]
 
 
-# Name, unit, and whether higher is better: what the table in `metrics` says, which takes NumPy to import.
+# Name, unit, and whether higher is better: what the table in `metrics` says, which takes NumPy to import. Metrics of
+# probabilities are not among them: the function of a `MetricSpec` gets masks.
 _METRICS: Final = (
     ("DSC", "", True),
     ("VOE", "", False),
     ("CV", "", False),
-    ("ASSD", "mm", False),
-    ("HD95", "mm", False),
-    ("HD", "mm", False),
-    ("NSD", "", True),
+    ("RVD", "", True),
     ("Precision", "", True),
     ("Recall", "", True),
-    ("RVD", "", True),
+    ("ASSD", "mm", False),
+    ("HD", "mm", False),
+    ("HD95", "mm", False),
+    ("NSD", "", True),
+    ("BoundaryIoU", "", True),
+    ("LesionF1", "", True),
+    ("LesionPrecision", "", True),
+    ("LesionRecall", "", True),
+    ("LesionDSC", "", True),
+    ("LesionTP", "", True),
+    ("LesionFP", "", True),
+    ("LesionFN", "", True),
     ("PredictedVolume", "mm3", True),
     ("TrueVolume", "mm3", True),
 )
@@ -61,7 +70,7 @@ def medsegpy_register_evaluators() -> list[EvaluatorSpec]:
 
 @hookimpl
 def medsegpy_register_metrics() -> list[MetricSpec]:
-    """Bring the metrics that `TEST_METRICS` picks from; `NSD` is that at a tolerance of 1 mm."""
+    """Bring the metrics that `TEST_METRICS` picks from; those with options have the default ones."""
     return [MetricSpec(name, _OnMasks(name), unit, higher) for name, unit, higher in _METRICS]
 
 

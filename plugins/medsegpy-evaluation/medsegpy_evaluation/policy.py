@@ -35,9 +35,14 @@ _COST: Final[dict[str, Rule]] = {
     "HD": DIAGONAL,
     "NSD": 0.0,
     "Precision": 0.0,
-    "PredictedVolume": MEASURED,
-    "TrueVolume": MEASURED,
+    "BoundaryIoU": 0.0,
+    "LesionF1": 0.0,
+    "LesionPrecision": 0.0,
+    "LesionDSC": 0.0,
+    **dict.fromkeys(("LesionTP", "LesionFP", "LesionFN", "ECE", "Brier", "PredictedVolume", "TrueVolume"), MEASURED),
 }
+_MISSED: Final = _COST | {"Recall": 0.0, "LesionRecall": 0.0, "RVD": -1.0}
+_HALLUCINATED: Final = _COST | dict.fromkeys(("Recall", "LesionRecall", "RVD"))
 
 
 def status_of(pair: MaskPair) -> Status:
@@ -71,8 +76,8 @@ class MissingPolicy:
         hallucinated: The same where only the prediction has it.
     """
 
-    missed: Mapping[str, Rule] = field(factory=lambda: _COST | {"Recall": 0.0, "RVD": -1.0}, converter=_rules)
-    hallucinated: Mapping[str, Rule] = field(factory=lambda: _COST | {"Recall": None, "RVD": None}, converter=_rules)
+    missed: Mapping[str, Rule] = field(factory=lambda: dict(_MISSED), converter=_rules)
+    hallucinated: Mapping[str, Rule] = field(factory=lambda: dict(_HALLUCINATED), converter=_rules)
 
     def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> MissingPolicy:
         """Return a policy with other values for some metrics, as in ``{"missed": {"HD95": 100.0}}``.
@@ -86,7 +91,11 @@ class MissingPolicy:
         return evolve(self, **{key: {**getattr(self, key), **value} for key, value in changes.items()})
 
     def score(self, metric: Metric, pair: MaskPair) -> float | None:
-        """Return the value of a metric for two masks, whether the structure is there or not; None: undefined."""
+        """Return the value of a metric for two masks, whether the structure is there or not; None: undefined.
+
+        Raises:
+            UndefinedMetricError: The metric has no value for what was predicted.
+        """
         status = status_of(pair)
         if status == "scored":
             return _finite(metric.of(pair))

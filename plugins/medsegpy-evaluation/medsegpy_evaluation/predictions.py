@@ -19,6 +19,7 @@ from medsegpy_core.hdf5 import Access, accessing, current_access
 from medsegpy_core.loading import DatasetScan, list_scans
 from medsegpy_core.text import counted
 from medsegpy_core.typing import CategoryId
+from medsegpy_evaluation.calibration import has_probabilities
 from medsegpy_evaluation.evaluator import scan_identity
 from medsegpy_evaluation.grids import placed
 from medsegpy_evaluation.pictures import category_colors
@@ -26,6 +27,7 @@ from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.prediction_files import (
     LabelValues,
     decided,
+    default_channels,
     is_label_map,
     labelled,
     list_predictions,
@@ -246,7 +248,7 @@ def _scored(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
         item = _prepared(job)
         if isinstance(item, FailedScan):
             return item
-        identity, pred = item
+        identity, pred, probabilities = item
         truth, image = job.truth.read(with_image=job.colors is not None)
         if truth.shape != pred.shape:
             return FailedScan(job.scan, (f"the truth has the shape {truth.shape}, the prediction {pred.shape}",))
@@ -255,6 +257,7 @@ def _scored(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
             truth,
             pred,
             scoring_settings(job.settings),
+            probabilities=probabilities,
             image=image,
             colors=job.colors,
             affine=job.metadata.for_scan(job.truth.inputs, job.truth.metadata).get("affine"),
@@ -268,23 +271,24 @@ def _scored(job: Job, store: ScanStore | None) -> ScanScores | FailedScan:
     return scores
 
 
-def _prepared(job: Job) -> tuple[dict[str, Any], Any] | FailedScan:
-    """Return who the scan is and the masks that were predicted, or what is wrong."""
+def _prepared(job: Job) -> tuple[dict[str, Any], Any, Sequence[Any] | None] | FailedScan:
+    """Return who the scan is, the masks that were predicted, and the probabilities; or what is wrong."""
     problems = job.truth.problems()
     try:
         truth = job.truth
         needed = job.settings.needing_spacing
         identity, more = scan_identity(truth.inputs, job.metadata, needed, truth.metadata, truth.shape)
         problems += more
-        masks, wrong = _predicted(job)
+        masks, probabilities, wrong = _predicted(job)
     except (MedSegPyError, OSError) as error:
         return FailedScan(job.scan, (*problems, str(error)))
     problems += wrong
-    return FailedScan(job.scan, tuple(problems)) if problems else (identity, masks)
+    return FailedScan(job.scan, tuple(problems)) if problems else (identity, masks, probabilities)
 
 
-def _predicted(job: Job) -> tuple[Any, list[str]]:
-    """Return the masks of the categories that were predicted, on the truth's grid, and what is wrong with them."""
+def _predicted(job: Job) -> tuple[Any, Sequence[Any] | None, list[str]]:
+    """Return what was predicted of the categories, on the truth's grid: masks; the probabilities, if there are any and
+    a metric needs them; and what is wrong with them."""
     expected = job.truth.shape
     with open_prediction(job.path) as prediction:
         names = job.channels or prediction.names
@@ -297,18 +301,31 @@ def _predicted(job: Job) -> tuple[Any, list[str]]:
             shape = (*(shape[axis] for axis in how.order), *shape[len(expected) :])
         problems += problems_of_layout(prediction, shape, expected, names, job.settings)
         if problems:
-            return None, problems
+            return None, None, problems
         data = np.ascontiguousarray(align(prediction.array[...].reshape(stored), how))
         form = prediction.form
     if data.dtype.kind not in "fbiu":
-        return None, [f"the prediction is {data.dtype}: numbers are expected"]
+        return None, None, [f"the prediction is {data.dtype}: numbers are expected"]
     if data.ndim > len(expected):
-        return decided(data, names, job.settings)
+        return _decided(job, data, names, form)
     values = _label_values(job, names)
     is_map, problems = is_label_map(data, form, names, values, job.settings)
     if problems:
-        return None, problems
-    return labelled(data, values, job.settings.categories) if is_map else decided(data[..., None], names, job.settings)
+        return None, None, problems
+    if not is_map:
+        return _decided(job, data[..., None], names, form)
+    masks, problems = labelled(data, values, job.settings.categories)
+    return masks, None, problems
+
+
+def _decided(
+    job: Job, data: Any, names: Sequence[str] | None, form: str | None
+) -> tuple[Any, Sequence[Any] | None, list[str]]:
+    masks, problems = decided(data, names, job.settings)
+    if problems or form == "labels" or not job.settings.needing_probabilities or not has_probabilities(data):
+        return masks, None, problems
+    channels = list(default_channels(job.settings) if names is None else names)
+    return masks, [data[..., channels.index(name)] for name in job.settings.categories], []
 
 
 def _placed(job: Job, shape: Sequence[int], stated: Mapping[str, Any]) -> tuple[Alignment, list[str]]:

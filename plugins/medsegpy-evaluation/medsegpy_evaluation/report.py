@@ -11,7 +11,7 @@ from typing import Any, Final
 from medsegpy_core.text import counted
 from medsegpy_evaluation.charts import distribution_chart, html
 from medsegpy_evaluation.pages import HEAD, SCRIPT, number, span, table
-from medsegpy_evaluation.results import ranking_metric, unknown_line, worst_first
+from medsegpy_evaluation.results import ranking_metric, undefined_lines, unknown_line, worst_first
 from medsegpy_evaluation.writers import replace_file
 
 __all__ = ["write_report"]
@@ -135,13 +135,16 @@ def _missing(scans: Sequence[Mapping[str, Any]]) -> str:
 
 def _unknown(document: Mapping[str, Any]) -> str:
     line = unknown_line(document)
+    undefined = "".join(f"<p>{html(sentence)}</p>" for sentence in undefined_lines(document))
     rows = [
         [scan["scan"], structure["category"], str(structure["unknown_voxels"])]
         for scan in document["scans"]
         for structure in scan["structures"]
         if structure["unknown_voxels"]
     ]
-    return f"<h2>Unknown voxels</h2><p>{line}</p>" + table(["scan", "category", "voxels"], rows, text=2) if line else ""
+    if line:
+        undefined += f"<h2>Unknown voxels</h2><p>{line}</p>" + table(["scan", "category", "voxels"], rows, text=2)
+    return undefined
 
 
 def _charts(document: Mapping[str, Any]) -> str:

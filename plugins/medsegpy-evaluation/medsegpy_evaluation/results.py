@@ -14,7 +14,15 @@ from medsegpy_core.text import counted
 from medsegpy_evaluation.scoring import ScanScores, ScoreSettings
 from medsegpy_evaluation.statistics import Bootstrap, grouped_means, rms_cv, summarize
 
-__all__ = ["FailedScan", "document_of", "ranking_metric", "unknown_line", "versions", "worst_first"]
+__all__ = [
+    "FailedScan",
+    "document_of",
+    "ranking_metric",
+    "undefined_lines",
+    "unknown_line",
+    "versions",
+    "worst_first",
+]
 
 _FORMAT: Final = 1
 
@@ -96,6 +104,7 @@ def _scan(scan: ScanScores) -> dict[str, Any]:
                 "true_voxels": structure.voxels[1],
                 "unknown_voxels": structure.unknown,
                 "truth": structure.truth,
+                "undefined": dict(structure.undefined),
                 "predicted_volume": None if volume is None else structure.voxels[0] * volume,
                 "true_volume": None if volume is None else structure.voxels[1] * volume,
             }
@@ -111,12 +120,21 @@ def _settings(settings: ScoreSettings, bootstrap: Bootstrap) -> dict[str, Any]:
         "categories": list(settings.categories),
         "background_channel": settings.background,
         "metrics": [
-            {"name": m.name, "unit": m.unit, "higher_is_better": m.higher_is_better, "from": m.owner}
+            {
+                "name": m.name,
+                "unit": m.unit,
+                "higher_is_better": m.higher_is_better,
+                "from": m.owner,
+            }
             for m in settings.metrics
         ],
         "activation": settings.binarization.activation,
         "thresholds": thresholds if sigmoid else None,
-        "nsd_tolerance": settings.tolerance,
+        "nsd_tolerance": settings.options.tolerance,
+        "lesion_threshold": settings.options.lesion_threshold,
+        "lesion_connectivity": settings.options.lesion_connectivity,
+        "boundary_width": settings.options.boundary_width,
+        "calibration_bins": settings.options.calibration_bins,
         "surface": "voxels with a face neighbour outside the structure (6-connectivity in 3D)",
         "volume_unit": "mm3",
         "sd": "of the sample (n - 1)",
@@ -145,6 +163,20 @@ def unknown_line(document: Mapping[str, Any]) -> str:
     line = f"{counted(total, 'voxel')} of {scans} (each category counted) unknown, left out of all metrics"
     whole = sum(s["status"] == "unknown" for _, s in found)
     return f"{line}; {counted(whole, 'structure')} unknown throughout, undefined." if whole else f"{line}."
+
+
+def undefined_lines(document: Mapping[str, Any]) -> list[str]:
+    """Say which metrics have no value for which reason, but for missing structures, a sentence for each reason."""
+    found: dict[str, dict[str, int]] = {}
+    for scan in document["scans"]:
+        for structure in scan["structures"]:
+            for metric, reason in structure["undefined"].items():
+                metrics = found.setdefault(reason, {})
+                metrics[metric] = metrics.get(metric, 0) + 1
+    return [
+        f"{', '.join(metrics)} undefined for {counted(max(metrics.values()), 'structure')}: {reason}."
+        for reason, metrics in found.items()
+    ]
 
 
 def ranking_metric(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -14,7 +14,8 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from medsegpy_core.reading import UNLABELLED, UNLABELLED_UINT8
-from medsegpy_evaluation.metrics import MaskPair, Metric, builtin
+from medsegpy_evaluation.calibration import has_probabilities
+from medsegpy_evaluation.metrics import MaskPair, Metric, MetricOptions, UndefinedMetricError, builtin
 from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
 from medsegpy_evaluation.surfaces import joint_box
 
@@ -66,7 +67,7 @@ class ScoreSettings:
         background: Whether a channel for the background comes before those; it is not scored.
         metrics: What is measured.
         binarization: How predictions become masks.
-        tolerance: That of `NSD`, in mm.
+        options: What some of the metrics depend on.
         policy: What metrics are worth where a structure is missing.
     """
 
@@ -74,7 +75,7 @@ class ScoreSettings:
     background: bool
     metrics: tuple[Metric, ...]
     binarization: Binarization
-    tolerance: float = 1.0
+    options: MetricOptions = field(factory=MetricOptions)
     policy: MissingPolicy = field(factory=MissingPolicy)
 
     @property
@@ -91,6 +92,11 @@ class ScoreSettings:
         """The names of the metrics that need the spacing."""
         return [metric.name for metric in self.metrics if metric.spacing]
 
+    @property
+    def needing_probabilities(self) -> bool:
+        """Whether a metric needs probabilities."""
+        return any(metric.probabilities for metric in self.metrics)
+
 
 @frozen
 class StructureScores:
@@ -104,6 +110,7 @@ class StructureScores:
         unknown: How many voxels of the scan are unknown in the truth.
         errors: Wrong voxels in each slice (last spatial axis), where asked for.
         truth: A text that differs if the truth differs: a voxel, what is unknown, or the shape. None: not recorded.
+        undefined: Why metrics have no value for what was predicted, by their names; missing structures are none of it.
     """
 
     category: str
@@ -113,6 +120,7 @@ class StructureScores:
     unknown: int = 0
     errors: tuple[int, ...] = field(default=(), repr=False)
     truth: str | None = field(default=None, kw_only=True)
+    undefined: Mapping[str, str] = field(factory=dict, kw_only=True)
 
 
 @frozen
@@ -224,6 +232,7 @@ def score_masks(
     spacing: Sequence[float] | None = None,
     metrics: Sequence[str] = ("DSC", "VOE", "CV", "ASSD", "HD95", "NSD"),
     tolerance: float = 1.0,
+    options: MetricOptions | None = None,
 ) -> dict[str, float | None]:
     """Score one structure, without datasets, configs or files.
 
@@ -233,9 +242,11 @@ def score_masks(
         spacing: mm, one per axis; needed for distances and volumes. Axes of length 1 count for volumes only.
         metrics: Names of this package's metrics.
         tolerance: That of `NSD`, in mm.
+        options: What other metrics depend on; if given, its tolerance counts.
 
     Returns:
-        A value per metric, by the default policy where a structure is missing; None: undefined.
+        A value per metric, by the default policy where a structure is missing; None: undefined. `ECE` and `Brier` are,
+        since masks hold no probabilities.
 
     Raises:
         ValueError: The shapes differ, a mask has other values than 0 and 1, or the spacing is needed and not given.
@@ -247,8 +258,16 @@ def score_masks(
         >>> score_masks(np.roll(truth, 1, axis=0), truth, (1.0, 1.0), ["DSC", "HD"])
         {'DSC': 0.75, 'HD': 1.0}
     """
-    pair = MaskPair(_boolean("the prediction", pred), _boolean("the truth", truth), spacing, tolerance)
-    return {metric.name: MissingPolicy().score(metric, pair) for metric in map(builtin, metrics)}
+    options = options or MetricOptions(tolerance)
+    pair = MaskPair(_boolean("the prediction", pred), _boolean("the truth", truth), spacing, options)
+    return {metric.name: _value(metric, pair) for metric in map(builtin, metrics)}
+
+
+def _value(metric: Metric, pair: MaskPair) -> float | None:
+    try:
+        return MissingPolicy().score(metric, pair)
+    except UndefinedMetricError:
+        return None
 
 
 def _boolean(name: str, mask: Array) -> Bool:
@@ -265,6 +284,7 @@ def score_scan(
     pred: Array,
     settings: ScoreSettings,
     *,
+    probabilities: Sequence[Array] | None = None,
     image: Array | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
     affine: Any = None,
@@ -277,17 +297,21 @@ def score_scan(
         truth: H x W [x D] x C: 0, 1, and 255 where nothing is known.
         pred: The same shape, probabilities or 0 and 1.
         settings: What to measure.
+        probabilities: One array per category; None: those of `pred`, if it holds any.
         image: H x W [x D], for the picture.
         colors: Of the categories, for the picture; None: no picture.
         affine: 4 x 4, voxel index to RAS+ mm, for the picture; None: not known.
         run: A `map` that the categories are scored with.
     """
     labels = largest_channel(pred) if settings.binarization.activation == "softmax" else None
+    channels = [settings.channel(category) for category in range(len(settings.categories))]
+    if probabilities is None and settings.needing_probabilities and has_probabilities(pred):
+        probabilities = [pred[..., channel] for channel in channels]
     tasks = []
-    for category in range(len(settings.categories)):
-        channel = settings.channel(category)
+    for category, channel in enumerate(channels):
         source = (pred[..., channel], None) if labels is None else (labels, channel)
-        tasks.append((identity, truth[..., channel], *source, category, settings, colors is not None))
+        own = None if probabilities is None else probabilities[category]
+        tasks.append((identity, truth[..., channel], *source, own, category, settings, colors is not None))
     structures = tuple(run(_score_structure, tasks))
     picture = None
     if colors is not None:
@@ -299,7 +323,7 @@ def score_scan(
 
 
 def _score_structure(task: tuple[Any, ...]) -> StructureScores:
-    identity, truth, pred, label, category, settings, with_errors = task
+    identity, truth, pred, label, probabilities, category, settings, with_errors = task
     name = settings.categories[category]
     threshold = settings.binarization.thresholds[category]
     # The planes lie strided among the other channels: brought together once, they are read many times faster.
@@ -307,20 +331,25 @@ def _score_structure(task: tuple[Any, ...]) -> StructureScores:
     found = np.ascontiguousarray(np.greater(pred, threshold) if label is None else np.equal(pred, label))
     mask, hidden = _without_unknown(mask, found)
     unknown = 0 if hidden is None else int(np.count_nonzero(hidden))
-    pair = MaskPair(found, mask, identity["spacing"], settings.tolerance)
+    pair = MaskPair(found, mask, identity["spacing"], settings.options, probabilities=probabilities, unknown=hidden)
     mark = truth_fingerprint(pair, hidden)
     if unknown == mask.size:
-        undefined = dict.fromkeys(m.name for m in settings.metrics)
-        return StructureScores(name, "unknown", undefined, (0, 0), unknown, truth=mark)
-    values = {}
+        nothing = dict.fromkeys(m.name for m in settings.metrics)
+        return StructureScores(name, "unknown", nothing, (0, 0), unknown, truth=mark)
+    values: dict[str, float | None] = {}
+    undefined: dict[str, str] = {}
     for metric in settings.metrics:
         try:
             values[metric.name] = settings.policy.score(metric, pair)
+        except UndefinedMetricError as reason:
+            values[metric.name], undefined[metric.name] = None, str(reason)
         except Exception as error:
             error.add_note(f"This was the metric {metric.name!r} of {name!r} in scan {identity['scan']!r}.")
             raise
     errors = _errors(pair) if with_errors else ()
-    return StructureScores(name, status_of(pair), values, pair.counts[:2], unknown, errors, truth=mark)
+    return StructureScores(
+        name, status_of(pair), values, pair.counts[:2], unknown, errors, truth=mark, undefined=undefined
+    )
 
 
 def truth_fingerprint(pair: MaskPair, unknown: NDArray[np.bool_] | None = None) -> str:

@@ -10,7 +10,8 @@ from medsegpy_core import CategoryError, ConfigError, DuplicateNameError, Unknow
 from medsegpy_core.data import normalize_category_ids
 from medsegpy_core.errors import closest_match
 from medsegpy_core.plugins import default_manager
-from medsegpy_evaluation.metrics import METRICS, Metric, from_spec, suggestion
+from medsegpy_evaluation.lesions import CONNECTIVITIES
+from medsegpy_evaluation.metrics import METRICS, Metric, MetricOptions, from_spec, suggestion
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.scoring import Binarization, ScoreSettings
 
@@ -30,8 +31,9 @@ def make_settings(
     """Read the settings of an evaluation.
 
     Args:
-        cfg: `TEST_METRICS`, `CATEGORIES`, `INCLUDE_BACKGROUND`, `LOSS`, `NSD_TOLERANCE`, and, where it was added,
-            `MISSING_POLICY`: what differs from the default policy.
+        cfg: `TEST_METRICS`, `CATEGORIES`, `INCLUDE_BACKGROUND`, `LOSS`, `NSD_TOLERANCE`, `LESION_THRESHOLD`,
+            `LESION_CONNECTIVITY`, `BOUNDARY_WIDTH`, `CALIBRATION_BINS`, and, where it was added, `MISSING_POLICY`: what
+            differs from the default policy.
         metadata: Of the dataset.
         policy: Instead of that of the config.
         thresholds: One for all categories, or by name (0.5 for others).
@@ -65,7 +67,7 @@ def make_settings(
         binarization=Binarization(
             "softmax" if activation == "softmax" else "sigmoid", _thresholds(thresholds, categories)
         ),
-        tolerance=_tolerance(cfg),
+        options=_options(cfg),
         policy=policy,
     )
 
@@ -104,7 +106,7 @@ def find_metric(name: str) -> Metric:
     if name in METRICS:
         others = [owned for owned in claims if owned.owner.distribution != "medsegpy-evaluation"]
         own = [owned for owned in claims if owned not in others]
-        if own and others:
+        if others and (own or METRICS[name].probabilities):
             raise DuplicateNameError(f"The metric {name!r} is brought by medsegpy-evaluation and by {others[0]}.")
         return METRICS[name]
     try:
@@ -139,8 +141,24 @@ def _thresholds(given: float | Mapping[str, float], categories: Sequence[str]) -
     return values
 
 
-def _tolerance(cfg: Config) -> float:
-    value = float(getattr(cfg, "NSD_TOLERANCE", 1.0))
-    if not (value >= 0 and math.isfinite(value)):
-        raise ConfigError(f"NSD_TOLERANCE is {value}, expected mm, at least 0.")
-    return value
+def _options(cfg: Config) -> MetricOptions:
+    """Read what metrics depend on. Other kinds of configs than `Config` may lack a key, or check nothing."""
+    default = MetricOptions()
+    options = MetricOptions(
+        tolerance=float(getattr(cfg, "NSD_TOLERANCE", default.tolerance)),
+        lesion_threshold=float(getattr(cfg, "LESION_THRESHOLD", default.lesion_threshold)),
+        lesion_connectivity=str(getattr(cfg, "LESION_CONNECTIVITY", default.lesion_connectivity)),
+        boundary_width=float(getattr(cfg, "BOUNDARY_WIDTH", default.boundary_width)),
+        calibration_bins=int(getattr(cfg, "CALIBRATION_BINS", default.calibration_bins)),
+    )
+    for name, value in (("NSD_TOLERANCE", options.tolerance), ("BOUNDARY_WIDTH", options.boundary_width)):
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"{name} is {value}, expected mm, at least 0.")
+    if not 0 <= options.lesion_threshold <= 1:
+        raise ConfigError(f"LESION_THRESHOLD is {options.lesion_threshold}, expected a number from 0 to 1.")
+    if options.lesion_connectivity not in CONNECTIVITIES:
+        known = ", ".join(CONNECTIVITIES)
+        raise ConfigError(f"LESION_CONNECTIVITY is {options.lesion_connectivity!r}, expected one of {known}.")
+    if options.calibration_bins < 1:
+        raise ConfigError(f"CALIBRATION_BINS is {options.calibration_bins}, expected at least 1.")
+    return options

@@ -20,7 +20,7 @@ from medsegpy_evaluation.writers import json_text, replace_file
 
 __all__ = ["Content", "ScanStore", "contents_of", "fingerprint", "is_content"]
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
@@ -147,6 +147,7 @@ def _plain(scores: ScanScores) -> dict[str, Any]:
                 "voxels": s.voxels,
                 "unknown": s.unknown,
                 "truth": s.truth,
+                "undefined": dict(s.undefined),
             }
             for s in scores.structures
         ],
@@ -162,7 +163,15 @@ def _scores(plain: Mapping[str, Any]) -> ScanScores:
         spacing=None if plain["spacing"] is None else tuple(plain["spacing"]),
         shape=tuple(plain["shape"]),
         structures=tuple(
-            StructureScores(s["category"], s["status"], s["values"], tuple(s["voxels"]), s["unknown"], truth=s["truth"])
+            StructureScores(
+                s["category"],
+                s["status"],
+                s["values"],
+                tuple(s["voxels"]),
+                s["unknown"],
+                truth=s["truth"],
+                undefined=dict(s["undefined"]),
+            )
             for s in plain["structures"]
         ),
         picture=None if plain["picture"] is None else base64.b64decode(plain["picture"]),

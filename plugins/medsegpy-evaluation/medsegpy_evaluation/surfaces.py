@@ -40,6 +40,7 @@ __all__ = [
     "joint_box",
     "measure",
     "surface_distances",
+    "surface_of",
     "tally",
 ]
 
@@ -308,6 +309,12 @@ def _neighbours(spacing: tuple[float, ...]) -> tuple[Ints, Float]:
 
 def _strides(shape: Sequence[int]) -> NDArray[np.intp]:
     return np.array([math.prod(shape[axis + 1 :]) for axis in range(len(shape))], np.intp)
+
+
+def surface_of(mask: Bool) -> Bool:
+    """Return the surface of a mask: its voxels with a face neighbour outside, beyond the array included."""
+    found = _surface(mask, tuple(slice(0, n) for n in mask.shape), np.ones(mask.ndim, np.intp))
+    return found.marks.reshape(found.shape)[(slice(1, -1),) * mask.ndim].view(np.bool_)
 
 
 @frozen(eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from medsegpy_core.text import counted
-from medsegpy_evaluation.results import unknown_line
+from medsegpy_evaluation.results import undefined_lines, unknown_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +54,7 @@ def overview(document: Mapping[str, Any]) -> list[str]:
     lines = [f"{counted(len(scans), 'scan')} of {counted(subjects, 'subject')} of {document['dataset']}."]
     if line := unknown_line(document):
         lines.append(line)
+    lines += undefined_lines(document)
     if document["failed"]:
         failed = counted(len(document["failed"]), "scan")
         lines.append(f"{failed} could not be scored, in none of these numbers:")

@@ -20,7 +20,7 @@ from medsegpy_core import Config, MetadataCatalog, UnknownNameError
 from medsegpy_core.cli import cli
 from medsegpy_evaluation import ComparisonError, MissingPolicy, SemSegEvaluator, compare_results
 from medsegpy_evaluation.compare_page import comparison_page
-from medsegpy_evaluation.metrics import builtin
+from medsegpy_evaluation.metrics import MetricOptions, builtin
 from medsegpy_evaluation.paired import EXACT, holm, mean_interval, sign_flip_tests
 from medsegpy_evaluation.results import FailedScan, document_of
 from medsegpy_evaluation.scoring import Binarization, ScanScores, ScoreSettings, StructureScores
@@ -371,8 +371,23 @@ def test_different_policies():
 
 
 def test_different_tolerances():
-    a, b = (document({"s1": 0.5}, metrics=["DSC", "NSD"], tolerance=t) for t in (1.0, 2.0))
+    a, b = (document({"s1": 0.5}, metrics=["DSC", "NSD"], options=MetricOptions(tolerance=t)) for t in (1.0, 2.0))
     refused(a, b, "nsd_tolerance is 1.0", "2.0")
+
+
+@pytest.mark.parametrize(
+    ("metric", "key", "values"),
+    [
+        ("LesionF1", "lesion_threshold", (0.5, 0.1)),
+        ("LesionDSC", "lesion_connectivity", ("auto", "full")),
+        ("BoundaryIoU", "boundary_width", (2.0, 1.0)),
+        ("ECE", "calibration_bins", (15, 10)),
+    ],
+)
+def test_options_of_metrics_must_agree_for_these_metrics_only(metric, key, values):
+    a, b = (document({"s1": 0.5}, metrics=["DSC", metric], options=MetricOptions(**{key: v})) for v in values)
+    refused(a, b, key)
+    assert compare_results(a, b, metrics=["DSC"]).settings[key] == values[0]
     assert compare_results(a, b, metrics=["DSC"]).rows
 
 

@@ -563,7 +563,7 @@ print(*{"numpy", "scipy", "PIL", "rich", "h5py"} & set(sys.modules))
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("module", ["metrics", "prediction_files", "results", "surfaces"])
+@pytest.mark.parametrize("module", ["boundary", "lesions", "scoring", "prediction_files", "results", "surfaces"])
 def test_examples_in_docstrings(module):
     found = doctest.testmod(importlib.import_module(f"medsegpy_evaluation.{module}"))
     assert found.attempted

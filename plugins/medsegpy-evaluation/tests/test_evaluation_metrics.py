@@ -37,6 +37,16 @@ def test_identical():
         "Precision": 1,
         "Recall": 1,
         "RVD": 0,
+        "BoundaryIoU": 1,
+        "LesionF1": 1,
+        "LesionPrecision": 1,
+        "LesionRecall": 1,
+        "LesionDSC": 1,
+        "LesionTP": 1,
+        "LesionFP": 0,
+        "LesionFN": 0,
+        "ECE": None,
+        "Brier": None,
         "PredictedVolume": 64,
         "TrueVolume": 64,
     }
@@ -120,11 +130,15 @@ def test_what_is_missing():
     truth = cubes()[1]
     none = np.zeros_like(truth)
     diagonal = math.hypot(12 * 0.5, 10 * 1.0, 8 * 2.0)
-    cost = {"DSC": 0, "NSD": 0, "Precision": 0, "VOE": 1, "CV": 1} | dict.fromkeys(("ASSD", "HD95", "HD"), diagonal)
+    cost = {"VOE": 1, "CV": 1} | dict.fromkeys(("ASSD", "HD95", "HD"), diagonal)
+    cost |= dict.fromkeys(("DSC", "NSD", "Precision", "BoundaryIoU", "LesionF1", "LesionPrecision", "LesionDSC"), 0)
+    cost |= {"LesionTP": 0, "ECE": None, "Brier": None}  # of masks without probabilities
     missed = score_masks(none, truth, SPACING, ALL)
-    assert missed == cost | {"Recall": 0, "RVD": -1, "PredictedVolume": 0, "TrueVolume": 64}
+    lesions = {"LesionRecall": 0, "LesionFP": 0, "LesionFN": 1}
+    assert missed == cost | lesions | {"Recall": 0, "RVD": -1, "PredictedVolume": 0, "TrueVolume": 64}
     hallucinated = score_masks(truth, none, SPACING, ALL)
-    assert hallucinated == cost | {"Recall": None, "RVD": None, "PredictedVolume": 64, "TrueVolume": 0}
+    lesions = {"LesionRecall": None, "LesionFP": 1, "LesionFN": 0}
+    assert hallucinated == cost | lesions | {"Recall": None, "RVD": None, "PredictedVolume": 64, "TrueVolume": 0}
     assert score_masks(none, none, SPACING, ALL) == dict.fromkeys(ALL)
 
 
@@ -137,7 +151,7 @@ def test_a_miss_is_never_better_than_any_prediction(seed, share):
     found = score_masks(pred, truth, SPACING, ALL)
     missed = score_masks(np.zeros_like(pred), truth, SPACING, ALL)
     for name, metric in METRICS.items():
-        if metric.higher_is_better is not None:
+        if metric.higher_is_better is not None and not metric.probabilities:
             good = 1 if metric.higher_is_better else -1
             assert good * missed[name] <= good * found[name]
 
@@ -181,9 +195,10 @@ def test_as_hooks_bring_them():
     pred, truth = cubes(1)
     specs = pickle.loads(pickle.dumps(medsegpy_register_metrics()))
     found = {spec.name: spec.function(pred, truth, SPACING) for spec in specs}
-    assert found == score_masks(pred, truth, SPACING, ALL)
+    masks = [name for name in ALL if not METRICS[name].probabilities]
+    assert found == score_masks(pred, truth, SPACING, masks)
     said = {spec.name: (spec.unit, spec.higher_is_better) for spec in specs}
-    assert said == {m.name: (m.unit, m.higher_is_better is not False) for m in METRICS.values()}
+    assert said == {m.name: (m.unit, m.higher_is_better is not False) for m in METRICS.values() if m.name in masks}
 
 
 def test_spacing_is_asked_for_only_where_it_is_needed():
