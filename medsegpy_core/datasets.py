@@ -18,6 +18,7 @@ from medsegpy_core.reading.canonical_scan import CanonicalScan, GeometryCheck, o
 from medsegpy_core.reading.readers import all_readers, find_reader, named_reader
 from medsegpy_core.reading.record_maker import RecordMaker, check_unique, datasets_root
 from medsegpy_core.text import some
+from medsegpy_core.typing import ListingReader
 
 if TYPE_CHECKING:
     from medsegpy_core.typing import CategoryId, DatasetDict, Reader
@@ -235,8 +236,6 @@ def _claiming(folder: Path) -> list[Reader]:
 
 
 def _scan_with(reader: Reader, folder: Path) -> Iterable[DatasetDict]:
-    scan = getattr(reader, "scan", None)
-    if scan is None:
+    if not isinstance(reader, ListingReader):
         raise ReadError(f"the reader {reader.name!r} cannot list a directory (it has no method scan(root))", folder)
-    dicts: Iterable[DatasetDict] = scan(folder)
-    return dicts
+    return reader.scan(folder)

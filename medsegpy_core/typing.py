@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -14,18 +14,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medsegpy_core.data.records import Record
+    from medsegpy_core.hdf5.extents import Place
 
     Array: TypeAlias = NDArray[Any]
 
 __all__ = [
     "CategoryId",
     "DatasetDict",
+    "DetachedScan",
     "GetDicts",
+    "HasPlace",
     "KeyedReader",
     "LazyArray",
+    "ListingReader",
     "OpenScan",
+    "PackedMask",
     "PreparingReader",
     "Reader",
+    "ReadsInto",
     "Selection",
     "StatesContradictions",
     "StatesMaskGrid",
@@ -45,11 +51,9 @@ class LazyArray(Protocol):
     * ``shape`` and ``dtype`` are known without reading data; ``dtype`` has native byte order.
     * ``array[selection]`` accepts NumPy's basic slicing (ints, slices with positive steps, ``...``) and returns a new,
       C-contiguous ``numpy.ndarray`` in the stored dtype, native byte order.
-    * The optional method ``read_into(selection, out)`` is the fast path: `selection` is one ``slice(start, stop)`` per
-      axis, within bounds, step 1; `out` is an array (perhaps strided) of that shape, of any dtype that the values can
-      be cast to.
     * Several threads may use it at once while its `OpenScan` is open.
     * Errors while reading are `ReadError` and name the path.
+    * For optional fast paths, see `ReadsInto`, `HasPlace` and `PackedMask`.
     """
 
     @property
@@ -61,6 +65,43 @@ class LazyArray(Protocol):
     def __getitem__(self, selection: Any) -> Array: ...
 
 
+class ReadsInto(LazyArray, Protocol):
+    """A `LazyArray` that reads straight into memory of the caller.
+
+    * ``read_into(selection, out)``: `selection` is one ``slice(start, stop)`` per axis, within bounds, step 1; `out` is
+      an array (perhaps strided) of that shape, of any dtype that the values can be cast to.
+
+    Call it by `medsegpy_core.reading.read_into`, which reads every `LazyArray`.
+    """
+
+    def read_into(self, selection: Selection, out: Array) -> None: ...
+
+
+class HasPlace(LazyArray, Protocol):
+    """A `LazyArray` that knows where boxes lie in its file, so that compiled kernels can read many in one call.
+
+    * ``place(selection)`` takes what ``read_into`` takes, no axis empty, and returns the location; None if the box is
+      compressed, in more than one piece, or unknown.
+    """
+
+    def place(self, selection: Selection) -> Place | None: ...
+
+
+class PackedMask(LazyArray, Protocol):
+    """A mask of 0 and 1 (... x C) that is stored as bits, which a loader collates without unpacking them.
+
+    * ``packed`` is ... x ceil(C / 8), uint8: channel c is bit c % 8 of byte c // 8. None: it is not stored so.
+    * ``packed_unknown`` is ... x 2 ceil(C / 8): these bytes, and as many with the bits of the channels that are unknown
+      in the voxel. None: it is not stored so. At most one of the two is not None.
+    """
+
+    @property
+    def packed(self) -> LazyArray | None: ...
+
+    @property
+    def packed_unknown(self) -> LazyArray | None: ...
+
+
 @runtime_checkable
 class OpenScan(Protocol):
     """An open record: its arrays and metadata.
@@ -70,13 +111,11 @@ class OpenScan(Protocol):
       declares ``label_map``, whole numbers, where v > 0 is channel v-1. None: unlabelled.
     * If files may have other axis orders, a reader returns the stored order; medsegpy_core transposes by
       ``image_axes`` and ``sem_seg_axes``.
-    * The optional attribute ``detached = True`` declares that the arrays keep no file open, may be used after the
-      context has ended, and notice changes of the file. Loaders then open a file once, not for each read.
     * ``metadata`` are those that the file states: ``spacing`` (mm, one value for each of H, W and D; a slice may state
       H and W only) and ``affine`` (4 x 4, voxel index to RAS+ mm), both for the axes in the order H, W, D, even if
       ``image_axes`` declares another stored order. Empty if it states none. If there is an affine, the core computes
       the spacing from it.
-    * For more optional attributes, see `StatesMaskGrid` and `StatesContradictions`.
+    * For optional attributes, see `DetachedScan`, `StatesMaskGrid` and `StatesContradictions`.
     """
 
     @property
@@ -87,6 +126,17 @@ class OpenScan(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]: ...
+
+
+class DetachedScan(OpenScan, Protocol):
+    """An `OpenScan` whose arrays need no open file.
+
+    * ``detached = True`` declares that the arrays keep no file open, may be used after the context has ended, and
+      notice changes of the file. Loaders then open a file once, not for each read.
+    """
+
+    @property
+    def detached(self) -> bool: ...
 
 
 @runtime_checkable
@@ -127,10 +177,9 @@ class Reader(Protocol):
     * ``open(record)`` returns a context manager around an `OpenScan`. Opening reads headers, not data. A file that
       cannot be read is a `ReadError` with the path and the reason.
     * A reader pickles (a loader carries it to other processes), and holds no open file itself.
-    * The optional method ``scan(root) -> Iterable[dict]`` lists the dataset dicts of a directory, not recursively;
-      `scan_directory` calls it.
-    * A reader of files with checksums may also be a `VerifyingReader`, one of files with many scans a
-      `PreparingReader`, and one of files whose arrays may have any name a `KeyedReader`.
+    * A reader that lists directories is a `ListingReader`. A reader of files with checksums may also be a
+      `VerifyingReader`, one of files with many scans a `PreparingReader`, and one of files whose arrays may have any
+      name a `KeyedReader`.
     """
 
     @property
@@ -142,6 +191,16 @@ class Reader(Protocol):
     def probe(self, path: Path) -> bool: ...
 
     def open(self, record: Record) -> AbstractContextManager[OpenScan]: ...
+
+
+@runtime_checkable
+class ListingReader(Reader, Protocol):
+    """A `Reader` that lists the files of a directory.
+
+    * ``scan(root)`` returns the dataset dicts of a directory, not recursively. `scan_directory` calls it.
+    """
+
+    def scan(self, root: Path) -> Iterable[DatasetDict]: ...
 
 
 @runtime_checkable

@@ -426,7 +426,7 @@ def first(dicts, **values):
         (
             lambda b, slices: b.lists.update(val=first(b.lists["val"], sem_seg_file=b.lists["val"][0]["file_name"])),
             "files",
-            "holds",
+            "The file has 'data'",
         ),
         (lambda b, slices: b.lists.update(val=first(b.lists["val"], file_name="/absent.im")), "files", "/absent.im"),
     ],

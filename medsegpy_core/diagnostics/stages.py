@@ -19,7 +19,7 @@ from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.loading.sources import ScanSource, Source
 from medsegpy_core.reading.canonical_scan import CanonicalScan
-from medsegpy_core.reading.lazy_arrays import full_selection, read_into
+from medsegpy_core.reading.lazy_arrays import full_selection, packed_bits, packed_unknown_bits, read_into
 from medsegpy_core.reading.masks import AnnotatedView, LabelMapView
 
 if TYPE_CHECKING:
@@ -241,12 +241,12 @@ class _Array:
 
     @property
     def packed(self) -> LazyArray | None:
-        packed = getattr(self._array, "packed", None)
+        packed = packed_bits(self._array)
         return None if packed is None else _Array(packed, self._clock)
 
     @property
     def packed_unknown(self) -> LazyArray | None:
-        packed = getattr(self._array, "packed_unknown", None)
+        packed = packed_unknown_bits(self._array)
         return None if packed is None else _Array(packed, self._clock)
 
 

@@ -7,17 +7,15 @@ import functools
 import math
 import mmap
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from medsegpy_core._util.locks import ForkSafeLock
-from medsegpy_core.reading.lazy_arrays import full_selection
 
 if TYPE_CHECKING:
     from medsegpy_core._util.stamps import Stamp
-    from medsegpy_core.typing import Array, LazyArray, Selection
+    from medsegpy_core.typing import Array
 
 
 # For small files that are read once per epoch, mapping and page faults cost more than reading.
@@ -166,9 +164,3 @@ def box_of(shape: tuple[int, ...], itemsize: int, sizes: tuple[int, ...]) -> tup
         return strides, None
     (count0, stride0), (count1, stride1) = [(1, 0)] * (2 - len(outer)) + outer
     return strides, Box(count0, stride0, count1, stride1, run)
-
-
-def place_of(array: LazyArray, selection: Selection) -> Place | None:
-    """Return the place of a box of a lazy array (with all of its further axes) in a file; None if there is none."""
-    asked: Callable[[Selection], Place | None] | None = getattr(array, "place", None)
-    return None if asked is None else asked((*selection, *full_selection(array.shape[len(selection) :])))

@@ -14,6 +14,7 @@ from medsegpy_core.data.records import Record
 from medsegpy_core.errors import ReadError
 from medsegpy_core.hdf5.array import LazyReads, open_array
 from medsegpy_core.hdf5.read import locate_all
+from medsegpy_core.reading.lazy_arrays import packed_bits, packed_unknown_bits
 from medsegpy_core.text import by
 
 if TYPE_CHECKING:
@@ -121,14 +122,14 @@ class AtIndex(LazyReads):
     @property
     def packed(self) -> LazyArray | None:
         """The bytes of a packed mask; None for other arrays."""
-        packed = getattr(self._base, "packed", None)
-        return None if packed is None else AtIndex(packed, self._axis, self._at.start)
+        packed = packed_bits(self._base)
+        return AtIndex(packed, self._axis, self._at.start) if isinstance(packed, LazyReads) else None
 
     @property
     def packed_unknown(self) -> LazyArray | None:
         """The bytes of a packed mask with unknown voxels; None for other arrays."""
-        packed = getattr(self._base, "packed_unknown", None)
-        return None if packed is None else AtIndex(packed, self._axis, self._at.start)
+        packed = packed_unknown_bits(self._base)
+        return AtIndex(packed, self._axis, self._at.start) if isinstance(packed, LazyReads) else None
 
     @property
     def channels(self) -> int:

@@ -15,8 +15,8 @@ from attrs import frozen
 from medsegpy_core.data.categories import channels_of, required_channels
 from medsegpy_core.errors import CategoryError, RecordError
 from medsegpy_core.hdf5.backend import current_backend
-from medsegpy_core.hdf5.extents import Place, place_of
-from medsegpy_core.reading.lazy_arrays import full_selection, read_into
+from medsegpy_core.hdf5.extents import Place
+from medsegpy_core.reading.lazy_arrays import full_selection, packed_bits, packed_unknown_bits, place_of, read_into
 from medsegpy_core.reading.masks import (
     AnnotatedView,
     LabelMapView,
@@ -243,7 +243,7 @@ class Collation:
         annotated = mask.annotated if isinstance(mask, AnnotatedView) else None
         if isinstance(mask, AnnotatedView):
             mask = mask.array
-        packed, packed_unknown = getattr(mask, "packed", None), getattr(mask, "packed_unknown", None)
+        packed, packed_unknown = packed_bits(mask), packed_unknown_bits(mask)
         if packed_unknown is not None:
             self._read_unknown_bits(packed_unknown, mask.shape[-1], annotated, selection, out, path)
             return
@@ -285,7 +285,7 @@ class Collation:
         # A label map is not asked for its shape: it may have to be read whole to know its channels.
         if isinstance(mask, LabelMapView | AnnotatedView) or not self._has_table:
             return None
-        packed = getattr(mask, "packed", None)
+        packed = packed_bits(mask)
         stored: LazyArray = mask if packed is None else packed
         if stored.dtype.itemsize != 1 or stored.shape[-1] > (_TABLE_CHANNELS if packed is None else 1):
             return None

@@ -12,11 +12,11 @@ from attrs import define, frozen
 from medsegpy_core._util.locks import ForkSafeLock
 from medsegpy_core.data.records import Record
 from medsegpy_core.errors import ReadError, ShapeError
-from medsegpy_core.hdf5.extents import Places, place_of
+from medsegpy_core.hdf5.extents import Places
 from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.reading.canonical_scan import CanonicalScan
-from medsegpy_core.reading.lazy_arrays import full_selection, read_into
+from medsegpy_core.reading.lazy_arrays import full_selection, place_of, read_into
 from medsegpy_core.reading.masks import UNLABELLED, UNLABELLED_UINT8, annotated_channels, unlabelled_value
 from medsegpy_core.text import by
 from medsegpy_core.typing import LazyArray, Selection

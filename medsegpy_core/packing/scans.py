@@ -23,7 +23,7 @@ from medsegpy_core.loading.collate import Collation
 from medsegpy_core.loading.scans import Opener, Scan
 from medsegpy_core.packing.manifest import FORMAT, all_unchanged, encoded, hashed, source_files
 from medsegpy_core.reading.canonical_scan import CanonicalScan
-from medsegpy_core.reading.lazy_arrays import full_selection
+from medsegpy_core.reading.lazy_arrays import full_selection, packed_unknown_bits
 from medsegpy_core.reading.masks import UNLABELLED_UINT8, AnnotatedView, LabelMapView
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def _may_be_unknown(mask: LazyArray | None) -> bool:
         return bool(mask.labels.ignored) or not all(map(mask.labels.is_annotated, range(mask.channels)))
     if isinstance(mask, AnnotatedView):
         return bool(mask.unknown) or _may_be_unknown(mask.array)
-    return getattr(mask, "packed_unknown", None) is not None
+    return mask is not None and packed_unknown_bits(mask) is not None
 
 
 def _bytes_of(channels: int, unknown: bool) -> int:

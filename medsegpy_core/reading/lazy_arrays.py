@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from medsegpy_core.typing import LazyArray, Selection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
+    from medsegpy_core.hdf5.extents import Place
     from medsegpy_core.typing import Array
 
 
@@ -26,6 +29,30 @@ def read_into(array: LazyArray, selection: Selection, out: Array) -> None:
         fast(selection, out)
     else:
         out[...] = array[selection]
+
+
+# The optional attributes of lazy arrays (see `typing`) are asked for here only: an isinstance check of a protocol takes
+# 20 microseconds, and each slice of a batch would pay it.
+
+
+def place_of(array: LazyArray, selection: Selection) -> Place | None:
+    """Return the location in a file of a box of a lazy array and all of its further axes, see `HasPlace`; None: not
+    known."""
+    asked: Callable[[Selection], Place | None] | None = getattr(array, "place", None)
+    return None if asked is None else asked((*selection, *full_selection(array.shape[len(selection) :])))
+
+
+def packed_bits(mask: LazyArray) -> LazyArray | None:
+    """Return the bit field of a mask, see `PackedMask.packed`; None: it is not stored so."""
+    found: LazyArray | None = getattr(mask, "packed", None)
+    return found
+
+
+def packed_unknown_bits(mask: LazyArray) -> LazyArray | None:
+    """Return the bit field of a mask with its unknown voxels, see `PackedMask.packed_unknown`; None: it is not stored
+    so."""
+    found: LazyArray | None = getattr(mask, "packed_unknown", None)
+    return found
 
 
 def full_selection(shape: tuple[int, ...]) -> Selection:
@@ -129,22 +156,21 @@ class AxesView(View):
                 stored[axis] = part
         return tuple(stored)
 
-    def place(self, selection: Selection) -> Any:
+    def place(self, selection: Selection) -> Place | None:
         """Return the location of a box in a file, or None if the array does not know it, or if the axes along which the
         box is longer than 1 are stored in another order."""
-        asked = getattr(self._array, "place", None)
         parts = zip(self._order, selection, strict=True)
         long = [axis for axis, part in parts if axis is not None and part.stop - part.start > 1]
-        return asked(self._stored(selection)) if asked is not None and long == sorted(long) else None
+        return place_of(self._array, self._stored(selection)) if long == sorted(long) else None
 
     @property
     def packed(self) -> LazyArray | None:
         """The bit field of a packed mask, in the same axis order; None for other masks."""
-        packed = getattr(self._array, "packed", None)
+        packed = packed_bits(self._array)
         return None if packed is None else AxesView(packed, self._order, self._at.start)
 
     @property
     def packed_unknown(self) -> LazyArray | None:
         """The bit field of the unknown voxels of a packed mask, in the same axis order; None for other masks."""
-        packed = getattr(self._array, "packed_unknown", None)
+        packed = packed_unknown_bits(self._array)
         return None if packed is None else AxesView(packed, self._order, self._at.start)

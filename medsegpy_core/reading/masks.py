@@ -15,7 +15,7 @@ from attrs import frozen
 
 from medsegpy_core.data.categories import channels_of, normalize_category_ids, required_channels
 from medsegpy_core.errors import ReadError, RecordError
-from medsegpy_core.reading.lazy_arrays import View, read_into
+from medsegpy_core.reading.lazy_arrays import View, packed_bits, packed_unknown_bits, read_into
 from medsegpy_core.text import some
 from medsegpy_core.typing import CategoryId, LazyArray, Selection
 
@@ -121,7 +121,7 @@ class AnnotatedView(View):
 
 def _holds_bits(mask: LazyArray) -> bool:
     """Return whether a mask is a bit field, whose values need no check."""
-    return getattr(mask, "packed", None) is not None or getattr(mask, "packed_unknown", None) is not None
+    return packed_bits(mask) is not None or packed_unknown_bits(mask) is not None
 
 
 @frozen

@@ -21,7 +21,7 @@ from medsegpy_core.testing import dataset_checks, reader_checks
 from medsegpy_core.testing.example_files import record_of
 from medsegpy_core.testing.outcome import Finding, NotCheckableError, UndecidedError, require
 from medsegpy_core.testing.processes import check_light_import
-from medsegpy_core.typing import Reader
+from medsegpy_core.typing import ListingReader, Reader
 
 Checks = Mapping[str, Callable[[], Any]]
 
@@ -148,10 +148,9 @@ def _example(reader: Reader, data: Path | None) -> Record:
     """Return a record to test a reader on, with a mask if possible."""
     records: list[Record] = []
     if data is not None:
-        scan = getattr(reader, "scan", None)
-        if scan is None:
+        if not isinstance(reader, ListingReader):
             raise NotCheckableError("the reader has no method scan(root), so it cannot list a folder")
-        records = [record_of({"reader": reader.name, **d}) for d in scan(data)]
+        records = [record_of({"reader": reader.name, **d}) for d in reader.scan(data)]
         require(records, f"it finds none of its files in {data}")
     else:
         for name in DatasetCatalog.list():

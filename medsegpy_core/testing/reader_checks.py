@@ -31,7 +31,7 @@ from medsegpy_core.testing.example_files import (
 from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
 from medsegpy_core.testing.processes import in_fork, in_new_interpreter
 from medsegpy_core.text import by
-from medsegpy_core.typing import LazyArray, OpenScan, Reader, Selection, StatesMaskGrid
+from medsegpy_core.typing import LazyArray, ListingReader, OpenScan, Reader, Selection, StatesMaskGrid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -317,12 +317,11 @@ def check_listing(reader: Reader, folder: Path) -> None:
         CheckError: It does not.
         NotCheckableError: The reader has no method `scan`.
     """
-    scan = getattr(reader, "scan", None)
-    if scan is None:
+    if not isinstance(reader, ListingReader):
         raise NotCheckableError("the reader has no method scan(root)")
-    dicts = list(scan(folder))
+    dicts = list(reader.scan(folder))
     require(dicts, f"scan({str(folder)!r}) lists nothing, but there are files of the format")
-    require(dicts == list(scan(folder)), "scan() returns a different list the second time")
+    require(dicts == list(reader.scan(folder)), "scan() returns a different list the second time")
     names = [Path(d["file_name"]).name for d in dicts]
     require(names == sorted(names), f"scan() does not sort by file name: {', '.join(names[:4])}, ...")
     relative = [d["file_name"] for d in dicts if not Path(d["file_name"]).is_absolute()]
