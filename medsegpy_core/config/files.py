@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from medsegpy_core._util.atomic import replace_file
 from medsegpy_core._util.limits import read_limited
 from medsegpy_core.config.keys import is_plain, literal
 from medsegpy_core.errors import ConfigError
@@ -65,16 +65,7 @@ def write_config_file(path: Path, values: Mapping[str, Any]) -> None:
     """
     writers = {".yaml": _yaml_text, ".yml": _yaml_text, ".toml": _toml_text, ".ini": _ini_text, ".cfg": _ini_text}
     text = _by_suffix(path, writers)(values)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, text)
 
 
 def _by_suffix(path: Path, functions: Mapping[str, _Function]) -> _Function:

@@ -5,18 +5,16 @@ A file is written under a temporary name in the same folder, flushed, read back,
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from medsegpy_core._util.atomic import Staging
 from medsegpy_core.data.geometry import given_geometry
 from medsegpy_core.data.naming import SliceName, parse_identity
 from medsegpy_core.errors import ReadError, ShapeError
@@ -93,102 +91,21 @@ class _Disk:
         """Do nothing: writes are not buffered."""
 
 
-class Staging:
-    """Files that appear together when the ``with`` block ends without an error; otherwise none of them does.
+@contextmanager
+def create_h5(staging: Staging, path: str) -> Iterator[h5py.File]:
+    """Open a new file for writing with h5py; it gets the name `path` when the staging ends."""
+    import h5py
 
-    Args:
-        overwrite: Whether to replace existing files.
-    """
-
-    def __init__(self, overwrite: bool = False):
-        self._overwrite = overwrite
-        self._staged: list[tuple[str, str]] = []
-        self._published: list[str] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    with staging.create(path) as fd:
+        disk = _Disk(fd)
         try:
-            if kind is None:
-                self._publish()
-        except BaseException:
-            for final in [] if self._overwrite else self._published:
-                os.unlink(final)  # noqa: PTH108
-            raise
+            with h5py.File(disk, "w") as file:
+                yield file
         finally:
-            for temporary, _ in self._staged:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)  # noqa: PTH108
-
-    def refuse_existing(self, paths: Iterable[str]) -> None:
-        """Raise FileExistsError for the first of the files that already exists, unless `overwrite` is set."""
-        for path in paths:
-            if not self._overwrite and os.path.lexists(path):
-                raise FileExistsError(f"{path} already exists; overwrite=True replaces it.")
-
-    @contextmanager
-    def create(self, path: str) -> Iterator[h5py.File]:
-        """Open a new file for writing with h5py; it gets the name `path` at the end."""
-        import h5py
-
-        self.refuse_existing([path])
-        folder, name = os.path.split(path)
-        temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # noqa: PTH118
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-        self._staged.append((temporary, path))
-        try:
-            disk = _Disk(fd)
-            try:
-                with h5py.File(disk, "w") as file:
-                    yield file
-            finally:
-                if disk.error is not None:
-                    raise OSError(disk.error.errno, os.strerror(disk.error.errno or 0), path) from disk.error
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        with open_file(temporary):
-            pass  # a truncated file would not open
-
-    def temporary(self, path: str) -> str:
-        """Return the temporary name of a staged file."""
-        return next(temporary for temporary, final in self._staged if final == path)
-
-    def _publish(self) -> None:
-        for temporary, final in self._staged:
-            if self._overwrite:
-                os.replace(temporary, final)  # noqa: PTH105
-            else:
-                _rename_if_free(temporary, final)
-            self._published.append(final)
-        for folder in {os.path.dirname(final) or "." for _, final in self._staged}:  # noqa: PTH120
-            _sync_folder(folder)
-
-
-def _rename_if_free(temporary: str, final: str) -> None:
-    """Rename a file, but do not replace one that appeared in the meantime."""
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        raise FileExistsError(f"{final} appeared while it was being written; overwrite=True replaces it.") from None
-    except OSError:
-        # Some file systems have no hard links.
-        if os.path.lexists(final):
-            raise FileExistsError(f"{final} appeared while it was being written; overwrite=True replaces it.") from None
-        os.rename(temporary, final)  # noqa: PTH104
-
-
-def _sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        # Not every file system supports it, and the data have already been synced.
-        with contextlib.suppress(OSError):
-            os.fsync(fd)
-    finally:
-        os.close(fd)
+            if disk.error is not None:
+                raise OSError(disk.error.errno, os.strerror(disk.error.errno or 0), path) from disk.error
+    with open_file(staging.temporary(path)):
+        pass  # a truncated file would not open
 
 
 @contextmanager
@@ -213,7 +130,7 @@ def atomic_h5(path: str | Path, overwrite: bool = False) -> Iterator[h5py.File]:
             file["volume"] = volume
         ```
     """
-    with Staging(overwrite) as staging, staging.create(os.path.abspath(path)) as file:  # noqa: PTH100
+    with Staging(overwrite) as staging, create_h5(staging, os.path.abspath(path)) as file:  # noqa: PTH100
         yield file
 
 
@@ -413,7 +330,7 @@ def _write(
 ) -> None:
     """Write the arrays of a file and read them back; `geometry` belongs to the first array, the image."""
     image = next(iter(arrays))
-    with staging.create(path) as file:
+    with create_h5(staging, path) as file:
         for key, array in arrays.items():
             _put(file, key, array, options)
         for name, value in geometry.items():

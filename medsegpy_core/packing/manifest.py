@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 import time
 import warnings
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from attrs import frozen
 
+from medsegpy_core._util.atomic import replace_file
 from medsegpy_core._util.limits import read_limited
 from medsegpy_core._util.stamps import YOUNG_NS, Stamp, file_hash, is_young, stamp_of
 from medsegpy_core.catalog import DatasetCatalog, MetadataCatalog
@@ -395,15 +395,7 @@ def decoded(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, json.dumps(value, indent=1))
 
 
 def manifest_dict(

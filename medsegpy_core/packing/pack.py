@@ -17,6 +17,7 @@ from typing import Any
 
 from attrs import frozen
 
+from medsegpy_core._util.atomic import Staging
 from medsegpy_core._util.locks import lock_file
 from medsegpy_core.catalog import MetadataCatalog, collection_of, dataset_spec
 from medsegpy_core.data.metadata import same
@@ -25,7 +26,7 @@ from medsegpy_core.datasets import load_records
 from medsegpy_core.errors import MedSegPyError, ReadError, RecordError
 from medsegpy_core.hdf5 import open_array
 from medsegpy_core.hdf5.isolation_worker import copy_contents
-from medsegpy_core.hdf5.write import Staging
+from medsegpy_core.hdf5.write import create_h5
 from medsegpy_core.loading.scans import Opener, Scan, group_scans
 from medsegpy_core.packing.manifest import (
     Manifest,
@@ -396,7 +397,7 @@ class _Work:
             raise PackingError(f"{file} already exists and does not belong here. Remove it, or choose another --out.")
         write_json(intent, {})
         with Staging(overwrite=True) as staging:
-            with staging.create(str(file)) as made:
+            with create_h5(staging, str(file)) as made:
                 copy_contents([str(self._part(i)) for i in members], made)
             if wrong := verify_arrays(self._arrays(members, Path(staging.temporary(str(file))))):
                 raise ReadError(f"it was not written correctly: {wrong[0]}", file)

@@ -12,6 +12,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "lazy_arrays": "AxesView basic_selection full_selection read_into",
         "masks": "UNLABELLED UNLABELLED_UINT8 value_codes",
         "readers": "all_readers find_reader named_reader register_reader",
+        "medsegpy_core._util.atomic": "replace_file",
         "medsegpy_core._util.limits": "environment_bytes",
         "medsegpy_core._util.stamps": "Stamp file_hash is_young read_settled stamp_of wait_for_write",
     },

@@ -1,3 +1,6 @@
+from medsegpy_core._util.atomic import (
+    replace_file as replace_file,
+)
 from medsegpy_core._util.limits import (
     environment_bytes as environment_bytes,
 )

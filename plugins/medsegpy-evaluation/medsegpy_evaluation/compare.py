@@ -26,7 +26,7 @@ from medsegpy_evaluation.compared_results import (
 )
 from medsegpy_evaluation.paired import EXACT, FEWEST, LEVEL, holm, mean_interval, mean_ranks, sign_flip_tests
 from medsegpy_evaluation.results import versions
-from medsegpy_evaluation.writers import csv_text, json_text, replace_file
+from medsegpy_evaluation.writers import csv_text, json_text, save_file
 
 __all__ = ["COLUMNS", "Comparison", "ComparisonError", "compare_results"]
 
@@ -116,9 +116,9 @@ class Comparison:
         from medsegpy_evaluation.compare_page import comparison_page
 
         folder = Path(folder)
-        replace_file(folder / "compare.csv", csv_text(COLUMNS, self.rows))
-        replace_file(folder / "compare.json", json_text(self.as_dict()))
-        replace_file(folder / "compare.html", comparison_page(self))
+        save_file(folder / "compare.csv", csv_text(COLUMNS, self.rows))
+        save_file(folder / "compare.json", json_text(self.as_dict()))
+        save_file(folder / "compare.html", comparison_page(self))
 
 
 def compare_results(

@@ -12,7 +12,7 @@ from medsegpy_core.text import counted
 from medsegpy_evaluation.charts import distribution_chart, html
 from medsegpy_evaluation.pages import HEAD, SCRIPT, number, span, table
 from medsegpy_evaluation.results import ranking_metric, undefined_lines, unknown_line, worst_first
-from medsegpy_evaluation.writers import replace_file
+from medsegpy_evaluation.writers import save_file
 
 __all__ = ["write_report"]
 
@@ -79,7 +79,7 @@ def write_report(
         "worst": _worst(document, pictures, colors),
         "settings": html(json_text({key: document[key] for key in ("settings", "policy", "versions")}), lines=True),
     }
-    replace_file(path, _PAGE.substitute(parts))
+    save_file(path, _PAGE.substitute(parts))
 
 
 def _overview(document: Mapping[str, Any]) -> str:

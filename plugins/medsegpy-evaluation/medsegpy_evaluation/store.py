@@ -16,7 +16,7 @@ from medsegpy_core import ReadError
 from medsegpy_core.reading import Stamp, file_hash, is_young, stamp_of
 from medsegpy_evaluation.prediction_files import file_stem
 from medsegpy_evaluation.scoring import ScanScores, StructureScores
-from medsegpy_evaluation.writers import json_text, replace_file
+from medsegpy_evaluation.writers import json_text, save_file
 
 __all__ = ["Content", "ScanStore", "contents_of", "fingerprint", "is_content"]
 
@@ -122,7 +122,7 @@ class ScanStore:
         """
         states = {path: [c.hash, None if c.stamp is None else c.stamp.fields] for path, c in files.items()}
         kept = {"format": _FORMAT, "fingerprint": mark, "files": states, "scores": _plain(scores)}
-        replace_file(self._path(scores.scan), json_text(kept))
+        save_file(self._path(scores.scan), json_text(kept))
 
     def _path(self, scan: str) -> Path:
         return self._folder / f"{file_stem(scan)}.json"

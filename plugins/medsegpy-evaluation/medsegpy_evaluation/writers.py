@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from medsegpy_core.reading import replace_file
 from medsegpy_core.text import printable
 
-__all__ = ["METRIC_COLUMNS", "SUMMARY_COLUMNS", "csv_text", "json_text", "replace_file", "write_tables"]
+__all__ = ["METRIC_COLUMNS", "SUMMARY_COLUMNS", "csv_text", "json_text", "save_file", "write_tables"]
 
 METRIC_COLUMNS: Final = ("scan", "subject", "category", "metric", "value")
 # What spreadsheets take for the beginning of a formula; and the apostrophe that says that it is none.
@@ -42,9 +41,9 @@ def write_tables(folder: Path, document: Mapping[str, Any]) -> None:
         folder: Made where it is not there.
         document: What `SemSegEvaluator.evaluate` returns.
     """
-    replace_file(folder / "metrics.csv", csv_text(METRIC_COLUMNS, document["metrics"]))
-    replace_file(folder / "summary.csv", csv_text(SUMMARY_COLUMNS, document["summary"]))
-    replace_file(folder / "metrics.json", json_text(document))
+    save_file(folder / "metrics.csv", csv_text(METRIC_COLUMNS, document["metrics"]))
+    save_file(folder / "summary.csv", csv_text(SUMMARY_COLUMNS, document["summary"]))
+    save_file(folder / "metrics.json", json_text(document))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -78,21 +77,11 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place, flush it to the disk, and move it there: a reader sees the old one or the new one.
+def save_file(path: Path, content: str | bytes) -> None:
+    """Write a file, and the folder if it does not exist; readers see either the old content or the new.
 
     Raises:
         OSError: It cannot be written. What was there before is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = _encodable(content).encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, _encodable(content) if isinstance(content, str) else content)
