@@ -38,7 +38,7 @@ Color: TypeAlias = tuple[int, int, int]
 
 # Found by search: the first eight are at least 16 apart in CIEDE2000, also for people without red, green or blue cones
 # (Machado, Oliveira and Fernandes, IEEE Trans. Vis. Comput. Graph. 2009); all thirty are at least 15 apart. None is
-# gray, as images are. `tests/test_drawing.py` measures it.
+# gray, because images are. `tests/test_drawing.py` checks this.
 PALETTE: Final[tuple[Color, ...]] = (
     (240, 120, 0),
     (20, 80, 255),
@@ -71,18 +71,18 @@ PALETTE: Final[tuple[Color, ...]] = (
     (240, 120, 180),
     (255, 60, 20),
 )
-_FILL: Final = 0.35  # opacity of an overlay; its outline is opaque
+_FILL: Final = 0.35  # opacity of the fill; the outline is opaque
 
 
 def class_colors(count: int, given: Sequence[Sequence[Any]] | None = None) -> list[Color]:
     """Return a color for each of `count` categories.
 
     Args:
-        count: How many.
+        count: The number of categories.
         given: The metadata's `category_colors`; used if there is one for each category.
 
     Returns:
-        The given colors, else those of `PALETTE`, from the start again after thirty.
+        The given colors, else those of `PALETTE`, repeated after thirty.
     """
     if given is not None and len(given) == count:
         return [(int(red), int(green), int(blue)) for red, green, blue in given]
@@ -90,7 +90,7 @@ def class_colors(count: int, given: Sequence[Sequence[Any]] | None = None) -> li
 
 
 def hex_color(color: Color) -> str:
-    """Return a color as HTML writes it.
+    """Return a color in HTML notation.
 
     Example:
         >>> hex_color((240, 120, 0))
@@ -100,7 +100,7 @@ def hex_color(color: Color) -> str:
 
 
 def overlay(pixels: NDArray[np.floating[Any]], mask: Array, color: Color) -> None:
-    """Lay a light fill over what a mask covers, and draw its outline, in place.
+    """Fill the area of a mask with a light color and draw its outline, in place.
 
     Args:
         pixels: H x W x 3, floats of 0 to 255.
@@ -117,10 +117,10 @@ def overlay(pixels: NDArray[np.floating[Any]], mask: Array, color: Color) -> Non
 
 @frozen
 class Upright:
-    """How a slice of axes H and W is turned to be seen as radiologists see it.
+    """The transformation of a slice with axes H and W into radiological orientation.
 
     Superior is up; in axial slices anterior is up. The patient's right is on the left; in sagittal slices anterior is.
-    Slices stay those that are stored: only their two axes are exchanged and flipped.
+    Slices are those stored: only their two axes are exchanged and flipped.
 
     Attributes:
         transposed: Whether W runs down and H across.
@@ -132,15 +132,15 @@ class Upright:
 
     @classmethod
     def of(cls, affine: Any) -> Upright:
-        """Return how the slices of a scan are turned.
+        """Return the transformation for the slices of a scan.
 
         Args:
-            affine: 4 x 4, voxel index (h, w, d) to RAS+ mm; None, or what cannot be one: slices are shown as stored.
+            affine: 4 x 4, voxel index (h, w, d) to RAS+ mm; None or an invalid value: slices are shown as stored.
         """
         known = checked_affine(affine)
         if known is None:
             return cls()
-        # The axis that runs closest to up and down is drawn so: S before A before R.
+        # The axis that is closest to the first of these directions is drawn vertically: S before A before R.
         codes = axis_codes(known)[:2]
         rank = ["SI", "AP", "RL"]
         places = [next(i for i, pair in enumerate(rank) if code in pair) for code in codes]
@@ -149,13 +149,13 @@ class Upright:
         return cls(transposed, (down not in "IP", across not in "LP"))
 
     def turn(self, plane: Array) -> Array:
-        """Return a view of H x W [x ...] as it is drawn."""
+        """Return a view of H x W [x ...] in drawn orientation."""
         turned = plane.swapaxes(0, 1) if self.transposed else plane
         down, across = (slice(None, None, -1 if flipped else 1) for flipped in self.flipped)
         return turned[down, across]
 
     def sizes(self, pixel: tuple[float, float]) -> tuple[float, float]:
-        """Return height and width, as drawn, of a pixel of the size dH x dW."""
+        """Return the drawn height and width of a pixel of size dH x dW."""
         return (pixel[1], pixel[0]) if self.transposed else pixel
 
 
@@ -172,10 +172,10 @@ class Panel:
     Attributes:
         image: H x W.
         mask: H x W x C, binary, or None: the image alone.
-        caption: What is written above it.
+        caption: The text above it.
         pixel: Height and width of a pixel (mm).
-        window: The values that are drawn black and white.
-        upright: How the slice is turned.
+        window: The values drawn as black and white.
+        upright: The orientation of the slice.
     """
 
     image: Array = field(eq=False)
@@ -187,7 +187,7 @@ class Panel:
 
 
 def gray_window(image: Array, metadata: MetadataView) -> tuple[float, float]:
-    """Return which values are drawn black and white: soft tissue for CT, else the 1st and 99th percentile."""
+    """Return the values to draw as black and white: soft tissue for CT, else the 1st and 99th percentile."""
     import numpy as np
 
     if str(metadata.get("modality", "")).upper() == "CT":
@@ -198,7 +198,7 @@ def gray_window(image: Array, metadata: MetadataView) -> tuple[float, float]:
 
 
 def shown_classes(category_ids: Sequence[CategoryId]) -> list[int]:
-    """Return the positions of the categories to draw: a superclass would hide its parts, where they are there.
+    """Return the positions of the categories to draw. Superclasses are left out if they would hide their parts.
 
     Example:
         >>> shown_classes([0, 3, 4, (3, 4), (1, 2)])
@@ -209,11 +209,11 @@ def shown_classes(category_ids: Sequence[CategoryId]) -> list[int]:
 
 
 def spread_slices(foreground: Array, count: int) -> list[int]:
-    """Return `count` slices spread evenly over those with foreground, or over all where there is none.
+    """Return `count` slices spread evenly over those with foreground, or over all if there is none.
 
     Args:
-        foreground: One value for each slice: whether anything is segmented in it.
-        count: How many.
+        foreground: For each slice, whether it has foreground.
+        count: The number of slices.
 
     Example:
         >>> import numpy as np
@@ -240,9 +240,9 @@ def draw(
 
     Args:
         rows: The panels.
-        title: Stands above.
+        title: The text above.
         legend: Names and colors.
-        note: Stands below.
+        note: The text below.
         colors: The color of each channel of the masks; None: those of the legend, in order.
 
     Returns:
@@ -279,7 +279,7 @@ def draw(
 
 
 def _tile(panel: Panel, colors: Sequence[Color]) -> Any:
-    """Draw one slice, stretched so that millimetres are as long down as across."""
+    """Draw one slice, stretched so that a millimeter has the same length in both directions."""
     import numpy as np
     from PIL import Image
 
@@ -302,7 +302,7 @@ def _tile(panel: Panel, colors: Sequence[Color]) -> Any:
 
 
 def _wrap_legend(legend: Sequence[tuple[str, Color]], font: Any, width: int) -> list[list[tuple[int, str, Color]]]:
-    """Place the entries in lines: x, name and color of each."""
+    """Lay out the legend in lines: x, name and color of each entry."""
     lines: list[list[tuple[int, str, Color]]] = [[]] if legend else []
     x = 0
     for name, color in legend:

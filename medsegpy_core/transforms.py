@@ -1,9 +1,9 @@
-"""Transforms: what is done to the image and the mask of one element, after collation.
+"""Transforms of the image and the mask of one element, after collation.
 
 A transform is a callable ``(image, mask) -> (image, mask)``. `image` is H x W [x D] x K, `mask` H x W [x D] x C, both
-float32, channels last. One with a parameter `rng` is given a `numpy.random.Generator` that depends on the element and
-the epoch alone. One that may be called from several threads at once says so with an attribute ``thread_safe = True``;
-of any other, each thread has a deep copy of its own.
+float32, channels last. If it has a parameter `rng`, it receives a `numpy.random.Generator` that depends on seed, epoch
+and element only. If it may be called from several threads at once, it has the attribute ``thread_safe = True``;
+otherwise each thread gets a deep copy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _bounds(value: Any) -> tuple[tuple[float, float], ...]:
 
 @frozen
 class Windowing:
-    """Clip the image: x' = min(max(x, lower), upper). The mask stays as it is.
+    """Clip the image: x' = min(max(x, lower), upper). The mask is unchanged.
 
     Attributes:
         bounds: A pair (lower, upper) in the units of the image (Hounsfield units in CT), or several: each makes its
@@ -75,12 +75,12 @@ def _axes(value: Any) -> int | tuple[int, ...] | None:
 
 @frozen
 class ZeroMeanNormalization:
-    """Zero mean, unit variance: x' = (x - mean) / standard deviation. The mask stays as it is.
+    """Normalize to zero mean and unit variance: x' = (x - mean) / standard deviation. The mask is unchanged.
 
     The standard deviation is that of the population (divided by n). A constant image becomes 0.
 
     Attributes:
-        axis: The axis or axes that the statistics are taken over; None: all spatial axes, each channel apart.
+        axis: The axis or axes of the statistics; None: all spatial axes, separately for each channel.
 
     Example:
         >>> ZeroMeanNormalization()(np.array([[[1.0], [3.0]]]), None)[0].tolist()
@@ -93,7 +93,7 @@ class ZeroMeanNormalization:
     def __call__(self, image: Array, mask: Array) -> tuple[Array, Array]:
         """Return the normalized image, and the mask."""
         axis = tuple(range(image.ndim - 1)) if self.axis is None else self.axis
-        # Sums of a million float32 lose digits; sums in float64 do not.
+        # In float64: sums of a million float32 values lose digits.
         mean = image.mean(axis=axis, keepdims=True, dtype=np.float64)
         centred = image - mean
         deviation = np.sqrt(np.square(centred).mean(axis=axis, keepdims=True))
@@ -114,7 +114,7 @@ def _not_zero(_: object, attribute: Any, value: Any) -> None:
 
 @frozen
 class AffineNormalization:
-    """Shift, then scale: x' = (x - bias) / scale. The mask stays as it is.
+    """Shift, then scale: x' = (x - bias) / scale. The mask is unchanged.
 
     Attributes:
         scale: In the units of the image; a number, or one for each channel.
@@ -139,16 +139,16 @@ class AffineNormalization:
 
 
 def build_transforms(cfg: Config, extra: Transform | None = None) -> TransformPipeline:
-    """Return what a loader does to each element: the config's ``PREPROCESSING``, then `extra`.
+    """Return the transforms of a loader: the config's ``PREPROCESSING``, then `extra`.
 
     Args:
-        cfg: ``PREPROCESSING`` names transforms, ``PREPROCESSING_ARGS`` has a dict of arguments for each, or is empty.
-        extra: A transform of the user's, or None.
+        cfg: ``PREPROCESSING`` names transforms. ``PREPROCESSING_ARGS`` has a dict of arguments for each, or is empty.
+        extra: A user's transform, or None.
 
     Raises:
-        UnknownNameError: No transform has that name.
-        ConfigError: Names and arguments do not match, or a transform does not take its arguments.
-        TypeError: `extra` cannot be called.
+        UnknownNameError: There is no transform of that name.
+        ConfigError: Names and arguments do not match, or a transform does not accept its arguments.
+        TypeError: `extra` is not callable.
     """
     names, arguments = cfg.PREPROCESSING, cfg.PREPROCESSING_ARGS or [{}] * len(cfg.PREPROCESSING)
     if len(names) != len(arguments):
@@ -167,10 +167,10 @@ def build_transforms(cfg: Config, extra: Transform | None = None) -> TransformPi
 class TransformPipeline:
     """Transforms, one after the other: ``pipeline(image, mask, rng) -> (image, mask)``.
 
-    It may be called from several threads, and pickles if its transforms do. It is false where it is empty.
+    Thread-safe. It pickles if its transforms do, and is false if it is empty.
 
     Args:
-        steps: Names, which messages use, and transforms.
+        steps: Names, for messages, and transforms.
     """
 
     def __init__(self, steps: Sequence[tuple[str, Transform]]):
@@ -179,12 +179,12 @@ class TransformPipeline:
 
     @property
     def random(self) -> tuple[bool, ...]:
-        """For each transform whether it wants random numbers."""
+        """For each transform, whether it needs random numbers."""
         return tuple(takes_rng for _, _, takes_rng in self._steps)
 
     @property
     def uses_rng(self) -> bool:
-        """Whether a transform wants random numbers; if none does, `rng` may be None."""
+        """Whether any transform needs random numbers; if not, `rng` may be None."""
         return any(self.random)
 
     def __len__(self) -> int:
@@ -196,13 +196,13 @@ class TransformPipeline:
         Args:
             image: H x W [x D] x K.
             mask: H x W [x D] x C.
-            rng: Made from seed, epoch and element.
+            rng: The generator for this seed, epoch and element.
 
         Returns:
-            Image and mask, of the types that they had.
+            Image and mask, of the same types as before.
 
         Raises:
-            PluginError: A transform returns something else than two arrays that fit each other.
+            PluginError: A transform does not return two arrays that fit each other.
         """
         dtypes = image.dtype, mask.dtype
         for (name, _, takes_rng), transform in zip(self._steps, self._own_copies(), strict=True):
@@ -259,7 +259,7 @@ def _checked(name: str, result: Any, ndim: int) -> tuple[Array, Array]:
 def _takes_rng(transform: Transform) -> bool:
     try:
         parameter = inspect.signature(transform).parameters.get("rng")
-    except (TypeError, ValueError):  # some functions written in C do not say
+    except (TypeError, ValueError):  # some C functions have no signature
         return False
     return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
@@ -275,12 +275,12 @@ def register_transform(name: str, build: Callable[..., Transform], *, replace: b
     """Register a transform in this process.
 
     Args:
-        name: What `PREPROCESSING` says.
+        name: The name for `PREPROCESSING`.
         build: ``build(**args)`` returns ``(image, mask) -> (image, mask)``; `args` come from `PREPROCESSING_ARGS`.
-        replace: Whether it may take the place of another of this name.
+        replace: Whether to replace an existing transform of this name.
 
     Raises:
-        DuplicateNameError: The name is registered already. A clash with a plugin shows when the transform is built.
+        DuplicateNameError: The name is already registered. A clash with a plugin is reported by `build_transform`.
     """
     _registry.register(TransformSpec(name, build), replace)
 
@@ -294,8 +294,8 @@ def build_transform(name: str, args: Mapping[str, Any] | None = None) -> Transfo
 
     Raises:
         UnknownNameError: There is no such transform.
-        DuplicateNameError: More than one plugin brings it.
-        ConfigError: It does not take these arguments, or is no function in the end.
+        DuplicateNameError: More than one owner claims the name.
+        ConfigError: It does not accept these arguments, or the result is not callable.
     """
     owned = _registry.get(name)
     if not isinstance(args or {}, Mapping) or not all(isinstance(key, str) for key in args or {}):  # type: ignore[redundant-expr]

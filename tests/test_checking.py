@@ -79,7 +79,7 @@ def test_unknown_people_are_told_of(dicts, tmp_path):
     assert (found["scans_without_subject"], found["findings"]) == (2, [])
     text = CliRunner().invoke(cli, ["datasets", "check", "mine"])
     assert text.exit_code == 0
-    assert "unknown for 2 scans (no subject_id)" in text.stdout
+    assert "The subject of 2 scans is unknown (no subject_id)" in text.stdout
 
 
 def no_file(d):

@@ -150,7 +150,7 @@ def test_spacing_and_label_maps_are_found(tmp_path):
     assert "spacing: differs from file to file" in written(
         "dataset", "x", "--from", tmp_path / "data", "--out", tmp_path
     )
-    assert "Each file says its own spacing" in module_of(tmp_path, "x")
+    assert "Each file states its own spacing" in module_of(tmp_path, "x")
 
 
 def test_the_largest_label_may_be_in_any_slice(tmp_path):
@@ -215,31 +215,31 @@ def test_a_folder_without_scans_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     done = new_plugin("dataset", "none", "--from", tmp_path / "empty")
     assert done.exit_code == 1
-    assert f"No scans are in {tmp_path / 'empty'}" in done.output
+    assert f"There are no scans in {tmp_path / 'empty'}" in done.output
     (tmp_path / "empty" / "train").mkdir()
     done = new_plugin("dataset", "none", "--from", tmp_path / "empty")
-    assert f"No scans are in {tmp_path / 'empty' / 'train'}" in done.output
+    assert f"There are no scans in {tmp_path / 'empty' / 'train'}" in done.output
     assert new_plugin("dataset", "none", "--from", tmp_path / "absent").exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("", "is no name of a plugin"),
-        ("1knee", "is no name of a plugin"),
-        ("knee mri", "is no name of a plugin"),
-        ("kn\N{LATIN SMALL LETTER E WITH ACUTE}e", "is no name of a plugin"),
-        ("knee-", "is no name of a plugin"),
-        ("a/b", "is no name of a plugin"),
-        ("..", "is no name of a plugin"),
-        ("a" * 31, "at most 30 of them"),
-        ("class", "means something else"),
-        ("match", "means something else"),
-        ("print", "means something else"),
-        ("core", "means something else"),
-        ("MedSegPy_Core", "means something else"),
-        ("h5-slices", "There is a plugin 'h5-slices' already"),
-        ("medsegpy.H5_volumes", "There is a plugin 'h5-volumes' already"),
+        ("", "is not a valid plugin name"),
+        ("1knee", "is not a valid plugin name"),
+        ("knee mri", "is not a valid plugin name"),
+        ("kn\N{LATIN SMALL LETTER E WITH ACUTE}e", "is not a valid plugin name"),
+        ("knee-", "is not a valid plugin name"),
+        ("a/b", "is not a valid plugin name"),
+        ("..", "is not a valid plugin name"),
+        ("a" * 31, "at most 30 characters"),
+        ("class", "has another meaning"),
+        ("match", "has another meaning"),
+        ("print", "has another meaning"),
+        ("core", "has another meaning"),
+        ("MedSegPy_Core", "has another meaning"),
+        ("h5-slices", "There is already a plugin 'h5-slices'"),
+        ("medsegpy.H5_volumes", "There is already a plugin 'h5-volumes'"),
     ],
 )
 def test_names_that_are_refused(name, reason, tmp_path):
@@ -275,7 +275,7 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "medsegpy-mine" / "README.md").write_text("my own words")
     done = new_plugin("evaluator", "mine", "--out", tmp_path)
     assert done.exit_code == 1
-    assert "is there already. Remove it, or name another folder with --out." in done.output
+    assert "already exists. Remove it, or name another folder with --out." in done.output
     assert (tmp_path / "medsegpy-mine" / "README.md").read_text() == "my own words"
 
 

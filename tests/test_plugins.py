@@ -108,14 +108,14 @@ BROKEN = {
     ),
     "no list": (DATASETS + "return DatasetSpec('a', list)", "expected a list of datasets"),
     "a mapping": (DATASETS + "return {'a': list}", "expected a list of datasets"),
-    "same name twice": (DATASETS + "return [DatasetSpec('a', list)] * 2", "brings the dataset 'a' twice"),
+    "same name twice": (DATASETS + "return [DatasetSpec('a', list)] * 2", "provides the dataset 'a' twice"),
     "reserved name": (DATASETS + "return [DatasetSpec('a@b', list)]", "'@'"),
     "name of no text": (DATASETS + "return [DatasetSpec(5, list)]", "must be a str"),
     "dicts instead of a function": (DATASETS + "return [DatasetSpec('a', [])]", "callable"),
     "unknown split": (DATASETS + "return [DatasetSpec('a', list, split='valid')]", "split"),
     "reader class": (
         "class R: name='r'; suffixes=('.r',)\n@hookimpl\ndef medsegpy_register_readers(): return [R]",
-        "hand over an object: R()",
+        "return an object: R()",
     ),
     "reader without probe": (
         "class R: name='r'; suffixes=('.r',)\n@hookimpl\ndef medsegpy_register_readers(): return [R()]",
@@ -134,13 +134,13 @@ BROKEN = {
         AUGMENTATIONS + "return [Augmentation(1, 'a'), Augmentation(1, 'b')]",
         "number 1 of all its datasets",
     ),
-    "newer interface": ("medsegpy_api = 2", "hook interface 2, but medsegpy-core 0.1.0 has 1"),
+    "newer interface": ("medsegpy_api = 2", "version 2 of the hooks, but medsegpy-core 0.1.0 has 1"),
     "interface that is no number": ("medsegpy_api = 'one'", "'one'"),
-    "a name of a newer core": ("from medsegpy_core import SomethingNew", "may be built for another"),
-    "reads a catalog": ("from medsegpy_core import DatasetCatalog\nDatasetCatalog.list()", "reads a catalog"),
+    "a name of a newer core": ("from medsegpy_core import SomethingNew", "may need another version"),
+    "reads a catalog": ("from medsegpy_core import DatasetCatalog\nDatasetCatalog.list()", "uses a catalog"),
     "reads metadata": (
         "from medsegpy_core import MetadataCatalog\nMetadataCatalog.get('a').spacing",
-        "reads a catalog",
+        "uses a catalog",
     ),
     "an error that cannot be shown": (
         "class E(Exception):\n    def __str__(self): raise RuntimeError\nraise E",
@@ -277,7 +277,7 @@ def test_two_distributions_with_one_module(site, plugins):
     site.add("b", None, module="shared_module")
     (warning,) = load(plugins())
     assert "medsegpy-b 1.0" in warning
-    assert "loaded already" in warning
+    assert "already loaded" in warning
     assert DatasetCatalog.get("one")
 
 
@@ -308,7 +308,7 @@ def test_allow_list(allowed, status, site, plugins, monkeypatch):
     [
         ("a", r"names 'a', .* is the name of a plugin: write 'medsegpy-a' instead\."),
         ("medsegpy-a,B", r"names 'B', .* is the name of a plugin: write 'medsegpy-b' instead\."),
-        ("medsegpy-aa", r"names 'medsegpy-aa', .*Did you mean 'medsegpy-a'\? Installed are: .*medsegpy-a, medsegpy-b"),
+        ("medsegpy-aa", r"names 'medsegpy-aa', .*Did you mean 'medsegpy-a'\? Installed: .*medsegpy-a, medsegpy-b"),
     ],
 )
 def test_a_name_in_the_allow_list_that_is_no_distribution_gives_a_warning(allowed, said, site, plugins, monkeypatch):

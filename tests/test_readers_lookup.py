@@ -262,7 +262,7 @@ class TestKeys:
         path = save(tmp_path / "scan.mat", img=scan[0])
         with pytest.raises(UnknownNameError, match=r"'h5-volumes' can read it if the dict names .* image_key='...'"):
             find_reader(volume(path))
-        there = r"no dataset 'im'. The file holds 'img'. Did you mean 'img'?"
+        there = r"no dataset 'im'. The file has 'img'. Did you mean 'img'?"
         with pytest.raises(ReadError, match=there), open_scan(volume(path, image_key="im")):
             pass
         (tmp_path / "text.mat").write_text("text")

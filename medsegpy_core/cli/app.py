@@ -1,4 +1,4 @@
-"""The command group: finds commands when they are asked for, and shows errors as one readable message."""
+"""The command group: it imports commands on demand, and shows errors as one readable message."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from medsegpy_core.plugins.manager import default_manager
 from medsegpy_core.text import printable
 from medsegpy_core.version import __version__
 
-# command -> its module and the line that --help shows, so that --help imports none of them.
+# command -> its module and its line in --help, so that --help imports none of the modules.
 _COMMANDS: Final = {
-    "datasets": ("datasets", "List the datasets, and say what is in one."),
+    "datasets": ("datasets", "List the datasets, or show the content of one."),
     "new-plugin": ("new_plugin", "Write the package of a new plugin, with its tests."),
-    "pack": ("pack", "Rewrite a dataset into one HDF5 file, laid out for fast reading."),
-    "plugins": ("plugins", "Say which plugins are installed, what they bring, and which failed."),
-    "profile": ("profile", "Say where a loader's time goes, and what would make it faster."),
+    "pack": ("pack", "Rewrite a dataset into one HDF5 file for fast reading."),
+    "plugins": ("plugins", "List the installed plugins, what they provide, and which failed."),
+    "profile": ("profile", "Measure where a loader spends its time, and what makes it faster."),
     "view": ("view", "Draw a scan with its segmentation into a PNG."),
 }
 
 
 class _Failure(click.ClickException):
-    """What went wrong, in one message; exit status 1."""
+    """An error with a single message; exit status 1."""
 
     def format_message(self) -> str:
         return self.message
 
 
 class _Printable(click.ClickException):
-    """An error whose text, which quotes names from files, plugins and the command line, is fit for a terminal."""
+    """An error with escaped text, because it quotes names from files, plugins and the command line."""
 
     def __init__(self, error: click.ClickException):
         super().__init__(error.message)
@@ -49,10 +49,10 @@ class _Printable(click.ClickException):
 
 
 class App(click.Group):
-    """The core's commands, and those of plugins, which are loaded only if the core has none of the name."""
+    """The core's commands, and those of plugins, which are loaded only if the core has no command of the name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return all names, those of plugins included."""
+        """Return all names, including those of plugins."""
         return sorted({*_COMMANDS, *default_manager().commands()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -67,7 +67,7 @@ class App(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the first argument names; for an unknown one, say which plugin provides it."""
+        """Find the command that the first argument names. For an unknown one, suggest the plugin that provides it."""
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             manager = default_manager()
@@ -78,7 +78,7 @@ class App(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands, with where those of plugins come from."""
+        """Write the list of commands, with the distributions of those of plugins."""
         rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
         for name, owned in default_manager().commands().items():
             if name not in _COMMANDS:
@@ -102,7 +102,7 @@ class App(click.Group):
             raise _Printable(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
+        """Run the selected command."""
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
@@ -116,7 +116,7 @@ class App(click.Group):
 
 
 def _described(error: Exception) -> str:
-    """Say what went wrong; for an error that nobody foresaw, where as well."""
+    """Return the message of an error; for an unexpected one, with the place in the code."""
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, MedSegPyError | OSError):
         return f"{error}{notes}"
@@ -133,7 +133,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,  # noqa: ARG001 - the signature of warnings.showwarning
 ) -> None:
-    # Ours say all that is needed; where in the library they were issued helps nobody at a terminal.
+    # Our own messages are complete; the place in the library does not help a user of the command.
     where = "" if issubclass(category, MedSegPyWarning) else f" ({filename}:{lineno})"
     click.echo(printable(f"Warning: {message}{where}", lines=True), file=file, err=file is None)
 
@@ -144,7 +144,7 @@ def _show_warning(
 def cli(debug: bool) -> None:
     """Datasets of medical images: from pip-installed plugins to batches, scans and tables.
 
-    Every command has its own --help. Exit status: 0, 1 where something is wrong, 2 for wrong usage.
+    Every command has its own --help. Exit status: 0 for success, 1 for a problem found, 2 for wrong usage.
     """
 
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @click.group("datasets")
 def command() -> None:
-    """List the datasets, and say what is in one."""
+    """List the datasets, or show the content of one."""
 
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with one object for each dataset.")
 def list_datasets(as_json: bool) -> None:
-    """List the names of all datasets. Nothing of them is read."""
+    """List the names of all datasets, without reading them."""
     found = [_identity(name) for name in DatasetCatalog.list()]
     if as_json:
         print_json(found)
@@ -47,9 +47,9 @@ def list_datasets(as_json: bool) -> None:
 @command.command("show")
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object.")
-@click.option("--fast", is_flag=True, help="Read one header a scan: no voxels are counted.")
+@click.option("--fast", is_flag=True, help="Read one header per scan; do not count voxels.")
 def show_dataset(name: str, as_json: bool, fast: bool) -> None:
-    """Say what is in the dataset NAME: subjects, scans, slices, shapes, voxels of each class."""
+    """Show the content of the dataset NAME: subjects, scans, slices, shapes, voxels of each class."""
     from medsegpy_core.diagnostics.survey import survey
 
     identity = _identity(name, must_exist=True)
@@ -67,7 +67,7 @@ def show_dataset(name: str, as_json: bool, fast: bool) -> None:
 
 
 def _access_costs(name: str) -> list[AccessCost]:
-    """Return what reading a slice and a patch of the first scan costs."""
+    """Return the costs of reading a slice and a patch of the first scan."""
     from medsegpy_core.datasets import load_records
     from medsegpy_core.diagnostics import access_costs
     from medsegpy_core.loading.scans import Opener, group_scans
@@ -88,13 +88,13 @@ def _as_dict(cost: AccessCost) -> dict[str, Any]:
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds that a file may keep the HDF5 library busy, and one more for each 10 MB.",
+    help="Seconds that the HDF5 library may take per file, plus one for each 10 MB.",
 )
 @click.pass_context
 def check_dataset(ctx: click.Context, target: str, as_json: bool, timeout: float) -> None:
-    """Read all of the dataset NAME, or of the files in DIR, and say what is wrong. Exit status 1 if anything is.
+    """Read all of the dataset NAME, or of the files in DIR, and report problems. Exit status 1 if there are any.
 
-    No file can crash or hang the check: the HDF5 library runs in a process of its own.
+    No file can crash or hang the check: the HDF5 library runs in a separate process.
     """
     from medsegpy_core import diagnostics
 
@@ -126,11 +126,11 @@ def _print_findings(checked: Checked) -> None:
     screen.print(f"{checked.name}: {what}: {said}.")
     if checked.scans_without_subject:
         unknown = counted(checked.scans_without_subject, "scan")
-        screen.print(f"Whose they are is unknown for {unknown} (no subject_id): a split of them may share people.")
+        screen.print(f"The subject of {unknown} is unknown (no subject_id): a split may divide the scans of a person.")
 
 
 def _identity(name: str, must_exist: bool = False) -> dict[str, Any]:
-    """Return what there is to say of a dataset without listing it."""
+    """Return the description of a dataset, without listing it."""
     try:
         spec, owner = dataset_spec(name), dataset_owner(name)
     except MedSegPyError as error:  # two plugins claim the name
@@ -191,7 +191,7 @@ def _extra(count: int, what: str) -> str:
 
 
 def _tally(counts: Any) -> str:
-    """Write what occurs, the most frequent first, with how often where there are several."""
+    """Return the values, the most frequent first, with counts if there are several."""
     pairs = list(counts)
     if len(pairs) == 1:
         return str(pairs[0][0])

@@ -1,4 +1,4 @@
-"""``medsegpy new-plugin``: names, templates, and what a folder of data says about the dataset to write."""
+"""``medsegpy new-plugin``: names, templates, and the survey of a data folder for a new dataset plugin."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from medsegpy_core.typing import DatasetDict
 
 _PREFIX: Final = "medsegpy-"
 _LONGEST: Final = 30
-# The core, its tests, and what it means by other things.
+# Names of the core, its tests, and its terms.
 _RESERVED: Final = frozenset({"api", "core", "dataset", "evaluator", "plugin", "reader", "tests"})
 
 
 @frozen
 class PluginNames:
-    """The names that follow from the one that the user gives.
+    """All names of a plugin, derived from the given one.
 
     Attributes:
-        name: ``knee-mri``: of the entry point, and of a reader.
+        name: ``knee-mri``: name of the entry point, and of a reader.
         distribution: ``medsegpy-knee-mri``.
         module: ``medsegpy_knee_mri``.
-        identifier: ``knee_mri``: what names of datasets begin with.
+        identifier: ``knee_mri``: prefix of dataset names.
         class_name: ``KneeMri``.
     """
 
@@ -57,28 +57,28 @@ class PluginNames:
 
     @classmethod
     def of(cls, given: str) -> PluginNames:
-        """Work out the names.
+        """Derive the names.
 
         Raises:
-            click.BadParameter: A package cannot be called so, or one that is installed is.
+            click.BadParameter: The name is invalid for a package, or is already installed.
         """
         name = re.sub(r"[-_.]+", "-", given.strip().lower()).removeprefix(_PREFIX)
         if len(name) > _LONGEST or re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) is None:
             raise click.BadParameter(
-                f"{given!r} is no name of a plugin: it begins with a letter, has ASCII letters, digits and single "
-                f"dashes, as in 'knee-mri', and at most {_LONGEST} of them."
+                f"{given!r} is not a valid plugin name: it must begin with a letter, contain only ASCII letters, "
+                f"digits and single dashes, as in 'knee-mri', and have at most {_LONGEST} characters."
             )
         identifier = name.replace("-", "_")
         taken = keyword.iskeyword(identifier) or keyword.issoftkeyword(identifier) or hasattr(builtins, identifier)
         if taken or name in _RESERVED:
-            raise click.BadParameter(f"{given!r} means something else in Python or in medsegpy. Take another name.")
+            raise click.BadParameter(f"{given!r} has another meaning in Python or in medsegpy. Choose another name.")
         distribution = _PREFIX + name
         for plugin in installed():
             same = normalize_distribution(plugin.distribution) == normalize_distribution(distribution)
             if same or plugin.name == name:
                 raise click.BadParameter(
-                    f"There is a plugin {plugin.name!r} already ({plugin.distribution} {plugin.version}). Take another "
-                    "name, or uninstall it."
+                    f"There is already a plugin {plugin.name!r} ({plugin.distribution} {plugin.version}). Choose "
+                    "another name, or uninstall it."
                 )
         words = identifier.split("_")
         return cls(
@@ -91,14 +91,14 @@ def render(template: str, values: Mapping[str, str]) -> str:
 
     Args:
         template: Its path under ``templates``, without ``.tmpl``.
-        values: What its placeholders stand for.
+        values: The values of its placeholders.
     """
     text = files("medsegpy_core.cli").joinpath("templates", *f"{template}.tmpl".split("/")).read_text(encoding="utf-8")
     return Template(text).substitute(values)
 
 
 def python_string(text: str) -> str:
-    """Return a Python literal, in double quotes where ruff would have them.
+    """Return a Python literal, in double quotes if ruff would use them.
 
     Example:
         >>> python_string("it's"), python_string('say "yes"')
@@ -114,21 +114,21 @@ def write_package(
     """Write a package into a new folder.
 
     Args:
-        out: The folder that the new one is made in; it is made where it does not exist.
+        out: The parent of the new folder. It is created if it does not exist.
         names: The names of the plugin.
-        contents: The files: path inside the package's folder to text. What all packages have is added.
+        contents: The files: path inside the package's folder to text. Files of all packages are added.
         description: One line.
-        dependencies: What the package needs, medsegpy-core aside.
+        dependencies: The dependencies besides medsegpy-core.
 
     Returns:
         The new folder.
 
     Raises:
-        FileExistsError: It is there already. Nothing was written then.
+        FileExistsError: The folder already exists. Nothing is written then.
     """
     target = out.absolute() / names.distribution
     if target.exists() or target.is_symlink():
-        raise FileExistsError(f"{target} is there already. Remove it, or name another folder with --out.")
+        raise FileExistsError(f"{target} already exists. Remove it, or name another folder with --out.")
     needed = ", ".join(f'"{one}"' for one in sorted({"medsegpy-core>=0.1,<0.2", *dependencies}))
     values: dict[str, Any] = {**asdict(names), "description": description, "dependencies": needed}
     common = {
@@ -137,7 +137,7 @@ def write_package(
         ".gitignore": render("common/gitignore", values),
         f"{names.module}/py.typed": "",
     }
-    # Beside the target, so that the rename is one step on one file system.
+    # Next to the target, so that renaming it is atomic.
     staged = target.with_name(f".{names.distribution}.{os.getpid()}.tmp")
     try:
         for name, text in {**common, **contents}.items():
@@ -155,24 +155,24 @@ _FOLDERS: Final[Mapping[str, tuple[str, ...]]] = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_SCANS: Final = 200  # of which files are opened
+_SCANS: Final = 200  # number of scans whose files are opened
 
 
 @frozen
 class FolderSurvey:
-    """What was found.
+    """The survey of a data folder.
 
     Attributes:
         root: The folder.
-        folders: Split to subfolder; empty where there are none, and the splits are proposed.
+        folders: Split to subfolder; empty if there are none and the splits are proposed.
         subjects: Split to its subjects, sorted.
-        elements: Split to how many elements it has.
+        elements: Split to its number of elements.
         readers: The readers of the files.
-        distributions: The plugins that bring them.
-        channels: How many channels the masks have; 0: no mask was found.
-        label_map: Whether integer masks have to be declared as label maps.
-        spacing: Millimetres; None: files do not say, or differ.
-        spacings: How many spacings there are in the files.
+        distributions: The plugins that provide them.
+        channels: The number of channels of the masks; 0: no mask was found.
+        label_map: Whether integer masks must be declared as label maps.
+        spacing: Millimeters; None: the files do not state it, or differ.
+        spacings: The number of different spacings in the files.
     """
 
     root: Path
@@ -189,7 +189,7 @@ class FolderSurvey:
 
 @define
 class _Seen:
-    """What the files say, one after the other."""
+    """Properties of the files, collected one by one."""
 
     channels: int = 0
     largest: int = 0
@@ -199,17 +199,17 @@ class _Seen:
 
 
 def survey_folder(root: Path, seed: int) -> FolderSurvey:
-    """Look into a folder.
+    """Survey a folder.
 
     Args:
-        root: The folder. If it has subfolders train, val, test (one will do), these are the splits; else subjects are
-            shared out.
-        seed: Another seed, another split.
+        root: The folder. If it has any of the subfolders train, val, test, these are the splits; otherwise subjects are
+            divided.
+        seed: A different seed gives a different split.
 
     Raises:
         ReadError: A file cannot be read.
         RecordError: There are no scans.
-        LeakageError: A subject lies in two of the subfolders.
+        LeakageError: A subject is in two of the subfolders.
     """
     folders = {
         split: found[0] for split, names in _FOLDERS.items() if (found := [n for n in names if (root / n).is_dir()])
@@ -238,14 +238,14 @@ def _in_folders(root: Path, folders: Mapping[str, str]) -> dict[str, list[Datase
     splits = {split: scan_directory(root / folder) for split, folder in folders.items()}
     empty = [str(root / folders[split]) for split, dicts in splits.items() if not dicts]
     if empty:
-        raise RecordError(f"No scans are in {', '.join(empty)}. Readers see no further than the folder itself.")
+        raise RecordError(f"There are no scans in {', '.join(empty)}. Subfolders are not searched.")
     where: dict[int | str, str] = {}
     for split, dicts in splits.items():
         for subject in _subjects(dicts):
             if subject in where:
                 raise LeakageError(
                     f"Subject {subject!r} is in {root / folders[where[subject]]} and in {root / folders[split]}. A "
-                    "model is not judged on whom it was trained on: move the files so that each is in one folder."
+                    "model must not be evaluated on its training data: move the files so that each is in one folder."
                 )
             where[subject] = split
     warn_of_unknown_subjects([d for dicts in splits.values() for d in dicts], "may be in two of the folders")
@@ -255,10 +255,7 @@ def _in_folders(root: Path, folders: Mapping[str, str]) -> dict[str, list[Datase
 def _proposed(root: Path, seed: int) -> dict[str, list[DatasetDict]]:
     dicts = scan_directory(root)
     if not dicts:
-        raise RecordError(
-            f"No scans are in {root}. Readers see no further than the folder itself, and its subfolders "
-            "train, val, test."
-        )
+        raise RecordError(f"There are no scans in {root}. Subfolders are not searched, except for train, val and test.")
     return {split: part for split, part in split_by_subject(dicts, FRACTIONS, seed).items() if part}
 
 
@@ -287,7 +284,7 @@ def _look_at(record: Record, seen: _Seen) -> None:
         if mask is not None and mask.shape[spatial:] in ((), (1,)) and mask.dtype.kind in "iu":
             values = mask[...]
             largest = int(values.max(initial=0))
-            # 0 and 255 is a binary mask that was written as an image.
+            # 0 and 255: a binary mask written as an image.
             if largest > 1 and not (largest == 255 and not ((values > 0) & (values < 255)).any()):
                 seen.label_map = seen.label_map or not record.extra.get("label_map")
                 seen.largest = max(seen.largest, largest)
@@ -317,7 +314,7 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
         default=Path(),
-        help="The folder to make the package's folder in; left out, the current one.",
+        help="The parent of the package's folder; default: the current folder.",
     )
     name = click.argument("names", metavar="NAME", callback=lambda _ctx, _parameter, given: PluginNames.of(given))
     return name(out(function))
@@ -327,8 +324,8 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
 def command() -> None:
     """Write the package of a new plugin: module, tests, README, CI file.
 
-    It installs, passes its own tests and `medsegpy plugins --check` as it is. NAME is short, as 'knee': the package is
-    then called medsegpy-knee.
+    The package installs and passes its own tests and `medsegpy plugins --check` without changes. NAME is short, such as
+    'knee': the package is then called medsegpy-knee.
     """
 
 
@@ -337,15 +334,15 @@ def command() -> None:
     "--from",
     "source",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with files of yours: splits, classes and spacing are taken from them.",
+    help="A folder with your files. Splits, classes and spacing are taken from it.",
 )
-@click.option("--seed", default=0, show_default=True, help="With --from: another seed, other splits.")
+@click.option("--seed", default=0, show_default=True, help="With --from: seed of the split.")
 @_common
 def new_dataset(names: PluginNames, out: Path, source: Path | None, seed: int) -> None:
-    """Write a plugin that brings datasets.
+    """Write a plugin that provides datasets.
 
-    With --from, subfolders train, val and test are the splits; if there are none, subjects are shared out (70, 15 and
-    15 percent), and the module's splits.json lists them.
+    With --from, subfolders train, val and test are the splits. If there are none, subjects are divided (70, 15 and
+    15 percent), and splits.json of the module lists them.
     """
     survey = None if source is None else survey_folder(source.absolute(), seed)
     values = _dataset_values(names, survey)
@@ -368,7 +365,7 @@ def new_dataset(names: PluginNames, out: Path, source: Path | None, seed: int) -
 @command.command("reader")
 @_common
 def new_reader(names: PluginNames, out: Path) -> None:
-    """Write a plugin that brings a reader of a file format; the files' suffix is the plugin's name."""
+    """Write a plugin that provides a reader of a file format. The files' suffix is the plugin's name."""
     values = {
         **asdict(names),
         "suffix": f".{names.name}",
@@ -388,7 +385,7 @@ def new_reader(names: PluginNames, out: Path) -> None:
 @command.command("evaluator")
 @_common
 def new_evaluator(names: PluginNames, out: Path) -> None:
-    """Write a plugin that brings an evaluator of whole scans."""
+    """Write a plugin that provides an evaluator of whole scans."""
     values = asdict(names)
     contents = {
         f"{names.module}/__init__.py": render("evaluator/module.py", values),
@@ -401,7 +398,7 @@ def new_evaluator(names: PluginNames, out: Path) -> None:
 
 
 def _dataset_values(names: PluginNames, survey: FolderSurvey | None) -> dict[str, str]:
-    """Return what the placeholders of the templates of a dataset stand for."""
+    """Return the values of the placeholders in the templates of a dataset."""
     splits = ["train", "val", "test"] if survey is None else list(survey.elements)
     folders = {split: split for split in splits} if survey is None else survey.folders
     reader = survey is not None and len(survey.readers) == 1 and survey.readers[0]
@@ -424,26 +421,26 @@ def _shown_splits(splits: list[str], folders: Any) -> str:
     if not folders:
         return f"({', '.join(map(python_string, splits))}{',' if len(splits) == 1 else ''})"
     pairs = (f"{python_string(split)}: {python_string(folders[split])}" for split in splits)
-    return f"{{{', '.join(pairs)}}}  # and the folder of each"
+    return f"{{{', '.join(pairs)}}}  # split -> folder"
 
 
 def _metadata_lines(survey: FolderSurvey | None) -> list[str]:
     lines = ['"label_map": True,  # value v of a mask is channel v - 1'] if survey and survey.label_map else []
     if survey is not None and survey.spacing is not None:
-        return [*lines, f'"spacing": {survey.spacing!r},  # millimetres: dH, dW, dD']
+        return [*lines, f'"spacing": {survey.spacing!r},  # millimeters: dH, dW, dD']
     if survey is not None and survey.spacings > 1:
-        return [*lines, "# Each file says its own spacing."]
-    return [*lines, '# "spacing": (0.3, 0.3, 0.7),  # millimetres: dH, dW, dD; distances need it']
+        return [*lines, "# Each file states its own spacing."]
+    return [*lines, '# "spacing": (0.3, 0.3, 0.7),  # millimeters: dH, dW, dD; required for distances']
 
 
 def _to_do(survey: FolderSurvey | None) -> list[str]:
-    lines = ["give the classes in `CATEGORIES` their names, and their superclasses if there are any"]
+    lines = ["name the classes in `CATEGORIES`, and add superclasses if there are any"]
     if survey is None:
-        lines.append("put the files into the folders of `SPLITS`, under `ROOT`, or say where they are")
+        lines.append("put the files into the folders of `SPLITS` under `ROOT`, or change the paths")
     else:
-        lines.append("make `ROOT` a relative path if others are to use the plugin")
+        lines.append("make `ROOT` a relative path if others will use the plugin")
     if survey is None or (survey.spacing is None and survey.spacings < 2):
-        lines.append("say the spacing, if it is known")
+        lines.append("set the spacing, if it is known")
     return lines
 
 

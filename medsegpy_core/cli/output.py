@@ -1,7 +1,7 @@
-"""What commands print with: tables and JSON to stdout, progress bars to stderr.
+"""Output of commands: tables and JSON to stdout, progress bars to stderr.
 
-Names, descriptions and messages come from files and from plugins. They are shown as they are: nothing in them is taken
-for markup, control characters are written as escapes, and what the encoding of the terminal lacks is escaped as well.
+Names, descriptions and messages come from files and plugins. They are shown verbatim: they are not parsed as markup,
+and control characters, as well as characters that the terminal cannot encode, are escaped.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Screen", "console", "echo", "print_json", "table", "tolerant_streams
 T = TypeVar("T")
 
 _PATIENCE: Final = 1.0  # seconds, until a progress bar appears
-_WIDE: Final = 160  # columns, where nobody sees them: a pipe or a file
-_LONG_WORD: Final = 200  # columns; a longer word of prose is broken
+_WIDE: Final = 160  # columns of a pipe or a file
+_LONG_WORD: Final = 200  # columns; longer words of prose are broken
 
 
 class Screen(Console):
-    """A console that shows text as it is, and tables as wide as their names need."""
+    """A console that shows text verbatim, and tables as wide as their names need."""
 
     def __init__(self, stderr: bool = False):
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
@@ -43,11 +43,11 @@ class Screen(Console):
             self.width = _WIDE
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make text of a str; Rich sends every str here that it is to print."""
+        """Convert a str to a Text. Rich calls this for every str that it prints."""
         return super().render_str(printable(text, lines=True), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; lines are left to the terminal to wrap, so that names and paths can be copied."""
+        """Print. Lines are wrapped by the terminal, so that names and paths can be copied."""
         tables = [shown for shown in objects if isinstance(shown, Table)]
         options.setdefault("soft_wrap", not tables)
         wide = self.options.update(width=10**6)
@@ -64,17 +64,17 @@ class Screen(Console):
 
 
 def console() -> Screen:
-    """Return a console on stdout, of a width that does not cut tables short in a pipe."""
+    """Return a console on stdout, wide enough for tables in a pipe."""
     return Screen()
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Print lines to stdout, or to stderr."""
+    """Print lines to stdout or stderr."""
     click.echo(printable(text, lines=True), err=err)
 
 
 def tolerant_streams() -> None:
-    """Let stdout and stderr write as escapes what their encoding lacks; by default that is an error on stdout."""
+    """Make stdout and stderr escape characters that they cannot encode; by default that is an error on stdout."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -85,9 +85,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
 
     Args:
         columns: The headings. ``>heading``: aligned right. ``~heading``: prose, wrapped between words. All other
-            cells are shown whole, on one line.
+            cells are shown on one line, in full.
         rows: The cells.
-        title: Stands above.
+        title: The title above the table.
     """
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     made.show_header = any(columns)
@@ -111,12 +111,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
 
 
 def print_json(value: Any) -> None:
-    """Print JSON for programs, in ASCII; what JSON has no word for (NaN) is null."""
+    """Print JSON for programs, in ASCII. NaN, which JSON does not have, becomes null."""
     click.echo(json.dumps(_jsonable(value), indent=2, allow_nan=False))
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield the items; if that takes longer than a second, with a progress bar on stderr."""
+    """Yield the items. After a second, a progress bar appears on stderr."""
     screen = Screen(stderr=True)
     progress = Progress(
         TextColumn("{task.description}", markup=False),
@@ -146,7 +146,7 @@ def _cell(value: object, lines: bool) -> Text:
 
 
 def _jsonable(value: Any) -> Any:
-    """Return a value in JSON's types."""
+    """Return a value converted to JSON's types."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

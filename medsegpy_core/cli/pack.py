@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sizes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, int, int] | None:
-    """Turn ``128,128,64`` or ``128x128x64`` into three ints."""
+    """Parse ``128,128,64`` or ``128x128x64`` into three ints."""
     if value is None:
         return None
     try:
@@ -31,21 +31,21 @@ def sizes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tu
 @click.command("pack")
 @click.argument("name")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="A folder, or an .h5 file; MEDSEGPY_DATASETS/packed if not given."
+    "--out", type=click.Path(path_type=Path), help="A folder, or an .h5 file; default: MEDSEGPY_DATASETS/packed."
 )
 @click.option(
-    "--layout", type=click.Choice(["slices", "patches"]), default="slices", show_default=True, help="What is read."
+    "--layout", type=click.Choice(["slices", "patches"]), default="slices", show_default=True, help="What you read."
 )
 @click.option(
     "--patch",
     callback=sizes,
     metavar="H,W,D",
-    help="The chunks of the layout patches; one piece, with gzip 32,32,32, if not given.",
+    help="The chunks of the layout patches; default: contiguous, or with gzip 32,32,32.",
 )
 @click.option("--compression", type=click.Choice(["none", "gzip"]), default="none", show_default=True)
-@click.option("--shards", type=click.IntRange(1), default=1, show_default=True, help="How many files.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="How many processes.")
-@click.option("--overwrite", is_flag=True, help="Replace what was packed of other files or with other settings.")
+@click.option("--shards", type=click.IntRange(1), default=1, show_default=True, help="The number of files.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="The number of processes.")
+@click.option("--overwrite", is_flag=True, help="Replace a dataset packed from other files or with other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object.")
 def command(
     name: str,
@@ -58,11 +58,11 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Rewrite the dataset NAME into one HDF5 file, laid out for fast reading.
+    """Rewrite the dataset NAME into one HDF5 file for fast reading.
 
     Layout "slices" is for loaders of slices and of windows of slices, "patches" for those of patches. Masks become bit
-    fields; images keep their type. Every scan is read back and compared. If it is interrupted, run it again: what is
-    done stays done.
+    fields; images keep their type. Every scan is read back and compared. If the command is interrupted, run it again:
+    finished scans are kept.
     """
     from medsegpy_core.packing import pack_dataset
 
@@ -93,7 +93,7 @@ def command(
         )
         return
     before = packed.scans - packed.scans_packed
-    done = f" ({before} of them were done before)" if before else ""
+    done = f" ({before} of them already packed)" if before else ""
     sizes = f"{packed.packed_bytes / 1e6:,.1f} MB instead of {packed.source_bytes / 1e6:,.1f} MB"
     echo(f"{counted(packed.scans, 'scan')}{done}, {sizes}: {', '.join(map(str, packed.files))}")
     echo(f"Use it: register_packed({str(packed.manifest)!r}, {name + '_packed'!r})")

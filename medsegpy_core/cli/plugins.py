@@ -25,11 +25,11 @@ _FINDING_STYLE = {"passed": "green", "failed": "bold red", "unknown": "yellow", 
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with files to try the plugin's readers on; else those of an installed dataset are tried.",
+    help="A folder with files for the plugin's readers; default: files of an installed dataset.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with one object for each check.")
 def test_command(name: str, data: Path | None, as_json: bool) -> None:
-    """Check what the plugin NAME brings, as the suites of medsegpy_core.testing do.
+    """Check what the plugin NAME provides, with the checks of the suites in medsegpy_core.testing.
 
     Exit status 1 if a check failed.
     """
@@ -62,20 +62,21 @@ _STYLE = {"active": "green", "failed": "bold red", "blocked": "yellow"}
 
 @click.group("plugins", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list with one object for each plugin.")
-@click.option("--check", is_flag=True, help="Exit with status 1 if a plugin failed, or two claim one name.")
-@click.option("--trace", is_flag=True, help="Write to stderr what is imported and called, and how long it takes.")
+@click.option("--check", is_flag=True, help="Exit with status 1 if a plugin failed, or two claim the same name.")
+@click.option("--trace", is_flag=True, help="Log to stderr what is imported and called, and how long it takes.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool, check: bool, trace: bool) -> None:
-    """Say which plugins are installed, what they bring, and which failed.
+    """List the installed plugins, what they provide, and which failed.
 
-    A plugin that fails fails alone. MEDSEGPY_LOAD_PLUGINS, a comma list of distributions, limits what is loaded.
+    A failing plugin does not affect the others. MEDSEGPY_LOAD_PLUGINS, a comma-separated list of distributions, limits
+    what is loaded.
     """
     if trace:
         os.environ["MEDSEGPY_TRACE_PLUGINS"] = "1"
     if ctx.invoked_subcommand is not None:
         return
     with warnings.catch_warnings():
-        # The table says it.
+        # The table shows the reasons.
         warnings.simplefilter("ignore", PluginWarning)
         infos, contested = default_manager().infos(), default_manager().contested()
     if as_json:
@@ -92,7 +93,7 @@ command.add_command(test_command)
 
 
 def show_plugins(infos: Sequence[PluginInfo]) -> None:
-    """Print a table of plugins, and below it why some failed."""
+    """Print a table of plugins, followed by the reasons why some failed."""
     screen = console()
     if not infos:
         screen.print("No plugin is installed. Datasets and readers come from plugins: pip install medsegpy-h5-slices")

@@ -21,11 +21,11 @@ _TAG = "DefaultDataLoader"
 @click.command("profile")
 @click.argument("name")
 @click.option("--tag", default=_TAG, show_default=True, help="The loader: a built-in one, or one of a plugin.")
-@click.option("--size", callback=sizes, metavar="H,W,D", help="IMG_SIZE; by default what fits all scans.")
-@click.option("--categories", help="CATEGORIES, as in 0,(1,2); all by default.")
-@click.option("--batch-size", type=click.IntRange(1), help="Elements a batch; 16, of patches 2, if not given.")
-@click.option("--batches", type=click.IntRange(1), default=8, show_default=True, help="Batches a measurement.")
-@click.option("--threads", type=click.IntRange(0), help="NUM_WORKERS; the config's default if not given.")
+@click.option("--size", callback=sizes, metavar="H,W,D", help="IMG_SIZE; default: a size that fits all scans.")
+@click.option("--categories", help="CATEGORIES, as in 0,(1,2); default: all.")
+@click.option("--batch-size", type=click.IntRange(1), help="Elements per batch; default: 16, or 2 for patches.")
+@click.option("--batches", type=click.IntRange(1), default=8, show_default=True, help="Batches per measurement.")
+@click.option("--threads", type=click.IntRange(0), help="NUM_WORKERS; default: that of the config.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object.")
 def command(
     name: str,
@@ -37,9 +37,9 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say where the time of a loader of the dataset NAME goes, and what would make it faster.
+    """Measure where a loader of the dataset NAME spends its time, and what makes it faster.
 
-    Everything is measured on a sample; one scan is packed into a temporary folder.
+    All measurements use a sample; one scan is packed into a temporary folder.
     """
     from medsegpy_core.config import Config
     from medsegpy_core.diagnostics import profile

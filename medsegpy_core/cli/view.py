@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array, CategoryId, LazyArray, Selection
 
 
-_BYTES_AT_ONCE: Final = 2**27  # of a mask
-_LABEL_BYTES: Final = 8  # of a voxel, while it is looked up
-_LEGEND: Final = 30  # classes; of more, only those that are in the slices are listed
+_BYTES_AT_ONCE: Final = 2**27  # bytes of a mask to read at once
+_LABEL_BYTES: Final = 8  # bytes per voxel while labels are looked up
+_LEGEND: Final = 30  # classes; if there are more, the legend lists only those in the slices
 
 
 @click.command("view")
 @click.argument("name")
-@click.option("--scan", "scan_id", help="The scan_id; the first scan if not given.")
-@click.option("--slices", "count", type=click.IntRange(1, 64), default=6, show_default=True, help="How many slices.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The PNG; NAME-SCAN.png if not given.")
+@click.option("--scan", "scan_id", help="The scan_id; default: the first scan.")
+@click.option("--slices", "count", type=click.IntRange(1, 64), default=6, show_default=True, help="Number of slices.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The PNG; default: NAME-SCAN.png.")
 def command(name: str, scan_id: str | None, count: int, out: Path | None) -> None:
     """Draw a scan of the dataset NAME into a PNG.
 
-    Slices are spread evenly over those with foreground, each beside itself with the classes in color. If the scan has
-    an affine, slices are turned as radiologists see them: superior or anterior up, the patient's right on the left.
-    Otherwise they are drawn as stored.
+    Slices are spread evenly over those with foreground. Each is drawn twice, without and with its classes in color. If
+    the scan has an affine, slices are in radiological orientation: superior or anterior up, the patient's right on the
+    left. Otherwise they are drawn as stored.
     """
     scan = _find(name, scan_id)
     picture = _montage(scan, MetadataCatalog.get(name).for_scan(scan.records[0]), f"{name}  {scan.key[1]}", count)
@@ -86,7 +86,7 @@ class _Classes:
 
     @classmethod
     def of(cls, metadata: MetadataView, channels: int) -> _Classes:
-        """Return those that the metadata name, else one for each channel of the mask."""
+        """Return the classes that the metadata name, else one for each channel of the mask."""
         ids = normalize_category_ids(metadata.get("category_ids") or range(channels))
         names = [str(name) for name in metadata.get("categories") or [f"channel {i}" for i in range(len(ids))]]
         shown = shown_classes(ids)
@@ -100,18 +100,18 @@ class _Classes:
         return cls(tuple(ids[i] for i in shown), [names[i] for i in shown], [colors[i] for i in shown])
 
     def listed(self, present: Sequence[int]) -> list[tuple[str, Color]]:
-        """Return name and color of each class; of more than a legend can hold, those that are present."""
+        """Return name and color of each class, or of those present if a legend cannot hold all."""
         listed = range(len(self.ids)) if len(self.ids) <= _LEGEND else present
         return [(self.names[i], self.colors[i]) for i in listed]
 
 
 class _Planes:
-    """The slices of a scan, read one by one: of a volume, or of a file each.
+    """The slices of a scan, read one by one, from a volume or from one file each.
 
     Args:
         scan: The scan.
         opener: Opens its records.
-        first: The first of them, open.
+        first: The first record, open.
     """
 
     def __init__(self, scan: Scan, opener: Opener, first: CanonicalScan):
@@ -127,7 +127,7 @@ class _Planes:
         return position + 1 if self._scan.is_volume else self._scan.records[position].slice_id or position + 1
 
     def look(self) -> tuple[Array, int]:
-        """Return whether anything is segmented in each slice, and how many channels the masks have, 0: no mask."""
+        """Return whether each slice has foreground, and the number of channels of the masks (0: no mask)."""
         found, channels = np.zeros(self.count, bool), 0
         for i, record in enumerate(self._scan.records):
             with self._open(i) as opened:
@@ -143,9 +143,9 @@ class _Planes:
         return found, channels
 
     def read(self, position: int, category_ids: Sequence[CategoryId]) -> tuple[Array, dict[int, Array] | None]:
-        """Return the image of a slice, H x W, and the mask, H x W, of each category in it; None: it has no mask.
+        """Return the image of a slice, H x W, and the mask, H x W, of each category in it, or None without a mask.
 
-        The categories are known by their position. There may be thousands, of which a slice has some.
+        Categories are identified by their position. There may be thousands, but few in a slice.
         """
         with self._open(position) as opened:
             at: Selection = (slice(position, position + 1),) if self._scan.is_volume else ()
@@ -167,7 +167,7 @@ class _Planes:
 
     @staticmethod
     def _boxes(mask: LazyArray) -> Iterator[Selection]:
-        """Yield boxes of whole rows that hold the mask, without its channels."""
+        """Yield boxes of whole rows that cover the mask, without its channels."""
         shape = mask.shape
         stored = _LABEL_BYTES if isinstance(mask, LabelMapView) else shape[-1]
         rows = max(1, _BYTES_AT_ONCE // max(1, stored * int(np.prod(shape[1:-1]))))
@@ -176,7 +176,7 @@ class _Planes:
 
 
 def _collated(mask: LazyArray, box: Selection, path: Path | None, category_ids: Sequence[CategoryId]) -> Array:
-    """Return where the categories are in a slice, H x W x C, bool."""
+    """Return the binary masks of the categories in a slice, H x W x C, bool."""
     out = np.empty((*(part.stop - part.start for part in box), len(category_ids)), np.uint8)
     Collation(tuple(category_ids)).read(mask, box, out, path)
     inside: Array = out.reshape(*out.shape[:2], -1) == 1
@@ -186,15 +186,15 @@ def _collated(mask: LazyArray, box: Selection, path: Path | None, category_ids: 
 def _channels(
     mask: LazyArray, box: Selection, path: Path | None, category_ids: Sequence[CategoryId]
 ) -> dict[int, Array]:
-    """Return the mask of each category that is in a slice."""
+    """Return the mask of each category in a slice."""
     planes = _collated(mask, box, path, category_ids)
     return {int(i): planes[..., i] for i in np.flatnonzero(planes.any(axis=(0, 1)))}
 
 
 def _labels(mask: LazyArray, box: Selection, path: Path | None, category_ids: Sequence[CategoryId]) -> dict[int, Array]:
-    """Return the same of a label map: its channels, of which there may be thousands, exclude each other.
+    """Return the same for a label map. There may be thousands of channels, but they exclude each other.
 
-    So one number says all of a voxel, and is read bit by bit.
+    So one number per voxel is enough, and it is read bit by bit.
     """
     channels = sorted({channel for category_id in category_ids for channel in channels_of(category_id)})
     numbers = range(len(channels).bit_length())

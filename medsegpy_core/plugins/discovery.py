@@ -1,8 +1,8 @@
-"""Find the installed plugins: the entry points of group ``medsegpy``, without importing anything.
+"""Finding the installed plugins: the entry points of group ``medsegpy``, without importing anything.
 
-The answer is that of ``importlib_metadata.entry_points(group="medsegpy")``, in a tenth of the time: only folders that
-hold such an entry point are looked at closely, and whatever a look at folders cannot decide (archives, other finders,
-an incomplete ``.dist-info``) is asked of `importlib_metadata`. A broken `entry_points.txt` never raises.
+The result is that of ``importlib_metadata.entry_points(group="medsegpy")``, in a tenth of the time: only folders with
+such an entry point are examined further. `importlib_metadata` handles everything else (archives, other finders, an
+incomplete ``.dist-info``). A broken `entry_points.txt` never raises.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EntryPoint(NamedTuple):
     Attributes:
         name: The plugin's name.
         value: The module, as ``package.module`` or ``package.module:attribute``. Empty for a line without ``=``.
-        distribution: What pip calls it.
+        distribution: Its name for pip.
         version: Its version.
     """
 
@@ -32,7 +32,7 @@ class EntryPoint(NamedTuple):
 
 
 def normalize_distribution(name: str) -> str:
-    """Return the form in which two spellings of a distribution's name are compared.
+    """Return the normalized name of a distribution, for comparing spellings.
 
     Example:
         >>> normalize_distribution("MedSegPy.Knee--MRI")
@@ -45,12 +45,12 @@ def normalize_distribution(name: str) -> str:
 
 
 def allow_list() -> str | None:
-    """Return `MEDSEGPY_LOAD_PLUGINS` as it is now: a comma list of distributions, or None if all may be loaded."""
+    """Return the current `MEDSEGPY_LOAD_PLUGINS`: a comma-separated list of distributions, or None for no limit."""
     return os.environ.get("MEDSEGPY_LOAD_PLUGINS")
 
 
 def is_allowed(distribution: str, allowed: str | None) -> bool:
-    """Say whether an `allow_list` names a distribution, in whatever spelling; None allows all, an empty text none."""
+    """Return whether an `allow_list` names a distribution, in any spelling. None allows all, an empty text none."""
     if allowed is None:
         return True
     return normalize_distribution(distribution) in {normalize_distribution(name.strip()) for name in allowed.split(",")}
@@ -59,11 +59,11 @@ def is_allowed(distribution: str, allowed: str | None) -> bool:
 def find_entry_points(path: Sequence[str] | None = None) -> tuple[EntryPoint, ...]:
     """Return the entry points of group ``medsegpy``.
 
-    A distribution that is found twice counts where it is found first, as Python's own imports do; one without metadata
-    counts only if there is none with them.
+    If a distribution is found twice, the first one counts, as for Python's imports. One without metadata counts only if
+    there is none with metadata.
 
     Args:
-        path: The folders to search instead of `sys.path`; finders of other kinds are then left out.
+        path: The folders to search instead of `sys.path`. Finders of other kinds are then skipped.
     """
     first: dict[str, _Found] = {}
     repeated: set[str] = set()
@@ -78,12 +78,12 @@ def find_entry_points(path: Sequence[str] | None = None) -> tuple[EntryPoint, ..
     return tuple(found)
 
 
-# What was searched, and what was found there.
+# What was searched last, and the result.
 _remembered: dict[str, tuple[object, tuple[EntryPoint, ...]]] = {}
 
 
 def installed() -> tuple[EntryPoint, ...]:
-    """Return `find_entry_points()`, remembered until `sys.path` or a folder in it changes."""
+    """Return `find_entry_points()`, cached until `sys.path` or a folder in it changes."""
     searched = [(entry, _mtime(entry)) for entry in sys.path], [id(finder) for finder in sys.meta_path]
     if (found := _remembered.get("found")) is None or found[0] != searched:
         found = _remembered["found"] = searched, find_entry_points()
@@ -102,8 +102,8 @@ class _Found(NamedTuple):
 
     Attributes:
         key: Its normalized name.
-        entry_points: Those of the group.
-        folder: Where its metadata should be; None: a finder vouches for it.
+        entry_points: Its entry points in the group.
+        folder: The expected place of its metadata; None if a finder has read them.
     """
 
     key: str
@@ -112,7 +112,7 @@ class _Found(NamedTuple):
 
 
 def _distributions(path: Sequence[str] | None) -> Iterator[_Found]:
-    """Yield every distribution, in the order of the search."""
+    """Yield every distribution, in search order."""
     scanned = False
     for finder in list(sys.meta_path) if path is None else []:
         find = getattr(finder, "find_distributions", None)
@@ -128,7 +128,7 @@ def _distributions(path: Sequence[str] | None) -> Iterator[_Found]:
         yield from _in_folders(path)
 
 
-# Modules of the finders that search `sys.path`: Python's own, and that of the importlib_metadata backport.
+# Modules of the finders that search `sys.path`: Python's own and that of the importlib_metadata backport.
 _PATH_FINDERS = ("_frozen_importlib", "importlib.", "importlib_metadata")
 
 
@@ -170,7 +170,7 @@ def _in_info_folder(folder: str) -> list[EntryPoint]:
 
 
 def _parse(text: str) -> list[tuple[str, str]]:
-    """Return name and value of each line of the group; a line without ``=`` has an empty value."""
+    """Return name and value of each line of the group. A line without ``=`` has an empty value."""
     pairs: list[tuple[str, str]] = []
     in_group = False
     for line in map(str.strip, text.splitlines()):
@@ -185,7 +185,7 @@ def _parse(text: str) -> list[tuple[str, str]]:
 
 
 def _name_and_version(folder: str) -> tuple[str, str]:
-    """Read METADATA (PKG-INFO in an egg); where it does not say, the folder's name does."""
+    """Read METADATA (PKG-INFO in an egg). What they lack is taken from the folder's name."""
     stem = os.path.basename(folder).rpartition(".")[0] or os.path.basename(os.path.dirname(folder))
     name, _, version = stem.partition("-")
     headers = {"name": name, "version": version.partition("-")[0]}
@@ -205,7 +205,7 @@ def _name_and_version(folder: str) -> tuple[str, str]:
 
 
 def _has_metadata(folder: str) -> bool:
-    """Say whether there are metadata in a ``.dist-info`` or ``.egg-info`` folder."""
+    """Return whether a ``.dist-info`` or ``.egg-info`` folder has metadata."""
     for file_name in ("METADATA", "PKG-INFO"):
         try:
             if os.stat(os.path.join(folder, file_name)).st_size:
@@ -216,7 +216,7 @@ def _has_metadata(folder: str) -> bool:
 
 
 def _complete(key: str, path: Sequence[str] | None) -> _Found | None:
-    """Return the first distribution of a name that has metadata; None: none has."""
+    """Return the first distribution of a name that has metadata, or None."""
     import importlib_metadata
 
     search = {"name": key} if path is None else {"name": key, "path": list(path)}
@@ -230,8 +230,8 @@ def _in_archive(archive: str) -> Iterator[_Found]:
 
 
 def _asked_of(find: Callable[[Any], Iterable[Any]], **search: Any) -> Iterator[_Found]:
-    """Ask a finder through the interface of importlib_metadata, and yield what has metadata. A finder is foreign code:
-    what raises is left out."""
+    """Call a finder through the interface of importlib_metadata, and yield distributions with metadata. Skip those that
+    raise, because a finder is third-party code."""
     from importlib_metadata import DistributionFinder
 
     try:
@@ -281,7 +281,7 @@ _PROVIDES: Final[Mapping[str, Mapping[str, str]]] = {
     ),
 }
 
-# Endings of file names; a longer one stands before a shorter one that ends alike.
+# Endings of file names. A longer ending precedes a shorter one that it ends with.
 _READS: Final[Mapping[str, str]] = {
     ".im": "medsegpy-h5-slices",
     ".seg": "medsegpy-h5-slices",
@@ -293,13 +293,13 @@ _READS: Final[Mapping[str, str]] = {
 
 
 def suggest_plugin(kind: str, name: str, installed: Collection[str]) -> str:
-    """Return a sentence with the ``pip install`` line of the plugin that brings `name`; empty where none is known,
-    or where it is installed."""
+    """Return a sentence with the ``pip install`` line of the plugin that provides `name`; empty if none is known, or
+    if it is installed."""
     return _line(_PROVIDES.get(kind, {}).get(name), installed)
 
 
 def suggest_for_suffix(file_name: str, installed: Collection[str]) -> str:
-    """Return the same for the plugin that reads files of this ending."""
+    """Return the same for the plugin that reads files with this ending."""
     low = file_name.lower()
     return _line(next((dist for suffix, dist in _READS.items() if low.endswith(suffix)), None), installed)
 
@@ -307,4 +307,4 @@ def suggest_for_suffix(file_name: str, installed: Collection[str]) -> str:
 def _line(distribution: str | None, installed: Collection[str]) -> str:
     if distribution is None or normalize_distribution(distribution) in map(normalize_distribution, installed):
         return ""
-    return f" The plugin {distribution} brings it: pip install {distribution}."
+    return f" The plugin {distribution} provides it: pip install {distribution}."

@@ -1,4 +1,4 @@
-"""What plugins provide, kind by kind, with its owner; and the stage for what they register while being loaded."""
+"""The kinds of records that plugins provide, their owners, and the stage for a plugin that is being loaded."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 @frozen
 class Owner:
-    """Who brings a record.
+    """The provider of a record.
 
     Attributes:
         plugin: The name of the plugin; empty for the process itself.
-        distribution: What pip calls it; empty for what came without pip.
+        distribution: Its name for pip; empty for a plugin that was not installed by pip.
         version: The version of the distribution.
     """
 
@@ -55,7 +55,7 @@ CORE: Final = Owner("medsegpy-core", "medsegpy-core", __version__)
 
 @frozen
 class Owned(Generic[T]):
-    """A record and who brings it."""
+    """A record and its owner."""
 
     record: T
     owner: Owner
@@ -66,15 +66,15 @@ class Owned(Generic[T]):
 
 @frozen
 class PluginInfo:
-    """What there is to say of one installed plugin.
+    """The state of one installed plugin.
 
     Attributes:
         name: The name of its entry point.
-        distribution: What pip calls it.
+        distribution: Its name for pip.
         version: Its version.
         status: ``"active"``, ``"failed"`` or ``"blocked"``.
         error: Why it failed or is blocked, else None.
-        provides: Kind (``"datasets"``, ``"readers"``, ...) to the sorted names that it brings.
+        provides: Kind (``"datasets"``, ``"readers"``, ...) to the sorted names that it provides.
         hooks: The hooks that it implements.
     """
 
@@ -94,8 +94,8 @@ class Kind:
     Attributes:
         name: The plural, as in ``medsegpy plugins``.
         noun: The singular, for messages.
-        hook: The hook that brings them.
-        check: Raises `PluginError` for what is not of this kind.
+        hook: The hook that returns such records.
+        check: Raises `PluginError` for a record that is not of this kind.
     """
 
     name: str
@@ -105,16 +105,16 @@ class Kind:
 
 
 def check_reader(reader: Any) -> None:
-    """Check that an object has what a `Reader` must have.
+    """Check that an object implements `Reader`.
 
     Raises:
-        PluginError: It has not. The message says what is missing.
+        PluginError: It does not. The message states what is missing.
     """
     if isinstance(reader, type):
-        raise PluginError(f"the reader {reader.__qualname__} is a class; hand over an object: {reader.__qualname__}()")
+        raise PluginError(f"the reader {reader.__qualname__} is a class; return an object: {reader.__qualname__}()")
     name = getattr(reader, "name", None)
     if not isinstance(name, str) or not name:
-        raise PluginError(f"the reader {shown(reader)} has no `name`, a str that dataset dicts say in 'reader'")
+        raise PluginError(f"the reader {shown(reader)} has no `name`, a str for the key 'reader' of dataset dicts")
     suffixes = getattr(reader, "suffixes", None)
     proper = isinstance(suffixes, tuple) and all(isinstance(s, str) and s[:1] == "." for s in suffixes)
     if not proper or any(s != s.lower() for s in suffixes):  # type: ignore[union-attr]
@@ -159,12 +159,12 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 @define(eq=False)
 class Stage:
-    """What one plugin has brought so far; it counts when the whole plugin is sound.
+    """The records of one plugin so far. They take effect if the whole plugin is valid.
 
     Attributes:
         owner: The plugin.
         records: Kind to identity (the name; for an augmentation the dataset and the number) to record.
-        metadata: Dataset to what ``MetadataCatalog.get(dataset).set`` was told.
+        metadata: Dataset to the values of ``MetadataCatalog.get(dataset).set``.
     """
 
     owner: Owner
@@ -176,7 +176,7 @@ class Stage:
 
         Raises:
             PluginError: It is not of this kind.
-            DuplicateNameError: The plugin has brought one of this name already.
+            DuplicateNameError: The plugin already has one of this name.
         """
         KINDS[kind].check(record)
         same_kind = self.records.setdefault(kind, {})
@@ -185,7 +185,7 @@ class Stage:
             shown = identity
             if isinstance(record, Augmentation):
                 shown = f"number {record.number} of {record.dataset or 'all its datasets'}"
-            raise DuplicateNameError(f"it brings the {KINDS[kind].noun} {shown!r} twice")
+            raise DuplicateNameError(f"it provides the {KINDS[kind].noun} {shown!r} twice")
         same_kind[identity] = record
 
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -211,7 +211,7 @@ def current_stage() -> Stage | None:
 
 @contextmanager
 def staging(stage: Stage) -> Iterator[None]:
-    """Direct what this thread registers to a stage."""
+    """Redirect registrations in this thread to a stage."""
     before, _current.stage = _current.stage, stage
     try:
         yield
@@ -220,11 +220,11 @@ def staging(stage: Stage) -> Iterator[None]:
 
 
 def collect_records(stage: Stage, kind: Kind, result: Any) -> None:
-    """Consume what a register hook returned, generators too.
+    """Add the records that a register hook returned, as a list or a generator.
 
     Raises:
-        PluginError: It is no list of records of this kind.
-        DuplicateNameError: One name comes twice.
+        PluginError: The result is not a list of records of this kind.
+        DuplicateNameError: A name occurs twice.
     """
     if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping):
         raise PluginError(f"{kind.hook} returned {shown(result)}, expected a list of {kind.name}")
@@ -236,7 +236,7 @@ def collect_records(stage: Stage, kind: Kind, result: Any) -> None:
 
 
 def origin(record: Any) -> str:
-    """Say where the function behind a record was written, or which class it is; empty where that is not known."""
+    """Return where the function of a record is defined, or which class it is; empty if unknown."""
     function = getattr(record, "load", None) or getattr(record, "build", None) or getattr(record, "function", None)
     while isinstance(function, partial):
         function = function.func

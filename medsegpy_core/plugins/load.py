@@ -1,4 +1,4 @@
-"""Load plugins, each in its own try; the state of what is loaded is one object that never changes."""
+"""Loading plugins, each isolated from the others. The state is a single immutable object."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What the core provides: a plugin like others, but loaded first, always, and not listed among those installed.
+# The records of the core: a plugin like others, but always loaded, first, and not listed as installed.
 CORE_PLUGIN: Final = EntryPoint(CORE.plugin, "medsegpy_core.builtin_plugin", CORE.distribution, CORE.version)
 
-# Name to everybody who claims it.
+# Name to all owners that claim it.
 Claims = Mapping[str, tuple[Owned[T], ...]]
 
 
 @frozen(eq=False)
 class State:
-    """All that is loaded. It is replaced as a whole, so that it is read without a lock.
+    """Everything that is loaded. It is replaced as a whole, so that reading it needs no lock.
 
     Attributes:
         loaded: The plugins, sorted by name and distribution.
-        claims: Kind to name to everybody who claims it; without augmentations.
-        augmentations: What plugins declare.
-        staged_metadata: Dataset to what plugins set while they were loaded.
-        questions: Name of a question to the plugins that answer it.
+        claims: Kind to name to all owners that claim it, except augmentations.
+        augmentations: The augmentations that plugins declare.
+        staged_metadata: Dataset to the values that plugins set while they were loaded.
+        questions: Name of a query to the plugins that implement it.
     """
 
     loaded: Mapping[EntryPoint, Loaded] = field(factory=dict)
@@ -55,7 +55,7 @@ class State:
 
     @classmethod
     def of(cls, loaded: Mapping[EntryPoint, Loaded]) -> State:
-        """Put together what plugins bring."""
+        """Combine the records of plugins."""
         ordered = dict(sorted(loaded.items(), key=lambda item: item[0]))
         claims: dict[str, dict[str, tuple[Owned[Any], ...]]] = {kind: {} for kind in KINDS}
         augmentations: list[Owned[Augmentation]] = []
@@ -76,12 +76,12 @@ class State:
         return cls(ordered, claims, augmentations, staged, questions)
 
     def owner_of(self, dataset: str) -> Owner | None:
-        """Return the plugin that brings a dataset; None where there is not exactly one."""
+        """Return the plugin that provides a dataset; None unless there is exactly one."""
         owners = self.claims["datasets"].get(dataset, ())
         return owners[0].owner if len(owners) == 1 else None
 
     def asked(self, hook: str, dataset: str) -> Sequence[Loaded]:
-        """Return the plugins that answer a question, the owner of the dataset first."""
+        """Return the plugins that implement a query, the owner of the dataset first."""
         plugins = self.questions.get(hook, ())
         if len(plugins) < 2:
             return plugins
@@ -89,10 +89,10 @@ class State:
         return sorted(plugins, key=lambda plugin: plugin.owner != owner)
 
     def declared_augmentation(self, dataset: str, number: int) -> Augmentation | None:
-        """Return what an augmentation number of a dataset is declared to mean, or None.
+        """Return the declared meaning of an augmentation number of a dataset, or None.
 
         Raises:
-            DuplicateNameError: Two plugins declare it, and neither brings the dataset.
+            DuplicateNameError: Two plugins declare it, and neither owns the dataset.
         """
         owner = self.owner_of(dataset)
         same_number = [owned for owned in self.augmentations if owned.record.number == number]
@@ -105,7 +105,7 @@ class State:
         return others[0].record if others else None
 
     def contested(self) -> dict[tuple[str, str], tuple[Owner, ...]]:
-        """Return what more than one plugin claims."""
+        """Return the names that more than one plugin claims."""
         claimed: dict[tuple[str, str], list[Owner]] = {}
         for plugin in self.loaded.values():
             if plugin.info.status != "blocked":
@@ -121,7 +121,7 @@ class State:
 
 
 def unknown_in_allow_list(allowed: str | None, entry_points: Iterable[EntryPoint]) -> list[str]:
-    """Say of each name in an `allow_list` that is not the distribution of a plugin what to write instead."""
+    """Return a message for each name in an `allow_list` that is not the distribution of a plugin."""
     distributions = {normalize_distribution(point.distribution): point.distribution for point in entry_points}
     owners: dict[str, list[str]] = {}
     for point in entry_points:
@@ -135,14 +135,14 @@ def unknown_in_allow_list(allowed: str | None, entry_points: Iterable[EntryPoint
             text += f"{name!r} is the name of a plugin: write {' or '.join(map(repr, sorted(owners[key])))} instead."
         else:
             known = sorted(distributions.values())
-            text += f"none with a plugin is called so.{closest_match(key, known)} Installed are: "
+            text += f"no distribution with a plugin has this name.{closest_match(key, known)} Installed: "
             text += f"{', '.join(known) or 'none'}."
         said.append(text)
     return said
 
 
 def blocked_plugin(entry_point: EntryPoint) -> Loaded:
-    """Return what stands for a plugin that is not to be loaded."""
+    """Return the placeholder for a plugin that must not be loaded."""
     owner = Owner(entry_point.name, entry_point.distribution, entry_point.version)
     return Loaded(owner, PluginInfo(owner.plugin, owner.distribution, owner.version, "blocked"), Stage(owner), {})
 
@@ -165,7 +165,7 @@ def duplicate_name(kind: str, name: str, owners: Iterable[Owned[Any]]) -> Duplic
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], state: State) -> UnknownNameError:
-    """Return the error for a name that nobody brings."""
+    """Return the error for an unknown name."""
     names = sorted(known)
     infos = [plugin.info for plugin in state.loaded.values()]
     listed = f"Known {kind}: {', '.join(names)}." if names else f"There are no {kind}."
@@ -173,7 +173,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], state: State) -> Un
     text += suggest_plugin(kind, name, [info.distribution for info in infos])
     failed = [f"{Owner(info.name, info.distribution, info.version)}: {info.error}" for info in infos if info.error]
     if failed:
-        text += f" Plugins that failed, and may have had it: {'; '.join(failed)}."
+        text += f" Plugins that failed and may provide it: {'; '.join(failed)}."
     blocked = [info.distribution for info in infos if info.status == "blocked"]
     if blocked:
         text += f" Not loaded, because MEDSEGPY_LOAD_PLUGINS does not name them: {', '.join(blocked)}."
@@ -190,9 +190,9 @@ class Loaded:
 
     Attributes:
         owner: The plugin.
-        info: How it went.
-        stage: What it brings; nothing where it failed.
-        questions: Name of a question to its implementation.
+        info: Its state.
+        stage: Its records; empty if it failed.
+        questions: Name of a query to its implementation.
     """
 
     owner: Owner
@@ -202,20 +202,20 @@ class Loaded:
 
 
 class PluginLoader:
-    """Loads plugins one by one into pluggy, each isolated from the others' faults."""
+    """Loads plugins one by one into pluggy, each isolated from faults of the others."""
 
     def __init__(self) -> None:
         self._pluggy = pluggy.PluginManager(PROJECT)
         self._pluggy.add_hookspecs(HookSpecs)
-        # Imports that went well, so that what a module registered is not lost when Ctrl-C ends its hooks: it runs once.
+        # Successful imports. A module runs only once, so its registrations must survive a Ctrl-C during its hooks.
         self._imported: dict[EntryPoint, tuple[Any, Stage]] = {}
 
     def load(self, entry_point: EntryPoint, plugin: Any = None) -> Loaded:
-        """Load a plugin; a failure is told in the result, never raised.
+        """Load a plugin. A failure is reported in the result, never raised.
 
         Args:
-            entry_point: Its name, where it is, and whose it is.
-            plugin: The module, where it is at hand already.
+            entry_point: Its name, module and distribution.
+            plugin: The module, if it is already imported.
         """
         owner = Owner(entry_point.name, entry_point.distribution, entry_point.version)
         try:
@@ -225,7 +225,7 @@ class PluginLoader:
                 questions = self._register(entry_point, plugin, stage)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 -- SystemExit, and test frameworks' own, end a plugin, not the program
+        except BaseException as error:  # noqa: BLE001 -- SystemExit, or a test framework's, must not end the program
             info = PluginInfo(*_identity(owner), status="failed", error=_explain(error, entry_point))
             return Loaded(owner, info, Stage(owner), {})
         hooks = tuple(sorted(name for name, _ in _implementations(self._pluggy, plugin)))
@@ -233,12 +233,12 @@ class PluginLoader:
         return Loaded(owner, info, stage, questions)
 
     def unload(self, entry_point: EntryPoint) -> None:
-        """Forget a plugin."""
+        """Remove a plugin."""
         self._imported.pop(entry_point, None)
         self._pluggy.unregister(name=_key(entry_point))
 
     def _import(self, entry_point: EntryPoint, owner: Owner, plugin: Any) -> Stage:
-        """Import the module, and return a copy of what it registered meanwhile."""
+        """Import the module, and return a copy of what it registered during the import."""
         if entry_point not in self._imported:
             stage = Stage(owner)
             if plugin is None:
@@ -255,7 +255,7 @@ class PluginLoader:
         _check_api(plugin)
         _check_hooks(self._pluggy, plugin)
         if (other := self._pluggy.get_name(plugin)) is not None:
-            raise PluginError(f"its module {entry_point.value!r} is loaded already, as the plugin {other}")
+            raise PluginError(f"its module {entry_point.value!r} is already loaded, as the plugin {other}")
         try:
             self._pluggy.register(plugin, name=_key(entry_point))
             functions = self._functions_of(plugin)
@@ -269,7 +269,7 @@ class PluginLoader:
         return {hook: function for hook, function in functions.items() if hook in _QUESTIONS}
 
     def _functions_of(self, plugin: Any) -> dict[str, Callable[..., Any]]:
-        """Return the hooks that a registered plugin implements: name to function, which takes all arguments."""
+        """Return the hooks that a registered plugin implements: name to function, which accepts all arguments."""
         return {
             caller.name: _by_name(implementation)
             for caller in self._pluggy.get_hookcallers(plugin) or ()
@@ -279,13 +279,13 @@ class PluginLoader:
 
 
 def trace(text: str) -> None:
-    """Write a line to stderr where `MEDSEGPY_TRACE_PLUGINS` is set."""
+    """Write a line to stderr if `MEDSEGPY_TRACE_PLUGINS` is set."""
     if os.environ.get("MEDSEGPY_TRACE_PLUGINS", "0") not in ("", "0"):
         sys.stderr.write(f"medsegpy: {printable(text)}\n")
 
 
 def _key(entry_point: EntryPoint) -> str:
-    """Return what pluggy calls the plugin: the names of entry points alone need not differ."""
+    """Return the unique name for pluggy: names of entry points alone need not differ."""
     return f"{entry_point.name} ({entry_point.distribution or 'this process'}: {entry_point.value})"
 
 
@@ -307,23 +307,23 @@ def _check_api(plugin: Any) -> None:
     needed = getattr(plugin, "medsegpy_api", API_VERSION)
     if not isinstance(needed, int) or isinstance(needed, bool) or needed < 1:
         raise PluginError(
-            f"its `medsegpy_api` is {needed!r}, expected the number of a hook interface, as {API_VERSION}"
+            f"its `medsegpy_api` is {needed!r}, expected the version number of the hooks, such as {API_VERSION}"
         )
     if needed > API_VERSION:
         raise PluginError(
-            f"it is built for hook interface {needed}, but medsegpy-core {__version__} has {API_VERSION}: "
+            f"it needs version {needed} of the hooks, but medsegpy-core {__version__} has {API_VERSION}: "
             "pip install --upgrade medsegpy-core"
         )
 
 
 def _implementations(manager: pluggy.PluginManager, plugin: Any) -> list[tuple[str, Any]]:
-    """Return the name of the hook and the options of each function that is marked with ``@hookimpl``."""
+    """Return the hook name and the options of each function that is marked with ``@hookimpl``."""
     options = ((name, manager.parse_hookimpl_opts(plugin, name)) for name in dir(plugin))
     return [(found.get("specname") or name, found) for name, found in options if found is not None]
 
 
 def _check_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
-    """Say what pluggy would not, or not so that one could understand it."""
+    """Check what pluggy does not check, or reports less clearly."""
     implementations = _implementations(manager, plugin)
     marked = [name for name, _ in implementations]
     for name, options in implementations:
@@ -332,7 +332,7 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
                 f"there is no hook {name!r}.{closest_match(name, _SPECS)} The hooks are: {', '.join(sorted(_SPECS))}"
             )
         if options.get("hookwrapper") or options.get("wrapper"):
-            raise PluginError(f"{name} is a hook wrapper, which medsegpy_core does not have")
+            raise PluginError(f"{name} is a hook wrapper, which medsegpy_core does not support")
         if marked.count(name) > 1:
             raise PluginError(f"it implements {name} twice")
     for name in set(_SPECS) - set(marked):
@@ -341,7 +341,7 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
 
 
 def _by_name(implementation: Any) -> Callable[..., Any]:
-    """Return a function that takes all arguments of a hook and passes on those that the plugin wants."""
+    """Return a function that accepts all arguments of a hook and passes on those that the plugin accepts."""
     function, wanted = implementation.function, implementation.argnames
 
     def ask(**arguments: Any) -> Any:
@@ -351,10 +351,10 @@ def _by_name(implementation: Any) -> Callable[..., Any]:
 
 
 def _explain(error: BaseException, entry_point: EntryPoint) -> str:
-    """Say in one paragraph what went wrong, and in which line of the plugin."""
+    """Return the cause of a failure in one paragraph, with the line in the plugin."""
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 -- an exception of the plugin's own, broken itself
+    except Exception:  # noqa: BLE001 -- the plugin's own exception may be broken
         text = "(its message cannot be shown)"
     if isinstance(error, pluggy.PluginValidationError):
         return " ".join(text.split())
@@ -365,7 +365,7 @@ def _explain(error: BaseException, entry_point: EntryPoint) -> str:
     elif not isinstance(error, MedSegPyError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, ImportError) and error.name == "medsegpy_core":
-        text += f" (this is medsegpy-core {__version__}; the plugin may be built for another)"
+        text += f" (this is medsegpy-core {__version__}; the plugin may need another version)"
     return text + _line_of(error, entry_point)
 
 

@@ -1,4 +1,4 @@
-"""`PluginManager`: load the installed plugins at the first question, and answer by name."""
+"""`PluginManager`: loads the installed plugins when they are first needed, and looks up their records by name."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
 
 
 class PluginManager:
-    """The plugins, what they bring, and what they answer.
+    """The plugins, their records and their queries.
 
-    The first question loads them, once; a plugin that fails is told of in a `PluginWarning` and in `infos`, and the
-    rest works. It may be used from several threads, and after a fork.
+    Plugins are loaded once, when they are first needed. A failing plugin is reported in a `PluginWarning` and in
+    `infos`, and does not affect the others. Thread-safe, also after a fork.
     """
 
     def __init__(self, entry_points: Iterable[EntryPoint] | None = None) -> None:
-        """Make a manager that has loaded nothing yet.
+        """Create a manager that has loaded nothing yet.
 
         Args:
-            entry_points: The plugins to load; None: those installed. Empty: a manager of what the core provides.
+            entry_points: The plugins to load; None: the installed ones. Empty: the core's records only.
         """
         self._entry_points = None if entry_points is None else tuple(entry_points)
         self._loader = PluginLoader()
@@ -60,34 +60,34 @@ class PluginManager:
         self._state = State()
         self._complete = False
 
-    # What plugins bring, kind by kind: name to record and owner, without the names that more than one plugin claims.
+    # The records of plugins, kind by kind: name to record and owner, without names that more than one plugin claims.
 
     def datasets(self) -> Mapping[str, Owned[DatasetSpec]]:
-        """Return the datasets that plugins bring, without names that more than one claims."""
+        """Return the datasets of plugins, without names that more than one claims."""
         return self._uncontested("datasets")
 
     def readers(self) -> Mapping[str, Owned[Reader]]:
-        """Return the readers that plugins bring, without names that more than one claims."""
+        """Return the readers of plugins, without names that more than one claims."""
         return self._uncontested("readers")
 
     def loaders(self) -> Mapping[str, Owned[LoaderSpec]]:
-        """Return the loaders that plugins bring, without names that more than one claims."""
+        """Return the loaders of plugins, without names that more than one claims."""
         return self._uncontested("loaders")
 
     def transforms(self) -> Mapping[str, Owned[TransformSpec]]:
-        """Return the transforms that plugins bring, without names that more than one claims."""
+        """Return the transforms of plugins, without names that more than one claims."""
         return self._uncontested("transforms")
 
     def evaluators(self) -> Mapping[str, Owned[EvaluatorSpec]]:
-        """Return the evaluators that plugins bring, without names that more than one claims."""
+        """Return the evaluators of plugins, without names that more than one claims."""
         return self._uncontested("evaluators")
 
     def metrics(self) -> Mapping[str, Owned[MetricSpec]]:
-        """Return the metrics that plugins bring, without names that more than one claims."""
+        """Return the metrics of plugins, without names that more than one claims."""
         return self._uncontested("metrics")
 
     def commands(self) -> Mapping[str, Owned[click.Command]]:
-        """Return the commands that plugins bring, without names that more than one claims."""
+        """Return the commands of plugins, without names that more than one claims."""
         return self._uncontested("commands")
 
     def augmentations(self) -> Sequence[Owned[Augmentation]]:
@@ -95,7 +95,7 @@ class PluginManager:
         return self._loaded().augmentations
 
     def claims(self, kind: str) -> Claims[Any]:
-        """Return name to everybody who claims it; the same object as long as nothing has changed.
+        """Return name to all owners that claim it; the same object as long as nothing changes.
 
         Args:
             kind: ``"datasets"``, ``"readers"``, ``"loaders"``, ``"transforms"``, ``"evaluators"``, ``"metrics"`` or
@@ -104,16 +104,16 @@ class PluginManager:
         return self._loaded().claims[kind]
 
     def lookup(self, kind: str, name: str, claims: Claims[Any] | None = None) -> Owned[Any]:
-        """Return the record of a name.
+        """Return a record by name.
 
         Args:
             kind: As in `claims`.
             name: The name.
-            claims: The claims to look it up in, where there are others than those of the plugins.
+            claims: The claims to search instead of those of the plugins.
 
         Raises:
-            UnknownNameError: Nobody brings it. The message lists the known names and the plugins that failed.
-            DuplicateNameError: More than one brings it. The message names them.
+            UnknownNameError: There is no such record. The message lists the known names and the failed plugins.
+            DuplicateNameError: More than one owner claims the name. The message names them.
         """
         state = self._loaded()
         claims = state.claims[kind] if claims is None else claims
@@ -125,9 +125,9 @@ class PluginManager:
         return owners[0]
 
     def declared_augmentation(self, dataset: str, number: int) -> Augmentation | None:
-        """Return what a plugin declares an augmentation number of a dataset to mean, or None.
+        """Return the declared meaning of an augmentation number of a dataset, or None.
 
-        The plugin that brings the dataset counts first, and there a declaration for this dataset before one for all.
+        Declarations of the plugin that owns the dataset come first, and among these one for this dataset.
 
         Raises:
             DuplicateNameError: Two other plugins declare it.
@@ -136,32 +136,32 @@ class PluginManager:
         return state.declared_augmentation(dataset, number)
 
     def infos(self) -> list[PluginInfo]:
-        """Return one entry for each plugin, sorted by name: active, failed and blocked ones."""
+        """Return the state of each plugin, sorted by name: active, failed and blocked ones."""
         return [plugin.info for entry_point, plugin in self._loaded().loaded.items() if entry_point != CORE_PLUGIN]
 
     def contested(self) -> dict[tuple[str, str], tuple[Owner, ...]]:
-        """Return what more than one plugin claims: (kind, name) to the owners; a plugin's own name has the kind
-        ``"plugins"``."""
+        """Return the names that more than one plugin claims: (kind, name) to the owners. The names of the plugins
+        themselves have the kind ``"plugins"``."""
         return self._loaded().contested()
 
-    # Questions.
+    # Queries.
 
     def dataset_metadata(self, dataset: str) -> Owned[Mapping[str, Any]] | None:
-        """Ask the plugins for metadata of a dataset, its owner first, and return the first answer, or None."""
+        """Return the metadata of a dataset from the first plugin that has any, its owner first, or None."""
         return self._ask("medsegpy_dataset_metadata", dataset, _checked_metadata, {"dataset": dataset})
 
     def tag_augmentation(self, dataset: str, record: Record) -> int | None:
-        """Ask the plugins for the augmentation number of an element, the dataset's owner first; None: no answer."""
+        """Return the augmentation number of an element from the first plugin that knows it, owner first, or None."""
         arguments = {"dataset": dataset, "record": record}
         answer = self._ask("medsegpy_tag_augmentation", dataset, _checked_number, arguments)
         return None if answer is None else answer.record
 
     def staged_metadata(self, dataset: str) -> list[Owned[SetValues]]:
-        """Return what plugins told ``MetadataCatalog.get(dataset).set`` while they were loaded."""
+        """Return the values that plugins passed to ``MetadataCatalog.get(dataset).set`` while they were loaded."""
         return self._loaded().staged_metadata.get(dataset, [])
 
     def staged_metadata_names(self) -> set[str]:
-        """Return the datasets of which plugins set metadata while they were loaded."""
+        """Return the datasets whose metadata plugins set while they were loaded."""
         return set(self._loaded().staged_metadata)
 
     def register_plugin(self, plugin: Any, name: str, replace: bool = False) -> PluginInfo:
@@ -170,19 +170,19 @@ class PluginManager:
 
         Args:
             plugin: The module or object.
-            name: What to call it.
-            replace: Whether it may take the place of one of this name that was added before.
+            name: Its name.
+            replace: Whether to replace a plugin of this name that was added before.
 
         Raises:
-            PluginError: It is broken; nothing of it stays.
-            DuplicateNameError: There is a plugin of this name.
+            PluginError: It is broken. Nothing of it is kept.
+            DuplicateNameError: A plugin of this name exists.
         """
         self._loaded()
         with self._lock:
             loaded = dict(self._state.loaded)
             for entry_point in [entry_point for entry_point in loaded if entry_point.name == name]:
                 if not replace or entry_point.distribution:
-                    raise DuplicateNameError(f"There is a plugin {name!r} already: {loaded[entry_point].owner}.")
+                    raise DuplicateNameError(f"There is already a plugin {name!r}: {loaded[entry_point].owner}.")
                 self._loader.unload(entry_point)
                 del loaded[entry_point]
             entry_point = EntryPoint(name, getattr(plugin, "__name__", type(plugin).__qualname__), "", "")
@@ -203,8 +203,8 @@ class PluginManager:
         stage = current_stage()
         if stage is not None:
             raise PluginError(
-                f"{stage.owner} reads a catalog, or asks for plugins, while plugins are being loaded. Register there, "
-                "and read later: in the `load` function of a dataset, or in what a hook's record builds."
+                f"{stage.owner} uses a catalog or other plugins while plugins are being loaded. Only register at "
+                "this time, and read later: in the `load` function of a dataset, or in what a hook's record builds."
             )
         if not self._complete:
             self._load_all()
@@ -217,7 +217,7 @@ class PluginManager:
                 entry_points = discovery.installed() if self._entry_points is None else self._entry_points
                 allowed = allow_list()
                 for entry_point in (CORE_PLUGIN, *sorted(set(entry_points))):
-                    # Those that are there were loaded before Ctrl-C ended the first attempt.
+                    # A previous attempt, ended by Ctrl-C, may have loaded some.
                     if entry_point not in self._state.loaded:
                         may_load = entry_point == CORE_PLUGIN or is_allowed(entry_point.distribution, allowed)
                         plugin = self._loader.load(entry_point) if may_load else blocked_plugin(entry_point)
@@ -226,7 +226,7 @@ class PluginManager:
                 problems = [_failure(plugin) for plugin in self._state.loaded.values() if plugin.info.error]
                 if allowed:
                     problems += unknown_in_allow_list(allowed, {*entry_points, *discovery.installed()})
-        # After the commit: a warning that is turned into an exception leaves nothing half done.
+        # After the commit, because a warning may be turned into an exception.
         _warn_of(problems)
 
     def _ask(
@@ -238,7 +238,7 @@ class PluginManager:
                 answer = None if answer is None else check(answer)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # noqa: BLE001 -- a plugin's SystemExit is a fault like others
+            except BaseException as error:  # noqa: BLE001 -- also a plugin's SystemExit
                 warnings.warn(
                     f"{plugin.owner} is skipped: {hook}({dataset!r}) failed with {type(error).__name__}: {error}",
                     PluginWarning,
@@ -252,7 +252,7 @@ class PluginManager:
 
 
 def _failure(plugin: Loaded) -> str:
-    return f"{plugin.owner} failed, and is left out: {plugin.info.error}"
+    return f"{plugin.owner} failed and is left out: {plugin.info.error}"
 
 
 def _warn_of(problems: Sequence[str]) -> None:
@@ -261,7 +261,7 @@ def _warn_of(problems: Sequence[str]) -> None:
         try:
             warnings.warn(problem, PluginWarning, stacklevel=2)
         except Warning as warning:
-            # Turned into an exception: the others are told of first.
+            # Turned into an exception: issue the other warnings first.
             raised = raised or warning
     if raised is not None:
         raise raised
@@ -284,7 +284,7 @@ _default_lock = ForkSafeLock()
 
 
 def default_manager() -> PluginManager:
-    """Return the manager of the installed plugins; it is made at the first call."""
+    """Return the manager of the installed plugins. It is created on the first call."""
     with _default_lock:
         if not _default:
             _default.append(PluginManager())
@@ -293,7 +293,7 @@ def default_manager() -> PluginManager:
 
 @contextmanager
 def use_manager(manager: PluginManager) -> Iterator[PluginManager]:
-    """Let another manager be the default one for the length of a ``with`` block, in all threads. For tests."""
+    """Use another manager as the default one during a ``with`` block, in all threads. For tests."""
     default_manager()
     _default.append(manager)
     try:

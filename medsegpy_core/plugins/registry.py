@@ -1,4 +1,4 @@
-"""Names of one kind, from the core, the plugins and the process, in one namespace."""
+"""The records of one kind, from the core, the plugins and the process, in one namespace."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Records of one kind by name.
 
-    Registering never loads plugins: a clash with a plugin's name shows when the name is asked for. It may be used from
-    several threads.
+    Registering never loads plugins: a clash with a plugin's name is reported when the name is looked up. Thread-safe.
     """
 
     def __init__(self, kind: str, manager: Callable[[], PluginManager] = default_manager) -> None:
-        """Make a registry in which the process has registered nothing.
+        """Create an empty registry.
 
         Args:
             kind: ``"datasets"``, ``"readers"``, ...: one of the kinds of `PluginManager.claims`.
@@ -31,16 +30,16 @@ class Registry(Generic[T]):
         self._kind = KINDS[kind]
         self._manager = manager
         self._lock = ForkSafeLock()
-        # Name to record, and whether it stands in the place of a plugin's. Replaced as a whole.
+        # Name to record, and whether it replaces that of a plugin. Replaced as a whole.
         self._own: Mapping[str, tuple[T, bool]] = {}
         self._merged: tuple[Claims[T], Mapping[str, tuple[T, bool]], Claims[T]] | None = None
 
     def register(self, record: T, replace: bool = False) -> None:
-        """Add a record. While a plugin is being loaded in this thread, it becomes the plugin's.
+        """Add a record. While a plugin is being loaded in this thread, the record belongs to the plugin.
 
         Raises:
-            DuplicateNameError: The name is registered already, and `replace` is False.
-            PluginError: The record lacks what its kind must have.
+            DuplicateNameError: The name is already registered, and `replace` is False.
+            PluginError: The record is not valid for this kind.
         """
         stage = current_stage()
         if stage is not None:
@@ -52,13 +51,13 @@ class Registry(Generic[T]):
             if name in self._own and not replace:
                 first = Owned(self._own[name][0], PROCESS)
                 raise DuplicateNameError(
-                    f"The {self._kind.noun} name {name!r} is registered already, by {first}, and now by "
+                    f"The {self._kind.noun} name {name!r} is already registered by {first}, and now by "
                     f"{Owned(record, PROCESS)}. Register under another name, or with replace=True."
                 )
             self._own = {**self._own, name: (record, replace)}
 
     def remove(self, name: str) -> None:
-        """Take back what the process has registered.
+        """Remove a record that the process has registered.
 
         Raises:
             UnknownNameError: The process has not registered this name.
@@ -69,25 +68,25 @@ class Registry(Generic[T]):
                 return
         owned = self.get(name)
         raise UnknownNameError(
-            f"The {self._kind.noun} {name!r} comes from {owned.owner}, so it cannot be removed here: uninstall that, "
-            "or name the plugins to load in MEDSEGPY_LOAD_PLUGINS."
+            f"The {self._kind.noun} {name!r} comes from {owned.owner}, so it cannot be removed here: uninstall that "
+            "package, or name the plugins to load in MEDSEGPY_LOAD_PLUGINS."
         )
 
     def get(self, name: str) -> Owned[T]:
-        """Return the record of a name.
+        """Return a record by name.
 
         Raises:
-            UnknownNameError: Nobody brings it.
-            DuplicateNameError: More than one brings it.
+            UnknownNameError: There is no such record.
+            DuplicateNameError: More than one owner claims the name.
         """
         return cast(Owned[T], self._manager().lookup(self._kind.name, name, self.claims()))
 
     def names(self) -> list[str]:
-        """Return all names, sorted, those that are contested included."""
+        """Return all names, sorted, including contested ones."""
         return sorted(self.claims())
 
     def claims(self) -> Claims[T]:
-        """Return name to everybody who claims it; the same object as long as nothing has changed."""
+        """Return name to all owners that claim it; the same object as long as nothing changes."""
         plugins: Claims[T] = self._manager().claims(self._kind.name)
         own, merged = self._own, self._merged
         if merged is not None and merged[0] is plugins and merged[1] is own:
@@ -100,7 +99,7 @@ class Registry(Generic[T]):
         return claims
 
     def own_names(self) -> list[str]:
-        """Return the names that the process has registered; asks no plugin."""
+        """Return the names that the process has registered, without loading plugins."""
         return sorted(self._own)
 
 

@@ -1,4 +1,4 @@
-"""What a plugin hands over: frozen, validated records, each with a `name`."""
+"""The records that plugins provide: frozen and validated, each with a `name`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _is_name(instance: object, attribute: Attribute[str], value: object) -> None
         raise TypeError(f"{kind}.{attribute.name} must be a str, not {value!r}.")
     if not value or value != value.strip() or "@" in value:
         raise ValueError(
-            f"{kind}.{attribute.name} is {value!r}: a name is not empty, has no blanks around it, and no '@' "
-            "(which is reserved)."
+            f"{kind}.{attribute.name} is {value!r}: a name must not be empty, begin or end with a blank, or contain "
+            "'@' (which is reserved)."
         )
 
 
-# attrs' own validators put the whole attribute into the message, which is what a user reads.
+# Not attrs' own validators, which put the whole attribute into the message.
 def _one_of(*options: object) -> Callable[[object, Attribute[Any], object], None]:
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
         if not any(value is option or (isinstance(value, str) and value == option) for option in options):
@@ -62,13 +62,13 @@ def _function() -> Any:
 
 @frozen
 class DatasetSpec:
-    """A dataset that a plugin brings.
+    """A dataset that a plugin provides.
 
     Attributes:
-        name: What `DatasetCatalog.get` is asked for.
-        load: Returns the dataset dicts; called when the dataset is asked for, not before.
+        name: The name for `DatasetCatalog.get`.
+        load: Returns the dataset dicts. It is called when the dataset is needed.
         split: ``"train"``, ``"val"``, ``"test"`` or None.
-        metadata: The keys of `MetadataCatalog`, see docs/metadata.md.
+        metadata: The keys of `MetadataCatalog`; see docs/metadata.md.
         description: One line for ``medsegpy datasets list``.
     """
 
@@ -81,13 +81,13 @@ class DatasetSpec:
 
 @frozen
 class Augmentation:
-    """What an augmentation number means.
+    """The meaning of an augmentation number.
 
     Attributes:
         number: 1 to 99, as in ``-Aug07`` of a file name.
-        name: What was done, in a word or two.
-        parameters: With what settings.
-        dataset: The dataset it is declared for; None: all of this plugin's.
+        name: The augmentation, in a word or two.
+        parameters: Its settings.
+        dataset: The dataset for which it is declared; None: all of this plugin's.
     """
 
     number: int = field(validator=validators.and_(_a(int), validators.ge(1), validators.le(99)))
@@ -98,7 +98,7 @@ class Augmentation:
 
 @frozen
 class LoaderOptions:
-    """The options of `build_loader` beyond what the constructor of a loader takes; see docs/loaders.md."""
+    """The options of `build_loader` beyond the arguments of a loader's constructor; see docs/loaders.md."""
 
     keep_unlabelled: bool = _switch()
     allow_augmented: bool = _switch()
@@ -111,16 +111,16 @@ class LoaderOptions:
 
 @frozen
 class LoaderRequest:
-    """What `build_loader` asks of a loader.
+    """The arguments with which `build_loader` builds a loader.
 
     Attributes:
         cfg: A copy of the config, for the loader to keep.
         dicts: The dataset dicts as the datasets returned them, unchecked.
-        datasets: The name of the dataset of each dict, empty for dicts that came without one.
-        batch_size: Elements a batch.
+        datasets: The dataset of each dict, empty for dicts without one.
+        batch_size: The number of elements per batch.
         is_test: Whether this is for validation or testing.
         shuffle: Whether the order is random.
-        drop_last: Whether a last batch that is not full is left out.
+        drop_last: Whether to leave out a last batch that is not full.
         transform: ``(image, mask) -> (image, mask)`` per element, or None.
         options: Further options.
     """
@@ -140,19 +140,19 @@ class LoaderRequest:
 
     @property
     def records(self) -> list[Record]:
-        """The dicts, checked and typed.
+        """The validated dicts.
 
         Raises:
             RecordError: They are not standard dataset dicts.
         """
         if self.make_records is None:
-            raise ValueError("This LoaderRequest was made by hand, without `make_records`.")
+            raise ValueError("This LoaderRequest was created without `make_records`.")
         return self.make_records(self.dicts, self.datasets)
 
 
 @frozen
 class LoaderSpec:
-    """A loader: `name` is what the config's `TAG` says; ``build(request)`` returns the loader."""
+    """A loader: `name` is the value of the config's `TAG`; ``build(request)`` returns the loader."""
 
     name: str = _name()
     build: Callable[[LoaderRequest], Any] = _function()
@@ -160,7 +160,7 @@ class LoaderSpec:
 
 @frozen
 class TransformSpec:
-    """A transform: `name` is what `PREPROCESSING` says; ``build(**args)`` returns
+    """A transform: `name` is an item of `PREPROCESSING`; ``build(**args)`` returns
     ``(image, mask) -> (image, mask)``."""
 
     name: str = _name()
@@ -168,7 +168,7 @@ class TransformSpec:
 
 
 class Evaluator(Protocol):
-    """Turns scans into tables. `inputs` and `outputs` are lists of dicts as `inference` yields them."""
+    """Turns scans into tables. `inputs` and `outputs` are lists of dicts as yielded by `inference`."""
 
     def reset(self) -> None: ...
 
@@ -179,7 +179,7 @@ class Evaluator(Protocol):
 
 @frozen
 class EvaluatorSpec:
-    """An evaluator: `name` is what the metadata's `evaluator_type` says;
+    """An evaluator: `name` is the value of the metadata's `evaluator_type`;
     ``build(dataset_name, cfg, output_folder)`` returns it."""
 
     name: str = _name()
@@ -191,11 +191,11 @@ class MetricSpec:
     """A metric of one category in one scan.
 
     Attributes:
-        name: What `TEST_METRICS` says.
-        function: ``(pred, truth, spacing) -> float`` on boolean arrays of one shape; spacing in mm, one an axis. Axes
-            of length 1 are there; voxels whose label is unknown are False in both.
+        name: An item of `TEST_METRICS`.
+        function: ``(pred, truth, spacing) -> float`` for boolean arrays of one shape; spacing in mm along each axis.
+            Axes of length 1 are kept; voxels whose label is unknown are False in both.
         unit: ``"mm"``, ``"mm3"``, or empty for a fraction.
-        higher_is_better: Which way is good.
+        higher_is_better: Whether larger values are better.
     """
 
     name: str = _name()
