@@ -12,7 +12,7 @@ from attrs import evolve, field, frozen
 from medsegpy_core._util.locks import ForkSafeLock
 from medsegpy_core.data.categories import normalize_category_id, normalize_category_ids
 from medsegpy_core.data.geometry import has_length, stated
-from medsegpy_core.data.records import LABEL_CHECKS, LAYOUT_KEYS, Record, check_axes
+from medsegpy_core.data.records import LAYOUT_KEYS, Checks, Record
 from medsegpy_core.errors import CategoryError, MetadataConflictError, MetadataError, closest_match
 from medsegpy_core.text import shown
 
@@ -146,10 +146,7 @@ def _on_plain(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: fits(_plain(value))
 
 
-_AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
-
-# key -> (check of its value, the same in words).
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_CHECKS: Checks = {
     "scan_root": (_is_path, "the folder of the scans"),
     "category_ids": (_are_ids, "a list of ints and tuples of ints"),
     "categories": (
@@ -165,11 +162,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "category_abbreviations": (lambda value: _all(value, _is_text), "a list of abbreviations"),
     "category_colors": (lambda value: _all(value, _is_color), "a list of (R, G, B), each from 0 to 255"),
     "collection": (_is_text, "the name of a collection of subjects"),
-    **{key: (_on_plain(fits), expected) for key, (fits, expected) in LABEL_CHECKS.items()},
-    "trust_geometry": (lambda value: isinstance(value, bool), "True or False"),
     "contained": (lambda value: isinstance(value, bool), "True or False"),
-    "image_axes": _AXES,
-    "sem_seg_axes": _AXES,
+    **{key: (_on_plain(fits), expected) for key, (fits, expected) in LAYOUT_KEYS.items()},
 }
 _ONE_TO_ONE = (
     "category_ids",

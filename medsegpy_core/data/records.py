@@ -233,15 +233,28 @@ def _are_category_ids(value: Any) -> bool:
     return True
 
 
-# Keys for the meaning of mask values: key -> (check, the same in words).
-LABEL_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "label_map": (lambda v: isinstance(v, bool), "True or False"),
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+# A table of keys: key -> (check of its value, the same in words).
+Checks = Mapping[str, tuple[Callable[[Any], bool], str]]
+
+# Keys for the meaning of mask values.
+LABEL_KEYS: Checks = {
+    "label_map": (_is_bool, "True or False"),
     "label_values": (_are_labels, "the value of each channel, whole numbers from 1 that differ, as in (17, 2035)"),
     "ignore_values": (_are_ints, "whole numbers that differ, as in (255,)"),
     "annotated": (_are_category_ids, "a list of category ids: ints and tuples of ints"),
 }
-# Keys that describe files, in dataset dicts and in metadata.
-LAYOUT_KEYS = (*LABEL_CHECKS, "trust_geometry", "image_axes", "sem_seg_axes")
+_AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
+# All keys that describe files, in dataset dicts and in metadata.
+LAYOUT_KEYS: Checks = {
+    **LABEL_KEYS,
+    "trust_geometry": (_is_bool, "True or False"),
+    "image_axes": _AXES,
+    "sem_seg_axes": _AXES,
+}
 
 
 def _is_int(minimum: int) -> Callable[[Any], bool]:
@@ -270,11 +283,9 @@ def _is_image_key(value: Any) -> bool:
 _is_natural = _is_int(0)
 _FILE = (_is_path, "a path")
 _ID = (_is_id, "an int >= 0, or text that is not empty")
-_BOOL = (lambda v: isinstance(v, bool), "True or False")
-_AXES = (check_axes, "the letters H and W, and D and C where there are such axes, once each, as in 'HWDC'")
 
-# key -> (check, the same in words), in the order in which problems are reported.
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+# In the order in which problems are reported.
+_CHECKS: Checks = {
     "dataset_name": (_is_text, "the name of a dataset"),
     "file_name": _FILE,
     "sem_seg_file": _FILE,
@@ -287,10 +298,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "reader": (_is_text, "the name of a reader"),
     "image_key": (_is_image_key, "a path inside the file, or a tuple of them"),
     "sem_seg_key": (_is_text, "a path inside the file"),
-    **LABEL_CHECKS,
-    "trust_geometry": _BOOL,
-    "image_axes": _AXES,
-    "sem_seg_axes": _AXES,
+    **LAYOUT_KEYS,
 }
 _REQUIRED = {"slice": ("file_name", "scan_id", "slice_id", "scan_num_slices"), "volume": ("file_name", "scan_id")}
 # The layout keys stay in `extra`: they describe the file, and a reader looks them up there.

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen, validators
 
 from medsegpy_core.data.categories import normalize_category_ids, required_channels
 from medsegpy_core.data.geometry import as_stored
-from medsegpy_core.data.records import LABEL_CHECKS, LAYOUT_KEYS, Record
+from medsegpy_core.data.records import LABEL_KEYS, LAYOUT_KEYS, Record
 from medsegpy_core.errors import DataWarning, ReadError
 from medsegpy_core.hdf5 import atomic_h5, open_array, pack_bitfield
 from medsegpy_core.hdf5.dataset_info import BITFIELD
@@ -143,7 +143,7 @@ def units(scan: Scan, group: str) -> list[_Unit]:
     A scan of slices becomes one volume, unless slices are missing, some have no mask, or their masks differ in meaning.
     Then it keeps its individual slices, because a volume could not represent this.
     """
-    labels = {(r.labelled, *(repr(r.extra.get(key)) for key in LABEL_CHECKS)) for r in scan.records}
+    labels = {(r.labelled, *(repr(r.extra.get(key)) for key in LABEL_KEYS)) for r in scan.records}
     if scan.is_volume or (not scan.missing and len(labels) == 1):
         return [_Unit(group, scan.records, whole=True)]
     return [_Unit(f"{group}/{record.slice_id:03d}", [record], whole=False) for record in scan.records]
