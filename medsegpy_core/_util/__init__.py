@@ -1,1 +1,1 @@
-"""What all layers use and no field has a word for: limits, locks, stamps of files, lazy exports."""
+"""Helpers that all layers use: limits, locks, stamps of files, lazy exports."""

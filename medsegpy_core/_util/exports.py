@@ -1,4 +1,4 @@
-"""Public names of a package that are loaded when they are first used, so that importing the package costs nothing."""
+"""Public names of a package that are imported on first use, so that importing the package is fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def lazy_exports(
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__all__`, `__getattr__` and `__dir__` for the ``__init__`` of a package.
 
-    The types of the names stand in the package's ``__init__.pyi``.
+    The types of the names are in the package's ``__init__.pyi``.
 
     Args:
         package: Its name.

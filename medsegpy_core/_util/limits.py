@@ -1,4 +1,4 @@
-"""Limits in bytes: of memory, and of files that are read whole."""
+"""Limits in bytes: of memory, and of files that are read entirely."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _UNITS: Final = {
 
 
 def environment_bytes(name: str, default: int) -> int:
-    """Return the bytes that an environment variable says: ``8589934592``, ``8GiB``, ``8GB``.
+    """Return the size in an environment variable in bytes: ``8589934592``, ``8GiB``, ``8GB``.
 
     Raises:
-        ValueError: It says something else.
+        ValueError: It is not a size.
     """
     text = os.environ.get(name, "")
     return _bytes_of(name, text) if text.strip() else default
@@ -45,27 +45,27 @@ def check_memory(needed: int, what: str) -> None:
     if needed > limit:
         raise MemoryLimitError(
             f"{what} needs {needed / 2**30:.2f} GiB, more than the {limit / 2**30:.2f} GiB that MEDSEGPY_MEMORY allows "
-            "(by default the memory of this machine). Raise it, or process smaller scans."
+            "(by default the memory of this machine). Increase it, or process smaller scans."
         )
 
 
 def read_limited(path: Path, most: int) -> bytes:
-    """Return what is in a file that describes something: a config, a manifest.
+    """Return the content of a small file, such as a config or a manifest.
 
     Args:
-        path: The file. Folders, pipes and devices, which may never end, are refused without waiting for them.
-        most: How many bytes it may have.
+        path: The file. Folders, pipes and devices are rejected without reading them, because reading may never end.
+        most: The largest size in bytes.
 
     Raises:
-        OSError: It cannot be read, is no regular file, or is larger.
+        OSError: The file cannot be read, is not a regular file, or is larger.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path}: this is not a regular file, but a folder, pipe or device.")
+            raise OSError(f"{path}: this is not a regular file but a folder, pipe or device.")
         if status.st_size > most:
-            raise OSError(f"{path}: the file has {status.st_size:,} bytes; at most {most:,} are read.")
+            raise OSError(f"{path}: the file has {status.st_size:,} bytes; the limit is {most:,}.")
         return file.read()
 
 

@@ -1,4 +1,4 @@
-"""Locks: one that a forked child can use, whoever held it in the parent, and one between processes."""
+"""Locks: one that stays usable after a fork, and one between processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from weakref import WeakSet
 from medsegpy_core._util.limits import read_limited
 from medsegpy_core.errors import MedSegPyWarning
 
-# Seconds that a fork waits at most; then the child begins with what was there.
+# The longest time in seconds that a fork waits; then the child starts with the current state.
 _PATIENCE: Final = 30.0
-# What file systems without locks answer, as Lustre mounted without `flock`.
+# The errors of file systems without locks, such as Lustre mounted without `flock`.
 _NO_LOCKS: Final = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _HELD: Final = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
 class ForkSafeLock:
-    """A reentrant lock. In a child process made by fork it is free: the thread that may have held it is not there.
+    """A reentrant lock. It is free in a forked child, where the thread that may have held it does not exist.
 
-    What it guards must be whole at every moment: replace an object, never change one in steps. With `wait`, a fork
-    waits until the lock is free. That is for what cannot be whole at every moment, as the import of a module, for which
-    a child would wait in vain.
+    The guarded state must be consistent at any time: replace an object, never change one in steps. With `wait`, a fork
+    waits until the lock is free. Use it for state that cannot be consistent at any time, such as the import of a
+    module, on which a child would wait forever.
     """
 
     def __init__(self, wait: bool = False) -> None:
@@ -47,11 +47,11 @@ class ForkSafeLock:
         self._lock.release()
 
     def before_fork(self) -> None:
-        """Hold the lock for the fork, if a fork is to wait for it."""
+        """Acquire the lock for the fork, if `wait` is set."""
         self._held_for_fork = self._wait and self._lock.acquire(timeout=_PATIENCE)
 
     def after_fork(self, in_child: bool) -> None:
-        """Let go of the lock; in the child, forget who else may hold it."""
+        """Release the lock; in the child, reset it, because its owner may not exist there."""
         if self._held_for_fork:
             self._held_for_fork = False
             self._lock.release()
@@ -79,20 +79,20 @@ os.register_at_fork(
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; that of a process which was killed is free.
+    """Hold a lock between processes. The lock is released if its process is killed.
 
-    Where the file system has no locks, a second file, `path` with ``.owner`` behind it, takes their place. It is made
-    by one process only, but stays if that is killed.
+    If the file system does not support locks, a second file with the suffix ``.owner`` replaces the lock. Only one
+    process can create it, but it remains if that process is killed.
 
     Args:
-        path: The lock's file, which says who holds it; it is made, and stays.
+        path: The lock file, which contains the owner; it is created, and not removed.
 
     Raises:
-        BlockingIOError: Another process holds the lock; the text says which.
-        OSError: The file cannot be opened, or is a link: nothing is written through one.
+        BlockingIOError: Another process holds the lock; the message names it.
+        OSError: The file cannot be opened, or is a link, through which nothing is written.
 
     Warns:
-        MedSegPyWarning: The file system has no locks.
+        MedSegPyWarning: The file system does not support locks.
     """
     import fcntl
 
@@ -117,17 +117,17 @@ def lock_file(path: Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> int:
-    """Open the file of a lock, but none that is another file by a second name."""
+    """Open a lock file; reject links, which may be names of other files."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(f"{path}: the lock's file is a symbolic link; remove it.") from error
+            raise OSError(f"{path}: the lock file is a symbolic link; remove it.") from error
         raise
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(fd)
-        raise OSError(f"{path}: the lock's file is a hard link, a pipe or a device; remove it.")
+        raise OSError(f"{path}: the lock file is a hard link, a pipe or a device; remove it.")
     return fd
 
 
@@ -142,7 +142,7 @@ def _owner_file(path: Path, owner: str) -> Iterator[None]:
         with os.fdopen(fd, "w") as file:
             file.write(owner)
         warnings.warn(
-            f"{path.parent}: this file system does not support locks; the file {path.name} stands for one. If this "
+            f"{path.parent}: this file system does not support locks; the file {path.name} replaces the lock. If this "
             "process is killed, remove that file.",
             MedSegPyWarning,
             stacklevel=2,

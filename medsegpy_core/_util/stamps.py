@@ -1,11 +1,11 @@
-"""What identifies the content of a file, and how to read a file that somebody may be writing.
+"""Stamps that identify the content of a file, and reading of files that may be written at the same time.
 
-A kernel sets the modification time when a write begins, by a clock that ticks every few milliseconds. Two facts follow:
+The kernel sets the modification time when a write starts, from a clock that ticks every few milliseconds. So:
 
-* During one write, and between two writes in one tick, the content changes and the time does not. So times that are
-  younger than 50 ms prove nothing: such a file is read until two reads agree.
-* Programs may set size and modification time as they like (``cp -p``, ``rsync -t``, archives), and file systems use
-  inode numbers again. Only the change time cannot be set; but hard links, ``chmod`` and backups move it as well.
+* During a write, and between two writes within one tick, the content changes but the time does not. A time within the
+  last 50 ms proves nothing: such a file is read until two reads agree.
+* Programs can set the size and the modification time (``cp -p``, ``rsync -t``, archives), and file systems reuse inode
+  numbers. The change time cannot be set, but hard links, ``chmod`` and backups change it as well.
 """
 
 from __future__ import annotations
@@ -24,28 +24,27 @@ from medsegpy_core.errors import ReadError
 T = TypeVar("T")
 
 YOUNG_NS: Final = 50_000_000
-# Three comparisons of two reads each.
+# Four reads give three comparisons of two successive reads.
 _READS: Final = 4
-# As long as a tick of the slowest clock (100 Hz): a change in the second of two reads shows in the stamp.
+# The tick of the slowest clock (100 Hz): a change during the second of two reads then changes the stamp.
 _TICK_SECONDS: Final = 0.01
 _FIELDS: Final = struct.Struct("=qqQq")
-# What says which file it is; the change time follows.
+# The size of the fields that identify the file; the change time follows.
 _FILE_BYTES: Final = 24
 
 
 class Stamp(bytes):
     """Size, modification time (ns), inode and change time (ns) of a file.
 
-    Two stamps that are equal say that the content is the same. `same_file` leaves the change time out: where only that
-    differs, the content may have changed (``cp -p`` over a file whose inode is used again) or not (a hard link,
-    ``chmod``, a backup), and has to be looked at again.
+    Equal stamps mean equal content. `same_file` ignores the change time: if only that differs, the content may have
+    changed (``cp -p`` with a reused inode) or not (a hard link, ``chmod``, a backup), and must be checked again.
     """
 
     __slots__ = ()
 
     @classmethod
     def of_fields(cls, size: int, mtime_ns: int, inode: int, ctime_ns: int) -> Stamp:
-        """Make a stamp of `fields` that were stored."""
+        """Create a stamp from stored `fields`."""
         return cls(_FIELDS.pack(size, mtime_ns, inode, ctime_ns))
 
     @property
@@ -56,25 +55,25 @@ class Stamp(bytes):
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The size of the file in bytes."""
         return self.fields[0]
 
     def same_file(self, other: Stamp) -> bool:
-        """Say whether size, modification time and inode are the same."""
+        """Return whether size, modification time and inode are the same."""
         return self[:_FILE_BYTES] == other[:_FILE_BYTES]
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return what identifies the content of a file; see `Stamp`."""
+    """Return the stamp of a file."""
     return Stamp(_FIELDS.pack(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns))
 
 
 def is_young(status: os.stat_result, now: int | None = None) -> bool:
-    """Say whether a file changed so lately that its stamp does not tell what is read now from what is read later.
+    """Return whether a file changed so recently that its content may still change without a new stamp.
 
     Args:
-        status: Its status.
-        now: When it was taken, in ns since the epoch; None: just now.
+        status: The status of the file.
+        now: The time at which the status was taken, in ns since the epoch; None: now.
     """
     now = time.time_ns() if now is None else now
     return 0 <= now - status.st_mtime_ns < YOUNG_NS or 0 <= now - status.st_ctime_ns < YOUNG_NS
@@ -101,19 +100,20 @@ def wait_for_write(file: str | Path | int) -> None:
 
 
 def read_settled(path: str | Path, read: Callable[[], T], fingerprint: Callable[[T], object]) -> T:
-    """Read a file so that no two versions of it are mixed.
+    """Read a file without mixing two versions of it.
 
-    What was read counts if the stamp of the file is the same before and after, and the file is not young or two such
-    reads in a row agree, of at most four.
+    A read is valid if the stamp is the same before and after, and the file is not young. For a young file, two
+    successive reads must agree, of at most four.
 
     Args:
         path: The file.
-        read: Reads it, from its path: nothing that was learned of the file before may be relied on.
-        fingerprint: Returns what is equal for two reads that agree, at once: `read` may use its memory again.
+        read: Reads the file from its path; it must not use anything known about the file from before.
+        fingerprint: Returns a value that is equal for equal reads. It is called at once, so that `read` may reuse its
+            memory.
 
     Raises:
         ReadError: The file is missing, or changes all the time.
-        OSError: What `read` raised, if that holds for a file that does not change, or for the last of the reads.
+        OSError: `read` raised it for an unchanged file, or in the last read.
     """
     previous: object = None
     failure: OSError | None = None

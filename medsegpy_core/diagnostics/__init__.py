@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, where the time of a loader goes, and what would make it faster; all measured."""
+"""Measure what is wrong with a dataset, where a loader spends its time, and what makes it faster."""
 
 from medsegpy_core.diagnostics.check import Checked, Finding, check_dataset
 from medsegpy_core.diagnostics.profile import Profile, Trial, compared, profile

@@ -1,4 +1,4 @@
-"""`check_dataset`: read a dataset as training would, and list everything that is wrong with it."""
+"""`check_dataset`: read a dataset as in training, and list all problems."""
 
 from __future__ import annotations
 
@@ -40,18 +40,17 @@ if TYPE_CHECKING:
 
 @frozen
 class Finding:
-    """Something that is wrong.
+    """One problem.
 
     Attributes:
-        kind: ``"listing"`` (left aside when the folder was listed), ``"dict"``, ``"file"`` (cannot be read, or is not
-            what it should be), ``"values"``, ``"labels"`` (values that no category declares), ``"shape"``,
-            ``"type"``, ``"channels"``, ``"gaps"``, ``"name"``,
-            ``"geometry"`` (what is stated of the grids of image, mask and dataset does not agree), ``"orientation"``
-            (the axes of the scans run in different directions), ``"content"`` (another hash than when it was packed) or
-            ``"metadata"``.
-        message: What is wrong.
+        kind: ``"listing"`` (skipped when the folder was listed), ``"dict"``, ``"file"`` (unreadable or invalid),
+            ``"values"``, ``"labels"`` (values that no category declares), ``"shape"``, ``"type"``, ``"channels"``,
+            ``"gaps"``, ``"name"``, ``"geometry"`` (the grids of image, mask and dataset contradict each other),
+            ``"orientation"`` (the axes of the scans run in different directions), ``"content"`` (the hash differs from
+            that of the packed file) or ``"metadata"``.
+        message: The description of the problem.
         file: The file, or None.
-        elements: How many elements of the dataset are concerned.
+        elements: The number of affected elements.
     """
 
     kind: str
@@ -62,16 +61,16 @@ class Finding:
 
 @define
 class Checked:
-    """What came out.
+    """The result of `check_dataset`.
 
     Attributes:
         name: The dataset, or the folder.
-        elements: How many slices or volumes there are.
-        scans: How many scans they make.
-        files: How many different files.
-        scans_without_subject: How many scans have no `subject_id`, so that splits cannot be checked for people who are
-            in two of them.
-        findings: What is wrong, in the order of the elements.
+        elements: The number of slices or volumes.
+        scans: The number of scans.
+        files: The number of different files.
+        scans_without_subject: The number of scans without a `subject_id`; splits cannot be checked for subjects that
+            occur in several of them.
+        findings: The problems, in the order of the elements.
     """
 
     name: str
@@ -83,20 +82,20 @@ class Checked:
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong; what is wrong with one file for several elements comes once."""
+        """The problems; one problem of one file is listed once, even if it affects several elements."""
         return [Finding(kind, message, file, n) for (kind, message, file), n in self._found.items()]
 
     def blames(self, file: str | os.PathLike[str]) -> bool:
-        """Say whether something was found that is wrong with a file as such."""
+        """Return whether there is a finding of kind ``"file"`` for this file."""
         return any(kind == "file" and path == os.fspath(file) for kind, _, path in self._found)
 
     def add(self, kind: str, message: str, file: str | os.PathLike[str] | None = None) -> None:
-        """Note something that is wrong."""
+        """Add a finding."""
         key = (kind, message, None if file is None else os.fspath(file))
         self._found[key] = self._found.get(key, 0) + 1
 
     def add_error(self, kind: str, error: Exception, file: str | os.PathLike[str] | None = None) -> None:
-        """Note an error."""
+        """Add an error as a finding."""
         if isinstance(error, ReadError):
             where = "" if error.key is None else f"dataset {error.key!r}: "
             self.add(kind, where + error.reason, error.path or file)
@@ -105,7 +104,7 @@ class Checked:
             self.add(kind, str(error) if ours else f"{type(error).__name__}: {error}", file)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return this for JSON."""
+        """Return the result as JSON-compatible values."""
         keys = ("name", "elements", "scans", "files", "scans_without_subject")
         counts: dict[str, Any] = {key: getattr(self, key) for key in keys}
         return counts | {"findings": [asdict(finding) for finding in self.findings]}
@@ -116,7 +115,7 @@ T = TypeVar("T")
 
 @frozen
 class _Form:
-    """What the elements of a scan have in common."""
+    """Properties that all elements of a scan must share."""
 
     shape: tuple[int, ...]
     image: np.dtype[Any]
@@ -127,16 +126,16 @@ class _Form:
 
 
 def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) -> str | None:
-    """Read a scan and note what is wrong.
+    """Read a scan and add its problems to `result`.
 
     Args:
         scan: The scan.
-        channels: How many channels the categories need.
-        verified: The files that were checked against their checksums; those of the scan are added.
-        result: Where to note it.
+        channels: The number of channels that the categories need.
+        verified: The files whose checksums were verified; those of the scan are added.
+        result: Receives the findings.
 
     Returns:
-        In which directions its axes run, as ``"RAS"``; None: its files do not say.
+        The directions of its axes, as ``"RAS"``; None: the files do not declare them.
     """
     if missing := scan.missing:
         result.add(
@@ -154,24 +153,24 @@ def check_scan(scan: Scan, channels: int, verified: set[Path], result: Checked) 
 
 
 def _check_names(record: Record, result: Checked) -> None:
-    """Compare what the names of a slice's files say with what its dict says."""
+    """Compare the file names of a slice with its dict."""
     try:
         name = parse_slice_name(record.file_name.stem)
         mask = name if record.sem_seg_file is None else parse_slice_name(record.sem_seg_file.stem)
     except ValueError:
-        return  # names of another convention
+        return  # not our naming convention
     if record.kind != "slice":
         return
     if mask != name:
-        result.add("name", f"its mask is named as another slice: {record.sem_seg_file}", record.file_name)
+        result.add("name", f"its mask has the name of another slice: {record.sem_seg_file}", record.file_name)
     for key in ("subject_id", "time_point", "augmentation", "slice_id"):
         said, named = getattr(record, key), getattr(name, key)
-        if said is not None and said != named and not isinstance(said, str):  # files hold the number of a text id
-            result.add("name", f"the dict says {key}={said}, but the name of the file says {named}", record.file_name)
+        if said is not None and said != named and not isinstance(said, str):  # names have numbers for text ids
+            result.add("name", f"the dict has {key}={said}, but the file name has {named}", record.file_name)
 
 
 def _check_element(record: Record, channels: int, result: Checked) -> _Form | None:
-    """Read an element; None: its image or its mask cannot be read."""
+    """Read an element; returns None if its image or mask cannot be read."""
     image_path, mask_path = record.file_name, record.sem_seg_file or record.file_name
 
     def read() -> _Form | None:
@@ -190,16 +189,16 @@ def _check_element(record: Record, channels: int, result: Checked) -> _Form | No
 
 
 def _noting_errors(file: Path, result: Checked, read: Callable[[], T]) -> T | None:
-    """Read something and note an error, which is the fault of `file` unless it names another."""
+    """Call `read` and add its error, if any, as a finding for `file`, unless the error names another file."""
     try:
         return read()
-    except Exception as error:  # noqa: BLE001 -- readers of plugins may raise anything, and the others go on
+    except Exception as error:  # noqa: BLE001 -- readers of plugins may raise anything; the check continues
         result.add_error("file", error, file)
     return None
 
 
 def _verify(record: Record, verified: set[Path], result: Checked) -> None:
-    """Check the files of a record against the checksums in them, where its reader can: once a file."""
+    """Verify the checksums in the files of a record, once per file, if its reader supports it."""
     new = {file for file in (record.file_name, record.sem_seg_file) if file is not None} - verified
     verified |= new
     reader = _noting_errors(record.file_name, result, lambda: find_reader(record)) if new else None
@@ -219,7 +218,7 @@ def _check_image(opened: CanonicalScan, record: Record, result: Checked) -> _For
 
 
 def _check_mask(mask: LazyArray, path: Path, channels: int, result: Checked) -> tuple[np.dtype[Any], int | None]:
-    """Read a mask; returns its type and its number of channels, if it is no label map."""
+    """Read a mask; returns its type and, unless it is a label map, its number of channels."""
     found = check_mask(mask, path)
     if found is not None and found < channels:
         need = f"the categories of the metadata need {channels} channels"
@@ -228,7 +227,7 @@ def _check_mask(mask: LazyArray, path: Path, channels: int, result: Checked) -> 
 
 
 def _parts(array: LazyArray) -> Iterator[Any]:
-    """Read an array, some rows at a time."""
+    """Yield the parts of an array, some rows at a time."""
     return (array[rows] for rows in slabs(array))
 
 
@@ -240,9 +239,8 @@ def _compare(form: _Form, record: Record, first: _Form, one: Record, result: Che
     if form.image != first.image:
         result.add("type", f"the image is {form.image}, {where} {first.image}", record.file_name)
     if form.spacing and first.spacing and not same_spacing(form.spacing, first.spacing):
-        said = (
-            f"the file says a spacing of {by(form.spacing, digits=9)} mm, but that of slice {one.slice_id} of its scan"
-        )
+        mine = by(form.spacing, digits=9)
+        said = f"the file declares a spacing of {mine} mm, but that of slice {one.slice_id} of its scan"
         result.add("geometry", f"{said} {by(first.spacing, digits=9)} mm", record.file_name)
     if form.directions and first.directions and form.directions != first.directions:
         said = f"by its affine, its axes run towards {form.directions}, but those of slice {one.slice_id} of its scan"
@@ -256,7 +254,7 @@ _MANIFEST_SIGN: Final = b'"medsegpy_packed"'
 
 
 def listed(target: str | os.PathLike[str], result: Checked) -> tuple[Sequence[DatasetDict], str]:
-    """Return the dicts, and the name of the dataset that they are of, empty for a folder."""
+    """Return the dicts, and the name of their dataset (empty for a folder)."""
     if isinstance(target, str) and target in DatasetCatalog:
         return DatasetCatalog.get(target), target
     path = Path(target).expanduser()
@@ -285,7 +283,7 @@ def _scanned(folder: Path, result: Checked) -> Sequence[DatasetDict]:
 
 
 def _check_left_aside(folder: Path, dicts: Sequence[DatasetDict], result: Checked) -> None:
-    """Say of each HDF5 file that is not in the list whether it can be read at all."""
+    """Check that HDF5 files which are not in the list can be read."""
     listed = {os.path.basename(d[key]) for d in dicts for key in ("file_name", "sem_seg_file") if key in d}
     for name in sorted(os.listdir(folder)):
         if name.lower().endswith(_SUFFIXES) and name not in listed:
@@ -296,7 +294,7 @@ def _check_left_aside(folder: Path, dicts: Sequence[DatasetDict], result: Checke
 
 
 def sound_records(dicts: Sequence[DatasetDict], dataset: str, result: Checked) -> list[Record]:
-    """Return the records of the dicts that are sound."""
+    """Return the records of the valid dicts."""
     try:
         return make_records(dicts, [dataset] * len(dicts))
     except MedSegPyError as error:
@@ -304,18 +302,18 @@ def sound_records(dicts: Sequence[DatasetDict], dataset: str, result: Checked) -
     records, sound = [], True
     for i, d in enumerate(dicts):
         try:
-            Record.from_dict(d, dataset, i)  # which element it is, is told right here only
+            Record.from_dict(d, dataset, i)  # only here is the number of the element known
             records.append(evolve(make_records([d], [dataset])[0], index=i))
         except MedSegPyError as error:
             result.add_error("dict", error)
             sound = False
     if sound:
-        result.add_error("dict", whole)  # each is sound by itself: they contradict each other
+        result.add_error("dict", whole)  # each dict is valid, but they contradict each other
     return records
 
 
 def required_channels_of(dataset: str, result: Checked) -> int:
-    """Return how many channels the categories need; check the metadata."""
+    """Return the number of channels that the categories need; check the metadata."""
     if not dataset:
         return 0
     try:
@@ -329,7 +327,7 @@ def required_channels_of(dataset: str, result: Checked) -> int:
 
 
 def packed_manifests(folder: Path, result: Checked) -> list[Manifest]:
-    """Return the manifests of packed datasets in a folder; note those that are broken."""
+    """Return the manifests of packed datasets in a folder; report invalid ones."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -348,18 +346,17 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 def check_dataset(
     target: str | os.PathLike[str], *, seconds: float = 60.0, watch: Watch = lambda items, *_: items
 ) -> Checked:
-    """Read all of a dataset, and say what is wrong with it.
+    """Read a whole dataset and list its problems.
 
     Args:
-        target: The name of a dataset; or a folder, whose files are listed with `scan_directory`, or that holds packed
-            datasets; or the manifest of one.
-        seconds: How long one file may keep the HDF5 library busy, and a second more for each 10 MB.
-        watch: Called with what is worked through, how many there are, and what is done; returns them; for a progress
-            bar.
+        target: The name of a dataset; a folder of packed datasets or of files to list with `scan_directory`; or the
+            manifest of a packed dataset.
+        seconds: The time limit of the HDF5 library for one file; each 10 MB add a second.
+        watch: Called with an iterable, its length, and a description; returns the iterable; for a progress bar.
 
     Raises:
         UnknownNameError: There is no such dataset or folder.
-        MedSegPyError: What lists the dataset fails.
+        MedSegPyError: The dataset cannot be listed.
     """
     result = Checked(os.fspath(target))
     with accessing(Access(isolate=True, seconds=seconds)):
@@ -385,12 +382,12 @@ def _prepare(records: Sequence[Record]) -> None:
     """Let readers look once into files that hold several scans."""
     count = Counter(record.file_name for record in records)
     shared = [record for record in records if count[record.file_name] > 1]
-    with suppress(Exception):  # what is wrong shows in the element that has it
+    with suppress(Exception):  # the element itself reports the error
         Opener.of(shared).prepare(shared)
 
 
 def _check_directions(directions: dict[str, list[Scan]], result: Checked) -> None:
-    """Note that scans are stored in different orientations: they reach a model so, as nothing is turned on reading."""
+    """Report scans in different orientations, because readers do not reorient them for the model."""
     if len(directions) > 1:
         parts = [
             f"{len(scans)} {'scan' if len(scans) == 1 else 'scans'} towards {runs} ({scans[0].key[1]!r}"
@@ -401,10 +398,10 @@ def _check_directions(directions: dict[str, list[Scan]], result: Checked) -> Non
 
 
 def _check_contents(files: set[str], result: Checked, watch: Watch) -> None:
-    """Compare packed files with the hashes that were taken when they were written."""
+    """Compare packed files with their hashes in the manifest."""
     folders = sorted({Path(file).parent for file in files if file.endswith((".h5", ".hdf5"))})
     manifests = [manifest for folder in folders if folder.is_dir() for manifest in packed_manifests(folder, result)]
     arrays = [array for manifest in manifests for array in manifest.arrays if str(array[0]) in files]
     for array in watch(arrays, len(arrays), "Hashing") if arrays else ():
         for _ in verify_arrays([array]):
-            result.add("content", f"dataset {array[1]!r} is not what was packed, by its hash in the manifest", array[0])
+            result.add("content", f"dataset {array[1]!r} differs from the hash in the manifest", array[0])

@@ -1,4 +1,4 @@
-"""`profile`: a loader measured on a sample, and what changes would gain, measured too."""
+"""`profile`: measure a loader on a sample, and the gain of possible changes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import DatasetDict
 
 
-# A change that gains less is not worth a word.
+# Changes with a smaller gain are not suggested.
 _WORTH_IT: Final = 1.1
 _ROUNDS: Final = 5
 _STAGE_ROUNDS: Final = 5
 _SHORTEST: Final = 0.03  # seconds of one measurement
 _PREFETCHED, _DELIVERED = 1, 2
-_RECORD_BYTES: Final = 1200  # measured: what a slice costs in records, plan and layouts
+_RECORD_BYTES: Final = 1200  # measured: record, plan and layout of a slice
 _PATCH_TAGS: Final = ("PatchDataLoader", "RandomPatchDataLoader")
 _WINDOW_TAGS: Final = ("S25dDataLoader", "N5dDataLoader")
 _PATCH: Final = (128, 128, 64)
@@ -42,15 +42,15 @@ _AGAIN: Final = "the same again"
 
 @frozen
 class Trial:
-    """A change that was tried, and what it gained on the sample.
+    """A change that was tried, and its gain on the sample.
 
     Attributes:
-        change: What to do.
-        rate: Elements a second with it: the median of the rounds.
-        gain: That, in proportion to the rate without: the median of the rounds.
-        low: The smallest gain of a round; the most extreme round on each side counts for nothing.
-        high: The largest.
-        noise: The largest "gain" of one and the same loader over itself, with the same exception.
+        change: The change.
+        rate: Elements per second with the change: the median of the rounds.
+        gain: The ratio to the rate without the change: the median of the rounds.
+        low: The smallest gain of a round; the most extreme round on each side is ignored.
+        high: The largest gain of a round, likewise.
+        noise: The largest gain of the unchanged loader over itself, likewise.
     """
 
     change: str
@@ -62,36 +62,36 @@ class Trial:
 
     @property
     def helps(self) -> bool:
-        """Whether it gains a tenth, and in every round more than one and the same loader differs from itself."""
+        """Whether the gain is at least 10 %, and larger than the noise in every round."""
         return self.gain >= _WORTH_IT and self.low > self.noise
 
 
 @frozen
 class Profile:
-    """Where a loader's time goes.
+    """Where a loader spends its time.
 
     Attributes:
         dataset: The name.
         tag: The loader.
         size: The `IMG_SIZE` that was used.
         padded: Whether slices differ in size, and smaller ones are padded to it.
-        batch_size: Elements a batch.
-        batches: How many were made for each figure, at least.
-        threads: The threads that the config asks for.
-        rate: Elements a second, with these threads: the median of the rounds.
-        rate_range: The lowest and the highest of the rounds, without the most extreme ones.
-        noise: See `Trial`: a gain that is not larger says nothing.
-        kernels: Whether the compiled kernels of `medsegpy-native` are there to read uncompressed files.
-        stages: Seconds a batch in one thread, by stage, the median of several rounds; see `stage_seconds`. Empty for a
-            loader of a plugin, which cannot be looked into.
-        stage_ranges: The lowest and the highest of the rounds, without the most extreme ones.
+        batch_size: Elements per batch.
+        batches: The smallest number of batches per measurement.
+        threads: The number of threads in the config.
+        rate: Elements per second with these threads: the median of the rounds.
+        rate_range: The lowest and the highest rate of the rounds, without the most extreme ones.
+        noise: See `Trial`: a smaller gain is not significant.
+        kernels: Whether the compiled kernels of `medsegpy-native` are available to read uncompressed files.
+        stages: Seconds per batch in one thread, by stage, the median of several rounds; see `stage_seconds`. Empty for
+            loaders of plugins, which cannot be instrumented.
+        stage_ranges: The lowest and the highest time of the rounds, without the most extreme ones.
         batch_bytes: The memory of a batch.
-        memory: Bytes that the loader will take: batches in flight, and what is known of every element. None for a
-            loader of a plugin, as `preload_memory` is.
-        preload_memory: Bytes that `PRELOAD_DATA` would take.
+        memory: The memory of the loader in bytes: batches in flight, and the records of all elements. None for loaders
+            of plugins, as is `preload_memory`.
+        preload_memory: The memory of `PRELOAD_DATA` in bytes.
         advice: What the layout of the files costs.
-        trials: What was tried, the best first.
-        not_tried: What could not be tried, and why.
+        trials: The changes that were tried, the best first.
+        not_tried: The changes that could not be tried, and why.
     """
 
     dataset: str
@@ -116,23 +116,23 @@ class Profile:
 
     @property
     def suggestions(self) -> list[Trial]:
-        """What was tried and helped, the best first."""
+        """The changes that helped, the best first."""
         return [trial for trial in self.trials if trial.helps]
 
 
 def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Profile:
-    """Measure the loader that a config names on a sample of a dataset, and what changes gain.
+    """Measure the loader of a config on a sample of a dataset, and the gain of possible changes.
 
-    Threads, kept buffers, mapped files and uint8 masks are tried on the dataset itself, packed layouts on one scan,
-    which is really packed, into a temporary folder. Rates are medians of rounds in which the candidates take turns;
-    the loader itself takes two turns, which says how much a measurement is worth. The files are in the system's cache
-    by then. Of a loader that a plugin brings, only the rate is measured, with other numbers of threads too.
+    Threads, reused buffers, mapped files and uint8 masks are tried on the dataset itself; packed layouts on one scan,
+    which is packed into a temporary folder. Rates are medians of rounds in which the candidates take turns. The
+    unchanged loader takes two turns per round, which measures the noise. The files are in the page cache by then. For
+    loaders of plugins, only the rate is measured, with several numbers of threads.
 
     Args:
-        cfg: The config. An empty `IMG_SIZE` becomes one that fits the scans, where the loader needs one.
+        cfg: The config. If the loader needs an `IMG_SIZE` and the config has none, one that fits the scans is used.
         dataset: The name of a dataset.
-        batch_size: Elements a batch.
-        batches: How many batches a measurement takes at least; fewer where the dataset has no more.
+        batch_size: Elements per batch.
+        batches: The smallest number of batches per measurement; fewer if the dataset has fewer.
 
     Raises:
         MedSegPyError: The dataset cannot be read, or is empty.
@@ -183,14 +183,14 @@ def profile(cfg: Config, dataset: str, batch_size: int, batches: int = 8) -> Pro
 
 
 def compared(rates: Mapping[str, Sequence[float]], base: str, again: str) -> list[Trial]:
-    """Return what each candidate gains over `base`.
+    """Return the gain of each candidate over `base`.
 
-    Candidates are compared round by round, so that what slows down a whole round counts for nothing.
+    Candidates are compared within each round, so that a load that slows down a whole round has no effect.
 
     Args:
-        rates: Candidate to its rate in each round; the same number of rounds for all.
-        base: The candidate that is compared with.
-        again: The same once more: how it differs from `base` is the noise.
+        rates: Candidate to its rate in each round; all have the same number of rounds.
+        base: The candidate to compare with.
+        again: The same loader as `base`: the difference is the noise.
     """
     noise = _noise(rates, base, again)
     before = [math.sqrt(one * other) for one, other in zip(rates[base], rates[again], strict=True)]
@@ -208,16 +208,16 @@ def _noise(rates: Mapping[str, Sequence[float]], base: str, again: str) -> float
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Return the second smallest and the second largest value: the machine may have been busy for one round."""
+    """Return the second smallest and the second largest value: the machine may have been busy in one round."""
     ordered = sorted(values)
     return (ordered[1], ordered[-2]) if len(ordered) > 2 else (ordered[0], ordered[-1])
 
 
 def _fit_size(cfg: Config, dataset: str, dicts: Sequence[DatasetDict], batch_size: int) -> bool:
-    """Give a config without `IMG_SIZE` one that all scans fit, if its loader needs one.
+    """Set an `IMG_SIZE` that fits all scans, if the config has none and its loader needs one.
 
     Returns:
-        Whether slices differ in size, and smaller ones are padded.
+        Whether slices differ in size, so that smaller ones are padded.
     """
     if cfg.TAG not in (*_PATCH_TAGS, *_WINDOW_TAGS, "DefaultDataLoader"):
         return False
@@ -237,14 +237,14 @@ def _fit_size(cfg: Config, dataset: str, dicts: Sequence[DatasetDict], batch_siz
 
 
 def _stage_rounds(loader: Any, batches: int) -> list[dict[str, float]]:
-    """Return the seconds of each stage in several rounds; none for a loader of a plugin."""
+    """Return the seconds of each stage in several rounds; an empty list for loaders of plugins."""
     if not isinstance(loader, DataLoader):
         return []
     return [stage_seconds(loader, batches) for _ in range(_STAGE_ROUNDS)]
 
 
 def _layout_advice(dataset: str, tag: str, scan: Scan, opener: Opener, tried: Sequence[Trial]) -> list[str]:
-    """Say what the layout of the files costs; where packing was measured and did not help, say that too."""
+    """Return what the layout of the files costs, and whether packing was measured and did not help."""
     packing = [trial for trial in tried if trial.change.startswith("medsegpy pack")]
     useless = bool(packing) and not any(trial.helps for trial in packing)
     doubt = ", but made no measurable difference to this sample" if useless else ""
@@ -258,7 +258,7 @@ def _layout_advice(dataset: str, tag: str, scan: Scan, opener: Opener, tried: Se
 def _build(cfg: Config, dataset: str, dicts: Sequence[DatasetDict], batch_size: int, **options: Any) -> Any:
     cfg = cfg.copy()
     cfg.TRAIN_DATASET, cfg.VAL_DATASET, cfg.TEST_DATASET = dataset, "", ""
-    # By dicts: a part of a dataset, and packed files, are listed the same way.
+    # Pass dicts, because a part of a dataset and packed files have no name.
     return build_loader(cfg, dicts, batch_size=batch_size, shuffle=True, drop_last=False, allow_leakage=True, **options)
 
 
@@ -274,7 +274,7 @@ def _trials(
     built_in: bool,
     not_tried: list[str],
 ) -> dict[str, Any]:
-    """Return the loaders that are tried on the dataset as it is."""
+    """Return the loaders to try on the unchanged dataset."""
     found = {}
     for change, threads, options in _changes(cfg.NUM_WORKERS, built_in):
         other = cfg.copy()
@@ -306,7 +306,7 @@ def _packed(
     batches: int,
     not_tried: list[str],
 ) -> list[Trial]:
-    """Pack one scan in each layout that suits the loader, and measure it against the same scan as it is."""
+    """Pack one scan in each layout that suits the loader, and compare it with the unchanged scan."""
     layout = "patches" if cfg.TAG in _PATCH_TAGS else "slices"
     own = [d for d in dicts if d["scan_id"] == scan.key[1] and (d.get("augmentation") or scan.key[2]) == scan.key[2]]
     compressions: tuple[Compression, ...] = ("none", "gzip")
@@ -333,11 +333,11 @@ def _packed(
 
 
 def _rates(loaders: Mapping[str, Any], batches: int) -> dict[str, list[float]]:
-    """Return the rates, elements a second, of loaders that take turns, for each round."""
+    """Let loaders take turns, and return their rates (elements per second) in each round."""
     found: dict[str, list[float]] = {name: [] for name in loaders}
     names = list(loaders)
     for number in range(_ROUNDS + 1):
-        # Another begins each time: what runs after what must not matter.
+        # Start with another loader in each round, so that the order has no effect.
         for name in names[number % len(names) :] + names[: number % len(names)]:
             rate = _rate(loaders[name], batches)
             if number:  # the first round warms up
@@ -357,7 +357,7 @@ def _rate(loader: Any, batches: int) -> float:
             if made >= batches and seconds >= _SHORTEST:
                 break
         if made == before:
-            raise RecordError("The loader makes no batch: there is nothing to measure.")
+            raise RecordError("The loader makes no batches: there is nothing to measure.")
     return elements / seconds
 
 

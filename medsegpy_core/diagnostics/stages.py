@@ -1,4 +1,4 @@
-"""What each stage of reading costs: bytes touched and needed, and seconds."""
+"""The cost of each stage of reading: bytes touched and needed, and seconds."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 
 _PATCH: Final = (64, 64, 64)
-# Where a better layout is worth telling of.
+# From this ratio on, a better layout is suggested.
 _WASTE: Final = 2.0
 _BITS: Final = 8
 
 
 @frozen
 class AccessCost:
-    """What one read of a kind costs.
+    """The cost of one read.
 
     Attributes:
         what: ``"slice"`` or ``"patch"``.
-        touched: Bytes that were read, or decoded, whichever is more.
-        needed: Bytes that a better layout would take: those of the image's box, and of the mask's as bits.
+        touched: Bytes read or decoded, whichever is more.
+        needed: Bytes with an ideal layout: those of the box in the image, and in the mask as bits.
     """
 
     what: str
@@ -52,20 +52,20 @@ class AccessCost:
 
     @property
     def wasteful(self) -> bool:
-        """Whether it costs more than twice what a better layout would."""
+        """Whether it costs more than twice as much as with an ideal layout."""
         return self.touched > _WASTE * self.needed
 
     def advice(self, dataset: str) -> str:
-        """Say what to do about it, in the dataset of this name."""
+        """Return the advice for the dataset with this name."""
         layout = "slices" if self.what == "slice" else "patches"
         return (
-            f"reading a {self.what} goes through {self.touched / self.needed:.1f} times the bytes that it needs; "
-            f"medsegpy pack {dataset} --layout {layout} mends that"
+            f"reading a {self.what} processes {self.touched / self.needed:.1f} times the bytes that it needs; "
+            f"medsegpy pack {dataset} --layout {layout} avoids that"
         )
 
 
 def access_costs(scan: Scan, opener: Opener) -> list[AccessCost]:
-    """Read a slice and a patch of a scan, and return what that took; empty for files that are not HDF5.
+    """Read a slice and a patch of a scan, and return the costs; empty for files that are not HDF5.
 
     Raises:
         ReadError: The scan cannot be read.
@@ -84,7 +84,7 @@ def access_costs(scan: Scan, opener: Opener) -> list[AccessCost]:
 
 def _patch(shape: Sequence[int]) -> Selection:
     sizes = [min(n, p) for n, p in zip(shape, _PATCH, strict=True)]
-    # Not at the corner of a chunk: patches lie anywhere.
+    # Centered, not at the corner of a chunk, because patches may start anywhere.
     return tuple(slice((n - size) // 2, (n - size) // 2 + size) for n, size in zip(shape, sizes, strict=True))
 
 
@@ -96,7 +96,7 @@ def _cost(what: str, opened: CanonicalScan, box: Selection) -> AccessCost:
         _read(opened.image, box)
         if opened.mask is not None:
             if isinstance(opened.mask, LabelMapView):
-                # It is not asked for its channels: to count them it may have to be read whole.
+                # Read label maps as stored: to count their channels may require reading all of them.
                 _read(opened.mask.array, box)
                 needed += voxels * opened.mask.array.dtype.itemsize
             else:
@@ -117,16 +117,16 @@ STAGES: Final = ("locate", "read", "decode", "collate", "transform", "other", "w
 
 
 def stage_seconds(loader: DataLoader, number: int) -> dict[str, float]:
-    """Make the first `number` batches of a loader in this thread and return the seconds that each stage takes a batch.
+    """Make the first `number` batches of a loader in this thread and return the seconds per batch of each stage.
 
-    * ``locate``: opening records: finding where their data lie, or that the file is still the same.
-    * ``read``: bringing stored values into memory, without
+    * ``locate``: opening records: locating their data, or checking that the file is unchanged.
+    * ``read``: reading stored values, without decompression.
     * ``decode``: decompression.
-    * ``collate``: from the channels of a mask to categories.
+    * ``collate``: converting the channels of masks to categories.
     * ``transform``: `PREPROCESSING` and `transform`.
-    * ``other``: choosing elements, padding, and what Python does between.
-    * ``wait``: of opening and reading, what was not spent on the processor: waiting for the disk. It is not counted in
-      the other stages.
+    * ``other``: choosing elements, padding, and Python overhead.
+    * ``wait``: waiting for the disk: the time of opening and reading that was not CPU time. The other stages do not
+      include it.
     """
     clock: Clock = defaultdict(float)
     _load_libraries(loader.setup.files[0])
@@ -150,7 +150,7 @@ def stage_seconds(loader: DataLoader, number: int) -> dict[str, float]:
 
 
 def _load_libraries(source: ScanSource) -> None:
-    """Read a voxel, so that what is imported on the way is not counted."""
+    """Read a voxel, so that the time of imports is not counted."""
     channels = source.geometry.channels
     image = np.empty((1, 1, 1) if channels is None else (1, 1, 1, channels), np.float32)
     source.read((slice(0, 1),) * 3, image, np.empty((1, 1, 1, source.collation.channels), np.uint8))
@@ -179,7 +179,7 @@ def _timed(function: Callable[..., Any], stage: str, clock: Clock) -> Callable[.
 
 @contextmanager
 def _stage(stage: str, clock: Clock) -> Iterator[None]:
-    """Add the time on the processor to a stage, and the rest to ``wait``."""
+    """Add the CPU time to a stage, and the remaining time to ``wait``."""
     began, on_processor = time.perf_counter(), time.thread_time()
     try:
         yield
@@ -190,7 +190,7 @@ def _stage(stage: str, clock: Clock) -> Iterator[None]:
 
 
 class _Opener(Opener):
-    """An opener that times opening, and whose arrays time reading."""
+    """An opener that measures opening, with arrays that measure reading."""
 
     def __init__(self, opener: Opener, clock: Clock):
         object.__setattr__(self, "readers", opener.readers)
@@ -203,7 +203,7 @@ class _Opener(Opener):
         return self._open(record)
 
     def opened(self, record: Record) -> CanonicalScan | None:
-        # What compiled kernels then read of it, `observed` counts.
+        # `observed` counts what compiled kernels then read.
         with _stage("locate", self._clock):  # type: ignore[attr-defined]
             found: CanonicalScan | None = self._real.opened(record)  # type: ignore[attr-defined]
         return found
@@ -224,7 +224,7 @@ class _Opener(Opener):
 
 
 class _Array:
-    """A lazy array that times its reading."""
+    """A lazy array that measures reading."""
 
     def __init__(self, array: LazyArray, clock: Clock):
         self._array = array
@@ -252,7 +252,7 @@ class _Array:
 
 @frozen
 class _Collation(Collation):
-    """A collation that is timed, and knows how much of that was reading."""
+    """A collation that measures its time, and the part of it that was spent on reading."""
 
     clock: Clock | None = None
 

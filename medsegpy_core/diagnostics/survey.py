@@ -1,4 +1,4 @@
-"""What there is in a dataset: counted scan by scan, in the memory of one scan."""
+"""Count the contents of a dataset, scan by scan, in the memory of one scan."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 @define
 class Survey:
-    """What there is in a dataset.
+    """The contents of a dataset.
 
     Attributes:
-        elements: Slices or volumes, each a dataset dict.
-        labelled: How many of them have a mask.
-        scans: How many scans they make; augmented copies are scans of their own.
-        slices: Slices that are there, those of volumes included.
-        missing_slices: Slices that are not there, though a scan is said to have them.
-        subjects: How many different `subject_id` there are.
-        without_subject: Scans that have none.
-        augmentations: Augmentation number to elements.
-        shapes: H, W, D of a scan to scans.
-        spacings: Spacing (mm) of a scan, None where nothing says it, to scans.
-        image_dtypes: Type of the stored image to elements.
-        mask_dtypes: Type of the stored mask to elements.
-        voxels: Category to voxels, over all labelled elements; None: not counted.
+        elements: The number of slices or volumes, each a dataset dict.
+        labelled: The number of elements with a mask.
+        scans: The number of scans; augmented copies count as separate scans.
+        slices: The number of existing slices, including those of volumes.
+        missing_slices: The number of slices that scans should have but that do not exist.
+        subjects: The number of different `subject_id` values.
+        without_subject: The number of scans without a `subject_id`.
+        augmentations: Augmentation number to number of elements.
+        shapes: H, W, D to number of scans.
+        spacings: Spacing (mm; None: not declared) to number of scans.
+        image_dtypes: Type of the stored image to number of elements.
+        mask_dtypes: Type of the stored mask to number of elements.
+        voxels: Category to number of voxels, over all labelled elements; None: not counted.
     """
 
     elements: int = 0
@@ -61,7 +61,7 @@ class Survey:
     voxels: Counter[str] | None = None
 
     def as_dict(self, dataset: str) -> dict[str, Any]:
-        """Return this for JSON, with the names that the augmentations of `dataset` are declared to have."""
+        """Return JSON-compatible values, with the declared names of the augmentations of `dataset`."""
         declared = {number: declared_augmentation(dataset, number) for number in self.augmentations if number}
         return {
             "elements": self.elements,
@@ -94,16 +94,17 @@ class Survey:
 def survey(
     dataset: str, fast: bool = False, watch: Callable[[Iterable[Scan], int], Iterable[Scan]] = lambda scans, _: scans
 ) -> Survey:
-    """Count what there is in a dataset.
+    """Count the contents of a dataset.
 
     Args:
         dataset: The name.
-        fast: Whether one header a scan is enough: voxels are not counted, and slices of a scan are taken to be alike.
-        watch: Called with the scans and how many there are, returns them; for a progress bar.
+        fast: Whether to read only one header per scan: voxels are not counted, and the slices of a scan are assumed to
+            be alike.
+        watch: Called with the scans and their number; returns the scans; for a progress bar.
 
     Raises:
         UnknownNameError: There is no such dataset.
-        RecordError: It has other dicts than medsegpy_core's.
+        RecordError: Its dicts are not standard dataset dicts.
         ReadError: A file cannot be read.
     """
     records = load_records(dataset)
@@ -154,7 +155,7 @@ def _opened(records: Sequence[Record], opener: Opener) -> Iterator[tuple[Record,
 
 
 class _VoxelCounts:
-    """Voxels of each category, or of each channel where the metadata name none."""
+    """The number of voxels of each category, or of each channel if the metadata name no categories."""
 
     def __init__(self, metadata: MetadataView):
         self._ids = normalize_category_ids(metadata.get("category_ids") or ())
@@ -162,7 +163,7 @@ class _VoxelCounts:
         self._counts: Counter[int] = Counter()
 
     def add(self, mask: LazyArray, path: Path | None) -> None:
-        """Count the voxels of an H x W [x D] x C mask, some rows at a time; unknown ones are in no category."""
+        """Count the voxels of an H x W [x D] x C mask, some rows at a time; unknown ones belong to no category."""
         if isinstance(mask, LabelMapView):
             self._add_labels(mask)
             return
@@ -189,7 +190,7 @@ class _VoxelCounts:
         for position, category_id in enumerate(self._ids or channels):
             members = [c for c in channels_of(category_id) if c in channels and labels.is_annotated(c)]
             voxels = sum(found[labels.value_of(channel)] for channel in members)
-            # Where nothing is declared, only the values that there are count as channels.
+            # If no values are declared, count only those that occur as channels.
             if voxels or self._ids or labels.values is not None:
                 self._counts[position] += voxels
 

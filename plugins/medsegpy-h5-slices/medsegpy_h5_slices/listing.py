@@ -1,8 +1,8 @@
-"""From a folder of slice files to dataset dicts, by their names alone.
+"""List a folder of slice files as dataset dicts, by their names only.
 
-There may be hundreds of thousands of names, so none is looked at by itself. In a sorted list the slices of a scan
-follow each other: what stands before the last underscore is understood once a scan, and what stands behind it once for
-all scans that have the same slices.
+There may be hundreds of thousands of names, so they are not parsed one by one. In a sorted list, the slices of a scan
+are adjacent: the part before the last underscore is parsed once per scan, and the part after it once for all scans with
+the same slices.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCAN = re.compile(r"[0-9]+_V[0-9]+-Aug[0-9]+")
 
 @define
 class _Scan:
-    """What a folder holds of one scan: the dicts of its slices, and masks without an image."""
+    """The files of one scan in a folder: the dicts of its slices, and masks without an image."""
 
     scan_id: str
     subject_id: int
@@ -42,7 +42,7 @@ class _Scan:
     complete: bool = False
 
     def by_number(self) -> dict[int, DatasetDict]:
-        """Return slice number -> dict; two of one number are an error."""
+        """Return slice number -> dict; a number that occurs twice is an error."""
         found: dict[int, DatasetDict] = {}
         for d in self.dicts:
             other = found.setdefault(d["slice_id"], d)
@@ -53,13 +53,13 @@ class _Scan:
 
 @frozen
 class _Run:
-    """The files that share what stands before the last underscore, by what stands behind it.
+    """The files with the same name before the last underscore, by the part after it.
 
     Attributes:
-        slices: Number, image and mask (None: there is none) of each slice, by number.
-        others: What is left over.
+        slices: Number, image and mask (None: missing) of each slice, by number.
+        others: All other files.
         depth: The highest number.
-        complete: Whether the numbers are 1, 2, ... up to it, once each.
+        complete: Whether the numbers are 1 to `depth`, once each.
     """
 
     slices: tuple[tuple[int, str, str | None], ...]
@@ -71,17 +71,17 @@ class _Run:
 def list_slices(root: str) -> list[DatasetDict]:
     """List the slices in a folder, sorted by scan and slice number.
 
-    Names that are not those of slices, masks without an image, and gaps are reported in one `DataWarning` each.
+    Names that are not slice names, masks without an image, and gaps are reported in one `DataWarning` each.
 
     Args:
-        root: The folder. Its subfolders are not looked into.
+        root: The folder; its subfolders are not listed.
 
     Returns:
         Dataset dicts with absolute paths. `scan_num_slices` is the highest slice number of the scan.
 
     Raises:
         ReadError: There is no such folder.
-        RecordError: Two files are the same slice, their names written with more or fewer zeros.
+        RecordError: Two files are the same slice: their names differ only in leading zeros.
     """
     folder = os.path.abspath(root)  # noqa: PTH100
     try:
@@ -94,7 +94,7 @@ def list_slices(root: str) -> list[DatasetDict]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Put off the search for cyclic garbage: none is made here, and looking for it takes a fifth of the time."""
+    """Disable garbage collection: listing creates no cycles, and collection takes a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -127,7 +127,7 @@ def _list(folder: str, names: list[str]) -> list[DatasetDict]:
         runs.append(scan.scan_id)
         at = end
     if any(first >= second for first, second in itertools.pairwise(runs)):
-        # Names with other zeros stand elsewhere in the order of names.
+        # Names with a different number of leading zeros are sorted elsewhere.
         dicts.sort(key=lambda d: (d["scan_id"], d["slice_id"]))
     strangers = [name for name in others if not _pair(name, folder + os.sep, scans)]
     _report(folder, strangers, scans)
@@ -153,7 +153,7 @@ def _understood(tails: tuple[str, ...]) -> _Run:
 
 
 def _add(scan: _Scan, run: _Run, prefix: str) -> list[DatasetDict]:
-    """Make the dicts of a run of files, and give them to their scan."""
+    """Create the dicts of a run of files, and add them to their scan."""
     scan.complete = run.complete and not scan.dicts
     scan_id, subject_id, time_point, augmentation = scan.scan_id, scan.subject_id, scan.time_point, scan.augmentation
     depth = run.depth
@@ -176,9 +176,9 @@ def _add(scan: _Scan, run: _Run, prefix: str) -> list[DatasetDict]:
 
 
 def _pair(name: str, folder: str, scans: dict[str, _Scan]) -> bool:
-    """Give a mask to the image whose name is written with other zeros; say whether the name has its place."""
+    """Add a mask to an image whose name has a different number of zeros; returns whether the file is accounted for."""
     if not name.endswith((_IMAGE, _MASK)):
-        return True  # not one of our files, and none of our business
+        return True  # not a slice file: ignore it
     head, _, tail = name.rpartition("_")
     number = _number_of(tail.removesuffix(_MASK))
     scan = _scan_of(head, scans) if number else None
@@ -197,7 +197,7 @@ def _pair(name: str, folder: str, scans: dict[str, _Scan]) -> bool:
 def _twice(scan: _Scan, number: int, first: str, second: str) -> RecordError:
     return RecordError(
         f"{first} and {os.path.basename(second)} are both slice {number} of scan {scan.scan_id!r}, augmentation "
-        f"{scan.augmentation}: their names differ in zeros only. Remove one of them."
+        f"{scan.augmentation}: their names differ only in zeros. Remove one of them."
     )
 
 
@@ -209,12 +209,12 @@ def _scan_of(head: str, scans: dict[str, _Scan]) -> _Scan | None:
 
 
 def _number_of(digits: str) -> int:
-    """Return the number of a slice; 0: it is none."""
+    """Return the number of a slice; 0 if it is not a slice number."""
     return int(digits) if digits.isascii() and digits.isdigit() else 0
 
 
 def _report(folder: str, strangers: list[str], scans: dict[str, _Scan]) -> None:
-    """Bring the depth of scans with gaps, or with several ways to write zeros, in order; warn of what is left aside."""
+    """Correct the depth of scans that are in several runs, and warn of gaps and skipped files."""
     orphans = sorted(name for scan in scans.values() for name in scan.orphans)
     gaps: list[str] = []
     for scan in scans.values():
@@ -229,11 +229,11 @@ def _report(folder: str, strangers: list[str], scans: dict[str, _Scan]) -> None:
             gaps.append(f"{scan.scan_id} lacks {some(missing)}")
     if strangers:
         _warn(
-            f"{folder}: left aside, for these are not names of slices ({len(strangers)}): {some(strangers)}. Expected "
+            f"{folder}: skipped files whose names are not slice names ({len(strangers)}): {some(strangers)}. Expected "
             "SUBJECT_Vnn-Augnn_SLICE in digits, slices from 001, as in 0000001_V00-Aug00_001.im"
         )
     if orphans:
-        _warn(f"{folder}: left aside, for these masks have no image ({len(orphans)}): {some(orphans)}")
+        _warn(f"{folder}: skipped masks that have no image ({len(orphans)}): {some(orphans)}")
     if gaps:
         _warn(f"{folder}: scans with gaps ({len(gaps)}): {some(gaps, separator='; ')}")
 

@@ -18,20 +18,20 @@ __all__ = ["SlicesReader", "medsegpy_register_readers"]
 class SlicesReader:
     """Slices: dataset ``data``, H x W x 1 or H x W in ``.im`` files, H x W x 1 x C or H x W x C in ``.seg`` files.
 
-    The unit axis is left out, unless the record says `image_axes` or `sem_seg_axes`.
+    The unit axis is removed, unless the record has `image_axes` or `sem_seg_axes`.
     """
 
     name: str = "h5-slices"
     suffixes: tuple[str, ...] = (".im",)
 
     def probe(self, path: Path) -> bool:
-        """Say whether it is an HDF5 file with a dataset ``data`` at its root."""
+        """Return whether it is an HDF5 file with a dataset ``data`` at its root."""
         from medsegpy_core.hdf5 import holds_dataset
 
         return holds_dataset(path, ["data"])
 
     def prepare(self, records: Sequence[Record]) -> None:
-        """Look into the files of many records, once into each."""
+        """Locate the data of many records, with one look into each file."""
         from medsegpy_core.hdf5 import prepare_h5_scans
 
         prepare_h5_scans(records)
@@ -51,5 +51,5 @@ class SlicesReader:
 
 @hookimpl
 def medsegpy_register_readers() -> list[Reader]:
-    """Bring the reader ``h5-slices``."""
+    """Return the reader ``h5-slices``."""
     return [SlicesReader()]

@@ -90,7 +90,7 @@ def test_what_is_left_aside_is_named(tmp_path):
 
 def test_long_lists_are_cut_with_a_count(tmp_path):
     touch(tmp_path, *(f"knee{i:03d}.im" for i in range(100)))
-    with pytest.warns(DataWarning, match=r"slices .*knee004\.im, \.\.\. \(100 in all\)"):
+    with pytest.warns(DataWarning, match=r"slice names .*knee004\.im, \.\.\. \(100 in all\)"):
         assert READER.scan(tmp_path) == []
 
 

@@ -1,4 +1,4 @@
-"""From a folder of volume files to dataset dicts."""
+"""List a folder of volume files as dataset dicts."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _MASK_ENDINGS = ("_seg", "-seg", "_mask", "-mask")
 def list_volumes(root: str, suffixes: Sequence[str]) -> list[DatasetDict]:
     """List the volumes in a folder, sorted by file name.
 
-    A file holds one scan (``volume``, and ``seg`` where it is labelled), or one in each group. Two files make one scan
-    where both hold ``data`` and one is named as the other with ``_seg`` or ``_mask`` behind it. What holds none
-    of these, or cannot be read, is reported in a `DataWarning`.
+    A file contains one scan (``volume`` and, if labelled, ``seg``), or one scan per group. Two files form one scan if
+    both have a dataset ``data`` and the name of one is that of the other plus ``_seg`` or ``_mask``. Files without
+    these datasets, and unreadable files, are reported in a `DataWarning`.
 
     Args:
-        root: The folder. Its subfolders are not looked into.
-        suffixes: Which files are looked at.
+        root: The folder; its subfolders are not listed.
+        suffixes: The suffixes of the files to list.
 
     Returns:
         Dataset dicts with absolute paths; `scan_id` is the stem of the file, or the name of the group.
 
     Raises:
         ReadError: There is no such folder.
-        RecordError: Two scans have one name.
+        RecordError: Two scans have the same name.
     """
     folder = os.path.abspath(root)  # noqa: PTH100
     try:
@@ -90,7 +90,7 @@ def _as_dict(scan_id: str, path: str, mask: str | None) -> DatasetDict:
 
 
 def _pairs(files: dict[str, str]) -> Iterator[DatasetDict]:
-    """Yield the scans of files (stem -> path) that hold ``data``: image and mask, or an image alone."""
+    """Yield the scans of files (stem -> path) with a dataset ``data``: image and mask, or only an image."""
     masks: dict[str, str] = {}
     for stem, path in files.items():
         for ending in _MASK_ENDINGS:
@@ -110,19 +110,19 @@ def _check_unique(dicts: list[DatasetDict]) -> None:
         other = seen.setdefault((d["scan_id"], d.get("augmentation", 0)), d)
         if other is not d:
             raise RecordError(
-                f"{other['file_name']} and {d['file_name']} both hold a scan {d['scan_id']!r}. Rename one of them."
+                f"{other['file_name']} and {d['file_name']} both contain a scan {d['scan_id']!r}. Rename one of them."
             )
 
 
 def _report(folder: str, strangers: list[str], broken: list[str]) -> None:
-    """Warn of what is left aside."""
+    """Warn of skipped files."""
     if strangers:
         _warn(
-            f"{folder}: left aside, for these hold no dataset 'volume', at the root or in a group, and no 'data' "
+            f"{folder}: skipped files without a dataset 'volume' (at the root or in a group) or 'data' "
             f"({len(strangers)}): {some(strangers)}"
         )
     if broken:
-        _warn(f"{folder}: left aside, for these cannot be read ({len(broken)}): {some(broken)}")
+        _warn(f"{folder}: skipped files that cannot be read ({len(broken)}): {some(broken)}")
 
 
 def _warn(message: str) -> None:

@@ -18,26 +18,26 @@ __all__ = ["VolumesReader", "medsegpy_register_readers"]
 class VolumesReader:
     """Volumes: datasets ``volume`` (H x W x D) and ``seg`` (H x W x D x C), at the root of a file or in a group.
 
-    It opens slices as well: of a file that holds one slice, and of one that holds the whole volume.
+    It also opens slices, from a file of one slice or of the whole volume.
     """
 
     name: str = "h5-volumes"
     suffixes: tuple[str, ...] = (".h5", ".hdf5", ".hdf")
 
     def probe(self, path: Path) -> bool:
-        """Say whether it is an HDF5 file with a dataset ``volume`` at its root or in a group."""
+        """Return whether it is an HDF5 file with a dataset ``volume`` at its root or in a group."""
         from medsegpy_core.hdf5 import holds_dataset
 
         return holds_dataset(path, ["volume"], in_groups=True)
 
     def probe_keyed(self, path: Path) -> bool:
-        """Say whether it is an HDF5 file, as those of MATLAB 7.3 are; the dict says which dataset is meant."""
+        """Return whether it is an HDF5 file, which MATLAB 7.3 files are too; the dict names the dataset."""
         from medsegpy_core.hdf5 import is_hdf5
 
         return is_hdf5(path)
 
     def prepare(self, records: Sequence[Record]) -> None:
-        """Look into the files of many records, once into each."""
+        """Locate the data of many records, with one look into each file."""
         from medsegpy_core.hdf5 import prepare_h5_scans
 
         prepare_h5_scans(records)
@@ -57,5 +57,5 @@ class VolumesReader:
 
 @hookimpl
 def medsegpy_register_readers() -> list[Reader]:
-    """Bring the reader ``h5-volumes``."""
+    """Return the reader ``h5-volumes``."""
     return [VolumesReader()]

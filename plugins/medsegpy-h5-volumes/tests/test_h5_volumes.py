@@ -101,7 +101,7 @@ def test_what_is_left_aside_is_named(tmp_path):
 def test_two_scans_of_one_name(tmp_path):
     write_volume(tmp_path / "a.h5", IMAGE)
     write_volume(tmp_path / "a.hdf5", IMAGE)
-    with pytest.raises(RecordError, match=r"a\.h5 and .*a\.hdf5 both hold a scan 'a'"):
+    with pytest.raises(RecordError, match=r"a\.h5 and .*a\.hdf5 both contain a scan 'a'"):
         READER.scan(tmp_path)
 
 

@@ -1,7 +1,7 @@
-"""Compiled kernels for medsegpy_core: boxes of files into batches, and voxels into categories.
+"""Compiled kernels for medsegpy_core: read boxes of files into batches, and convert voxels to categories.
 
-Install it beside medsegpy_core, which uses it where it is there, and NumPy where it is not: the results are the same.
-Whole batches are then read without Python's lock, so that threads run side by side.
+If this package is installed, medsegpy_core uses it instead of NumPy, with the same results. It reads whole batches
+without the GIL, so that threads run in parallel.
 """
 
 from importlib.util import find_spec
@@ -9,8 +9,8 @@ from typing import Final
 
 __all__ = ["COMPILED", "INTERFACE"]
 
-# What medsegpy_core expects of the kernels; another number means other arguments.
+# The version of the kernels' arguments, which medsegpy_core compares with the one it expects.
 INTERFACE: Final = 2
 
-# False where there was no C compiler when it was installed. Nothing is lost but speed.
+# False if there was no C compiler at installation; only speed is lost.
 COMPILED: Final = find_spec("medsegpy_native._kernels") is not None

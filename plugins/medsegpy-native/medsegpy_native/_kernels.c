@@ -1,8 +1,8 @@
-/* Boxes of files into arrays, and voxels into categories, without Python's lock.
+/* Read boxes of files into arrays, and convert voxels to categories, without the GIL.
  *
- * What is read here are byte ranges that medsegpy_core has located and checked; nothing of a file's structure is
- * parsed. Whatever is not as expected (a file that changed, a short read, a mask that is not binary) is a status, not
- * an error: the caller then takes its own way, which says what is wrong.
+ * The kernels read byte ranges that medsegpy_core has located and checked; they do not parse files. An unexpected
+ * condition (a changed file, a short read, a mask that is not binary) is a status, not an error: the caller then reads
+ * the data itself, and raises the error.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -12,16 +12,16 @@
 #include "chunks.h"
 #include "voxels.h"
 
-/* Outputs from this size on are written past the cache, which they would not fit. */
+/* Outputs of at least this size do not fit the cache, and are written with streaming stores. */
 #define STREAMED (8 << 20)
-/* A slice that is collated by itself is one of many. */
+/* The same for single slices, of which many follow each other. */
 #define COLLATED_STREAMED (1 << 20)
 
 static int table_of(const Py_buffer *buffer, Table *table) {
     table->entries = buffer->buf;
     table->entry = (size_t)buffer->len / 256;
     if (buffer->len % 256 || table->entry > LARGEST_ENTRY) {
-        PyErr_SetString(PyExc_ValueError, "A table has 256 rows, none of them larger than 64 bytes.");
+        PyErr_SetString(PyExc_ValueError, "A table has 256 rows of at most 64 bytes.");
         return 0;
     }
     for (size_t voxel = 0; voxel < TILE; voxel++)
@@ -31,7 +31,7 @@ static int table_of(const Py_buffer *buffer, Table *table) {
 
 static const char read_boxes_doc[] =
     "read_boxes(jobs, texts, maps, out, table)\n--\n\n"
-    "Read boxes of files into `out`; what the arguments are is told by medsegpy_core.hdf5.native.Kernels.";
+    "Read boxes of files into `out`; see medsegpy_core.hdf5.native.Kernels for the arguments.";
 
 static PyObject *read_boxes(PyObject *self, PyObject *args) {
     (void)self;
@@ -61,7 +61,7 @@ static PyObject *read_boxes(PyObject *self, PyObject *args) {
     }
     for (int64_t i = 0; i < count; i++)
         if (!fits(&jobs[i], &work.table, out.len, texts.len, n_maps)) {
-            PyErr_Format(PyExc_ValueError, "Job %lld does not fit its output, or is none.", (long long)i);
+            PyErr_Format(PyExc_ValueError, "Job %lld is invalid or does not fit the output.", (long long)i);
             goto end;
         }
     work.streaming = out.len >= STREAMED;
@@ -90,7 +90,7 @@ end:
 
 static const char inflate_chunks_doc[] =
     "inflate_chunks(fd, file, first, chunks, strides, item, size, itemsize, out)\n--\n\n"
-    "Decode chunks of a file; what the arguments are is told by medsegpy_core.hdf5.native.Kernels.";
+    "Decode chunks of a file; see medsegpy_core.hdf5.native.Kernels for the arguments.";
 
 static PyObject *inflate_chunks(PyObject *self, PyObject *args) {
     (void)self;
@@ -108,12 +108,12 @@ static PyObject *inflate_chunks(PyObject *self, PyObject *args) {
     if (strides.len % 16 || rank > MOST_AXES || chunks.len % (8 * columns) || (count && (uintptr_t)rows % 8) ||
         (rank && (uintptr_t)strides.buf % 8) || size < 1 || size > MOST_INFLATED || itemsize < 1 || itemsize > size ||
         item < 1 || item > size || first < 0) {
-        PyErr_SetString(PyExc_ValueError, "Chunks are rows of int64, all of one size.");
+        PyErr_SetString(PyExc_ValueError, "Chunks are rows of int64 of equal size.");
         goto end;
     }
     for (int64_t i = 0; i < count; i++)
         if (!chunk_fits(rows + i * columns, first, &parts, size, out.len)) {
-            PyErr_Format(PyExc_ValueError, "Chunk %lld does not fit the output, or is none.", (long long)i);
+            PyErr_Format(PyExc_ValueError, "Chunk %lld is invalid or does not fit the output.", (long long)i);
             goto end;
         }
     int64_t done = 0;
@@ -127,7 +127,7 @@ static PyObject *inflate_chunks(PyObject *self, PyObject *args) {
             uint8_t *into = (uint8_t *)out.buf + row[2];
             if (rank == 0)
                 memcpy(into, inflater.chunk, (size_t)size);
-            else if (!inflater.is_empty) /* the caller has set the output to 0 */
+            else if (!inflater.is_empty) /* the caller has zeroed the output */
                 put_part(inflater.chunk, into, row + 3, &parts);
         }
         end_inflating(&inflater);
@@ -146,7 +146,7 @@ end:
 
 static const char collate_doc[] =
     "collate(stored, item, bits, out, table)\n--\n\n"
-    "Collate voxels that are in memory; False: they are not binary.";
+    "Collate voxels in memory; returns False if they are not binary.";
 
 static PyObject *collate(PyObject *self, PyObject *args) {
     (void)self;
@@ -161,7 +161,7 @@ static PyObject *collate(PyObject *self, PyObject *args) {
     if (out_item(&job, &table) <= 0 || stored.len % item ||
         stored.len / item > PY_SSIZE_T_MAX / (Py_ssize_t)table.entry ||
         stored.len / item * (Py_ssize_t)table.entry != out.len) {
-        PyErr_SetString(PyExc_ValueError, "Stored voxels, table and output do not fit together.");
+        PyErr_SetString(PyExc_ValueError, "Stored voxels, table and output do not match.");
         goto end;
     }
     int status;
@@ -190,7 +190,7 @@ static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_constants}, {0, NULL}};
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     "medsegpy_native._kernels",
-    "Boxes of files into arrays, and voxels into categories.",
+    "Read boxes of files into arrays, and convert voxels to categories.",
     0,
     methods,
     slots,

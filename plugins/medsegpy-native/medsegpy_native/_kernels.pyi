@@ -1,9 +1,9 @@
-# What the functions do is told by `Kernels` in medsegpy_core.hdf5.native, and by the comments in _kernels.c.
+# `Kernels` in medsegpy_core.hdf5.native and the comments in _kernels.c document the functions.
 from typing import Final
 
 from typing_extensions import Buffer
 
-INFLATES: Final[int]  # whether libdeflate was found, without which there is no inflate_chunks
+INFLATES: Final[int]  # whether libdeflate was found; inflate_chunks needs it
 
 def read_boxes(
     jobs: Buffer, texts: Buffer, maps: tuple[Buffer, ...], out: Buffer, table: Buffer

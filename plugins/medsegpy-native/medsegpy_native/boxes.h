@@ -1,4 +1,4 @@
-/* Boxes of files: which bytes to read, and where they go. */
+/* Read boxes of files. */
 #ifndef MEDSEGPY_BOXES_H
 #define MEDSEGPY_BOXES_H
 
@@ -13,24 +13,24 @@
 
 #include "voxels.h"
 
-/* A system call costs about what copying so many bytes costs: gaps that are smaller are read as well. */
+/* A system call costs about as much as copying this many bytes, so smaller gaps between runs are read too. */
 #define GAP (12 << 10)
-/* What is converted in one go: it stays in the cache of a core. */
+/* Bytes to convert at once, so that they stay in the cache of a core. */
 #define BLOCK (128 << 10)
 
-/* A box that is to be read; medsegpy_core.hdf5.native makes rows of int64 of them. */
+/* A box to read. medsegpy_core.hdf5.native passes jobs as rows of int64. */
 typedef struct {
-    int64_t text;            /* where stamp and path lie in `texts`; -1: `fd` is open */
-    int64_t fd;              /* an open file whose content the caller has checked; -1: none */
-    int64_t map;             /* which of `maps` holds the file's bytes; -1: none, it is read */
-    int64_t offset;          /* of the first voxel, in bytes from the beginning of the file */
-    int64_t count0, stride0; /* the outer axis: how many, and how many bytes from one to the next */
-    int64_t count1, stride1; /* the middle axis */
-    int64_t run;             /* voxels that lie side by side */
-    int64_t item;            /* bytes of a voxel in the file */
-    int64_t kind;            /* what is stored */
-    int64_t out;             /* where the box begins in the output, in bytes; C order */
-    int64_t status;          /* what became of it */
+    int64_t text;            /* offset of stamp and path in `texts`; -1: `fd` is open */
+    int64_t fd;              /* an open file whose stamp the caller has checked; -1: none */
+    int64_t map;             /* index of the file's map in `maps`; -1: read the file */
+    int64_t offset;          /* offset of the first voxel in the file, in bytes */
+    int64_t count0, stride0; /* the outer axis: number of rows, and bytes between them */
+    int64_t count1, stride1; /* the middle axis: number of runs, and bytes between them */
+    int64_t run;             /* contiguous voxels */
+    int64_t item;            /* bytes per voxel in the file */
+    int64_t kind;            /* the stored type */
+    int64_t out;             /* offset of the box in the output, in bytes; C order */
+    int64_t status;          /* the result */
 } Job;
 _Static_assert(sizeof(Job) == 13 * sizeof(int64_t), "a job is a row of 13 int64");
 
@@ -52,7 +52,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* How many bytes a voxel takes in the output; 0: such a job cannot be. */
+/* Return the bytes per voxel in the output; 0: the job is invalid. */
 static int64_t out_item(const Job *job, const Table *table) {
     switch (job->kind) {
         case COPY: return job->item > 0 ? job->item : 0;
@@ -72,7 +72,7 @@ static int convert(const Job *job, const Table *table, const uint8_t *from, size
     }
 }
 
-/* -- bytes of a file */
+/* -- reading */
 
 static int fetch(Work *work, int64_t offset, size_t size, uint8_t *into) {
     const double began = now();
@@ -90,7 +90,7 @@ static int fetch(Work *work, int64_t offset, size_t size, uint8_t *into) {
     return DONE;
 }
 
-/* Bytes that stay valid until the next call; NULL: they are not to be had. */
+/* Return bytes of the file, valid until the next call; NULL on failure. */
 static const uint8_t *bytes_at(Work *work, int64_t offset, size_t size) {
     if (work->map)
         return offset <= work->map_size && (int64_t)size <= work->map_size - offset ? work->map + offset : NULL;
@@ -103,7 +103,7 @@ static const uint8_t *bytes_at(Work *work, int64_t offset, size_t size) {
     return fetch(work, offset, size, work->scratch) == DONE ? work->scratch : NULL;
 }
 
-/* Voxels that lie side by side. */
+/* Read contiguous voxels. */
 static int read_run(Work *work, const Job *job, int64_t offset, int64_t voxels, int64_t out_bytes, uint8_t *out) {
     if (job->kind == COPY && !work->map && !work->streaming)
         return fetch(work, offset, (size_t)(voxels * job->item), out);
@@ -120,7 +120,7 @@ static int read_run(Work *work, const Job *job, int64_t offset, int64_t voxels, 
     return DONE;
 }
 
-/* `rows` rows of `runs` runs, of which the first byte is at `offset`. */
+/* Read `rows` rows of `runs` runs that start at `offset`, with one read of the file. */
 static int read_rows(Work *work, const Job *job, int64_t offset, int64_t rows, int64_t runs, int64_t out_bytes,
                      uint8_t *out) {
     const int64_t run_out = job->run * out_bytes, row_out = job->count1 * run_out;
@@ -142,7 +142,7 @@ static int read_box(Work *work, const Job *job, int64_t out_bytes, uint8_t *out)
     const int64_t run_bytes = job->run * job->item, run_out = job->run * out_bytes, row_out = job->count1 * run_out;
     if (job->count0 == 1 && job->count1 == 1) return read_run(work, job, job->offset, job->run, out_bytes, out);
     const int64_t span = (job->count1 - 1) * job->stride1 + run_bytes;
-    /* What is read at once: single runs, parts of a row, a row, or several rows. */
+    /* Choose what to read at once: single runs, parts of a row, a row, or several rows. */
     int64_t rows = 1, runs = job->count1;
     if (!work->map && runs > 1 && job->stride1 - run_bytes > GAP)
         runs = 1;
@@ -163,7 +163,7 @@ static int read_box(Work *work, const Job *job, int64_t out_bytes, uint8_t *out)
     return DONE;
 }
 
-/* `Stamp` of medsegpy_core: what identifies the content of a file. */
+/* The fields of `Stamp` in medsegpy_core, which identifies the content of a file. */
 typedef struct {
     int64_t size, modified; /* bytes, ns */
     uint64_t inode;
@@ -173,7 +173,7 @@ _Static_assert(sizeof(Stamp) == 32, "a stamp has 32 bytes");
 
 static int64_t nanoseconds(struct timespec time) { return (int64_t)time.tv_sec * 1000000000 + (int64_t)time.tv_nsec; }
 
-/* Whether the content of a file is what it was when it was located. */
+/* Return whether a file is unchanged since it was located. */
 static int same_stamp(const struct stat *found, const char *stamp) {
 #ifdef __APPLE__
     const struct timespec modified = found->st_mtimespec, changed = found->st_ctimespec;
@@ -194,7 +194,7 @@ static int read_named(Work *work, const Job *job, const char *stamp, int64_t out
         int status = read_box(work, job, out_bytes, out);
         return stat(path, &found) || !same_stamp(&found, stamp) ? CHANGED : status;
     }
-    /* Without O_NONBLOCK, opening a pipe that took the place of a file would wait for ever. */
+    /* Without O_NONBLOCK, opening a pipe that replaced the file would wait forever. */
     if ((work->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0) return LEFT;
     int status = LEFT;
     if (fstat(work->fd, &found) == 0 && S_ISREG(found.st_mode)) {
@@ -209,7 +209,7 @@ static int read_named(Work *work, const Job *job, const char *stamp, int64_t out
     return status;
 }
 
-/* Whether a job stays inside the output and its numbers make sense; `size` is that of the output. */
+/* Return whether a job is valid and fits into an output of `size` bytes. */
 static int fits(const Job *job, const Table *table, int64_t size, int64_t texts, int64_t maps) {
     int64_t voxels, bytes, extent, product;
     const int64_t item = out_item(job, table);
@@ -221,7 +221,7 @@ static int fits(const Job *job, const Table *table, int64_t size, int64_t texts,
         __builtin_mul_overflow(voxels, job->run, &voxels) || __builtin_mul_overflow(voxels, item, &bytes) ||
         bytes > size || job->out > size - bytes)
         return 0;
-    /* The last byte of the box in the file is a number that can be. */
+    /* The offset of the last byte of the box in the file must not overflow. */
     return !__builtin_mul_overflow(job->run, job->item, &extent) &&
            !__builtin_mul_overflow(job->count1 - 1, job->stride1, &product) &&
            !__builtin_add_overflow(extent, product, &extent) &&

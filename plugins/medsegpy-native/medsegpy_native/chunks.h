@@ -1,8 +1,8 @@
-/* Chunks that are compressed with gzip, perhaps shuffled before
+/* Decompress chunks with the filters gzip and, optionally, shuffle.
  *
- * They are inflated by the system's libdeflate, which is looked for while the module is imported, so that neither its
- * header is needed to compile this nor the library to use the rest. zlib is slower than the libraries that
- * medsegpy_core calls from Python, and not worth it. */
+ * The system's libdeflate does the decompression. It is loaded when the module is imported, so its header is not needed
+ * to compile this file, and the library is not needed for the other kernels. zlib is not used, because it is slower
+ * than the libraries that medsegpy_core calls from Python. */
 #ifndef MEDSEGPY_CHUNKS_H
 #define MEDSEGPY_CHUNKS_H
 
@@ -10,11 +10,11 @@
 
 #include "boxes.h"
 
-/* Axes of a dataset, and some to spare. */
+/* More axes than any supported dataset has. */
 #define MOST_AXES 8
-/* Compressed chunks of this size at most are compared with the one before. */
+/* Compressed chunks of at most this size are compared with the previous one. */
 #define SMALL 1024
-/* Chunks are not larger, as the libraries that inflate them count in 32 bits. */
+/* The largest compressed chunk: decompression libraries count in 32 bits. */
 #define MOST_INFLATED (1 << 30)
 
 static struct {
@@ -23,7 +23,7 @@ static struct {
     void (*end)(void *);
 } library;
 
-/* Looks for the library; 0: it is not installed. */
+/* Load the library; return 0 if it is not installed. */
 static int find_library(void) {
     static const char *const files[] = {"libdeflate.so.0", "libdeflate.0.dylib", NULL};
     static const char *const names[] = {"libdeflate_alloc_decompressor", "libdeflate_zlib_decompress",
@@ -33,7 +33,7 @@ static int find_library(void) {
         void *handle = dlopen(*file, RTLD_NOW | RTLD_LOCAL), *function;
         size_t found = 0;
         for (; handle && found < 3 && (function = dlsym(handle, names[found])); found++)
-            memcpy(pointers[found], &function, sizeof function); /* C has no cast from data to functions */
+            memcpy(pointers[found], &function, sizeof function); /* ISO C has no cast from data to functions */
         if (found == 3) return 1;
         if (handle) dlclose(handle);
     }
@@ -42,11 +42,11 @@ static int find_library(void) {
 }
 
 typedef struct {
-    size_t size, itemsize;     /* of a chunk and of an element; 1: chunks were not shuffled */
-    void *state;               /* the library's */
-    uint8_t *chunk, *shuffled; /* the chunk, and the same before its bytes are put in order */
-    int is_empty;              /* whether it is nothing but zeros; asked of small ones only */
-    uint8_t stored[SMALL];     /* what it was inflated from, where that is small: empty chunks follow each other */
+    size_t size, itemsize;     /* of a chunk and of an element; itemsize 1: chunks are not shuffled */
+    void *state;               /* of the library */
+    uint8_t *chunk, *shuffled; /* the chunk, and the chunk before unshuffling */
+    int is_empty;              /* whether the chunk is all zeros; only checked for small stored chunks */
+    uint8_t stored[SMALL];     /* the stored chunk if it is small, because empty chunks often repeat */
     size_t stored_size;
 } Inflater;
 
@@ -83,10 +83,10 @@ static void unshuffle(const uint8_t *from, size_t size, size_t itemsize, uint8_t
     }
 }
 
-/* Makes `chunk` of stored bytes. */
+/* Decompress stored bytes into `chunk`. */
 static int inflate_chunk(Inflater *inflater, const uint8_t *from, size_t stored) {
     if (stored == inflater->stored_size && memcmp(from, inflater->stored, stored) == 0) return 1;
-    /* With NULL for the size that comes out, only the whole of a chunk is success. */
+    /* With NULL for the actual size, the library fails unless it produces exactly one whole chunk. */
     if (library.inflate(inflater->state, from, stored, inflater->shuffled, inflater->size, NULL) != 0) return 0;
     if (inflater->itemsize > 1) unshuffle(inflater->shuffled, inflater->size, inflater->itemsize, inflater->chunk);
     inflater->stored_size = stored <= SMALL ? stored : 0;
@@ -95,9 +95,9 @@ static int inflate_chunk(Inflater *inflater, const uint8_t *from, size_t stored)
     return 1;
 }
 
-/* Parts of chunks: boxes that begin at the first element of a chunk. */
+/* Parts of chunks: boxes that start at the first element of a chunk. */
 typedef struct {
-    int64_t rank, item; /* axes, and bytes of what lies side by side in both */
+    int64_t rank, item; /* axes, and bytes that are contiguous in both arrays */
     const int64_t *from_strides, *to_strides;
 } Parts;
 
@@ -109,7 +109,7 @@ static FLAT void copy_items(const uint8_t *from, uint8_t *to, int64_t count, int
 static void put_part(const uint8_t *from, uint8_t *to, const int64_t *sizes, const Parts *parts) {
     int64_t last = parts->rank - 1, item = parts->item;
     const int64_t *from_strides = parts->from_strides, *to_strides = parts->to_strides;
-    /* Axes along which items lie side by side in both make larger items. */
+    /* Merge axes that are contiguous in both arrays into larger items. */
     while (last >= 0 && from_strides[last] == item && to_strides[last] == item) item *= sizes[last--];
     while (last > 0 && sizes[last] == 1) last--;
     const int64_t count = last < 0 ? 1 : sizes[last], from_stride = last < 0 ? 0 : from_strides[last],
@@ -137,13 +137,13 @@ static void put_part(const uint8_t *from, uint8_t *to, const int64_t *sizes, con
     }
 }
 
-/* Adds a * b, neither of them negative; 0: the sum is too large. */
+/* Add a * b to the sum; return 0 if one is negative or the sum overflows. */
 static int add_product(int64_t *sum, int64_t a, int64_t b) {
     int64_t product;
     return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, &product) && !__builtin_add_overflow(*sum, product, sum);
 }
 
-/* Whether a row of chunks makes sense: (offset, stored bytes, place in the output, sizes of the part of it). */
+/* Return whether a row of chunks is valid: (offset, stored bytes, offset in the output, sizes of the part). */
 static int chunk_fits(const int64_t *row, int64_t first, const Parts *parts, int64_t size, int64_t out) {
     int64_t from = 0, to = row[2];
     if (row[0] < first || row[1] < 1 || row[1] > MOST_INFLATED || to < 0) return 0;

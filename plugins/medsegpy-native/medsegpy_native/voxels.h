@@ -1,4 +1,4 @@
-/* Stored voxels into what a batch holds: categories, and float32. */
+/* Convert stored voxels to the contents of a batch: categories and float32. */
 #ifndef MEDSEGPY_VOXELS_H
 #define MEDSEGPY_VOXELS_H
 
@@ -12,13 +12,13 @@
 #error "These kernels are for little-endian machines; medsegpy_core works without them."
 #endif
 
-/* Functions that are compiled anew for each size that they are called with. */
+/* Functions to inline, so that the compiler specializes them for constant sizes. */
 #define FLAT inline __attribute__((always_inline))
-/* Voxels that are looked at together, and the largest row of a table. */
+/* Voxels that are processed together, and the largest row of a table in bytes. */
 #define TILE 64
 #define LARGEST_ENTRY 64
 
-/* What is stored, and what became of a job. */
+/* The kind of stored voxels, and the status of a job. */
 enum {
     COPY,
     PLANES,
@@ -38,15 +38,15 @@ enum {
 enum { DONE, LEFT, STALE, CHANGED, NOT_BINARY };
 
 typedef struct {
-    const uint8_t *entries;              /* 256 rows: what each combination of channels becomes */
-    size_t entry;                        /* bytes of a row */
-    uint8_t empty[TILE * LARGEST_ENTRY]; /* what a tile of empty voxels becomes */
+    const uint8_t *entries;              /* 256 rows: the output for each combination of channels */
+    size_t entry;                        /* bytes per row */
+    uint8_t empty[TILE * LARGEST_ENTRY]; /* the output for a tile of empty voxels */
 } Table;
 
-/* -- writing past the cache */
+/* -- streaming stores */
 
-/* Sixteen bytes at a time, both ends of the output on a border of sixteen. Lines of the cache are then written without
- * being read first, three times as fast; quickest where outputs as a whole begin at the border of a line. */
+/* Copy 16 bytes at a time; both ends of the output must be aligned to 16. Streaming stores do not read cache lines
+ * before writing them, which is three times as fast; fastest if the whole output starts at a cache line. */
 static inline void stream(uint8_t *out, const uint8_t *from, size_t size) {
 #ifdef __SSE2__
     for (size_t i = 0; i < size; i += 16)
@@ -63,14 +63,14 @@ static void copy(uint8_t *out, const uint8_t *from, size_t size, int streaming) 
         memcpy(out, from, size);
 }
 
-/* What was streamed is seen by other threads after this. */
+/* Make streaming stores visible to other threads. */
 static inline void end_streaming(void) {
 #ifdef __SSE2__
     _mm_sfence();
 #endif
 }
 
-/* -- voxels into categories */
+/* -- conversion to categories */
 
 static inline uint64_t load64(const uint8_t *p) {
     uint64_t x;
@@ -91,14 +91,14 @@ static inline int any(const uint8_t *from, size_t size) {
     return found || load_some(from + at, size - at);
 }
 
-/* The channels of a voxel, one a byte, as bits: channel c is bit c. */
+/* Pack the channels of a voxel, one byte each, into bits: channel c is bit c. */
 static inline unsigned pack_bits(uint64_t x) { return (unsigned)((x * UINT64_C(0x0102040810204080)) >> 56); }
 
-/* A tile of voxels with `item` channels, one a byte, 0 or 1. */
+/* Convert a tile of voxels with `item` channels of one byte each, 0 or 1. */
 static FLAT int planes_of(const uint8_t *from, size_t voxels, size_t item, const uint8_t *entries, size_t entry,
                           uint8_t *out) {
     const uint64_t wanted = item == 8 ? ~UINT64_C(0) : (UINT64_C(1) << (8 * item)) - 1;
-    /* Of the last voxels, eight bytes would reach beyond the end. */
+    /* For the last voxels, a load of 8 bytes would exceed the input. */
     const size_t whole = voxels * item >= 8 ? (voxels * item - 8) / item + 1 : 0;
     uint64_t seen = 0;
     for (size_t voxel = 0; voxel < whole; voxel++) {
@@ -119,7 +119,7 @@ static FLAT int bits_of(const uint8_t *from, size_t voxels, const uint8_t *entri
     return DONE;
 }
 
-/* `entry` is known to the compiler where this is called. Most tiles of most masks are empty. */
+/* Callers pass a constant `entry`. Empty tiles are handled first, because most tiles of most masks are empty. */
 static FLAT int expand_of(const uint8_t *from, size_t voxels, size_t item, int bits, const Table *table, size_t entry,
                           uint8_t *out, int streaming) {
     uint8_t tile[TILE * LARGEST_ENTRY];
@@ -162,7 +162,7 @@ static int expand(const uint8_t *from, size_t voxels, size_t item, int bits, con
 #undef EXPAND
 }
 
-/* -- numbers into float32 */
+/* -- conversion to float32 */
 
 #define TO_FLOAT(NAME, TYPE, LOAD)                                       \
     static void NAME(const uint8_t *from, size_t voxels, uint8_t *out) { \

@@ -445,7 +445,7 @@ def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
 def test_arguments_that_are_none_are_refused(jobs, texts, table, message):
     with pytest.raises(ValueError, match=message):
         native.kernels(None).read_boxes(jobs, texts, (), np.zeros(4, np.float32), table)
-    with pytest.raises(ValueError, match=r"fit together|256 rows"):
+    with pytest.raises(ValueError, match=r"do not match|256 rows"):
         native.kernels(None).collate(np.zeros(12, np.uint8), 5, False, np.zeros(3, np.uint8), table or bytes(256))
 
 

@@ -1,4 +1,4 @@
-"""Lazy arrays of NIfTI files: some of the stored axes, some of the volumes, several as channels."""
+"""Lazy arrays of NIfTI files: a subset of the stored axes or volumes, or several arrays as channels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_READ: Final = 8 << 30
 
 
 class LazyNifti:
-    """What all of these share: ``array[selection]`` by way of `read_into`."""
+    """The base class: implements ``array[selection]`` with `read_into`."""
 
     header: Header
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class LazyNifti:
 
     def read_into(self, selection: tuple[slice, ...], out: NDArray[Any]) -> None:
         """Read a box: one ``slice(start, stop)`` per axis, into an array of that shape."""
-        raise AssertionError("each has its own")
+        raise AssertionError("subclasses implement it")
 
 
 class NiftiArray(LazyNifti):
@@ -56,8 +56,8 @@ class NiftiArray(LazyNifti):
     Args:
         header: The header of the file.
         window: One slice per stored axis.
-        left_out: Stored axes, of size 1 in the window, that are left out.
-        cache_bytes: How many bytes of unpacked files may be kept in memory.
+        left_out: Stored axes to remove; they have size 1 in the window.
+        cache_bytes: The size of the cache of decompressed files.
     """
 
     def __init__(self, header: Header, window: Sequence[slice], left_out: Sequence[int], cache_bytes: int):
@@ -81,7 +81,7 @@ class NiftiArray(LazyNifti):
 
 
 class StackedArray(LazyNifti):
-    """Arrays of one shape and type as channels, on a new last axis."""
+    """Arrays with the same shape and type as channels on a new last axis."""
 
     def __init__(self, parts: Sequence[LazyNifti]):
         self.header = parts[0].header

@@ -1,9 +1,9 @@
-"""Where voxels come from: a plain file by byte ranges, a compressed one from its beginning, or from memory.
+"""Read voxels: from byte ranges of a plain file, from the start of a compressed file, or from the cache.
 
-A NIfTI file stores its first axis fastest. A box is read in runs: as many whole leading axes as it covers, and
-a part of the next. Positions only grow from run to run, so that a compressed file is unpacked once for a box.
+A NIfTI file stores its first axis fastest. A box is read in runs: the leading axes that it covers completely, and a
+part of the next axis. Positions increase from run to run, so a compressed file is decompressed once per box.
 
-A compressed file ends with a checksum of its content. Whoever unpacks it to its last voxel reads on to the checksum.
+A compressed file ends with a checksum of its content. A read that reaches the last voxel continues to the checksum.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 __all__ = ["clear_cache", "read_box", "verify"]
 
 Selection = tuple[slice, ...]
-_PIECE: Final = 1 << 20  # bytes that are read at once beside the result
-_SKIPPED: Final = 1 << 16  # bytes that are read at once and let go
-_MOST_BEHIND: Final = 1 << 20  # bytes that may follow the voxels in a compressed file
+_PIECE: Final = 1 << 20  # bytes per read, in addition to the result
+_SKIPPED: Final = 1 << 16  # bytes per read that are discarded
+_MOST_BEHIND: Final = 1 << 20  # bytes allowed after the voxels in a compressed file
 
 
 def read_box(header: Header, box: Selection, out: NDArray[Any], cache_bytes: int) -> None:
-    """Read a box of the stored axes into `out`, scaled as the header says.
+    """Read a box of the stored axes into `out`, with the scaling of the header.
 
     Args:
         header: The header of the file.
         box: One ``slice(start, stop)`` per stored axis, within bounds.
         out: An array of the shape of the box.
-        cache_bytes: How many bytes of unpacked files may be kept in memory, over all files.
+        cache_bytes: The size of the cache of decompressed files.
 
     Raises:
-        ReadError: The file is cut short, damaged (by its checksum, if all of it is unpacked), was replaced by another
-            one, or changes while it is read.
+        ReadError: The file is truncated, damaged (by its checksum, if it is read to its end), was replaced, or changes
+            while it is read.
     """
     if not out.size:
         return
@@ -57,10 +57,10 @@ def read_box(header: Header, box: Selection, out: NDArray[Any], cache_bytes: int
 
 
 def verify(header: Header, cache_bytes: int) -> None:
-    """Read a compressed file to its end and check it against its checksum; a plain one has none.
+    """Read a compressed file to its end and verify its checksum; a plain file has none.
 
     Raises:
-        ReadError: It is damaged.
+        ReadError: The file is damaged.
     """
 
     def read(now: Header, fresh: bool) -> None:
@@ -78,7 +78,7 @@ def verify(header: Header, cache_bytes: int) -> None:
 
 
 def _read_fresh(header: Header, box: Selection, out: NDArray[Any], cache_bytes: int) -> tuple[bytes, bytes]:
-    """Read a file of which nothing may be relied on; returns its header, and the hash of what was read."""
+    """Read a file without using anything known about it; returns its header, and the hash of the data."""
     import numpy as np
 
     now = same_kind(header, fresh_header(header.path))
@@ -87,7 +87,7 @@ def _read_fresh(header: Header, box: Selection, out: NDArray[Any], cache_bytes: 
 
 
 def _read(header: Header, box: Selection, out: NDArray[Any], cache_bytes: int, fresh: bool = False) -> None:
-    """Read a box; `ChangedError` if the file is not that of the header, or, unless that is `fresh`, is written."""
+    """Read a box; raises `ChangedError` if the header is outdated or, unless `fresh`, the file may be changing."""
     with whole_file_errors(header.path):
         if header.compressed and header.nbytes <= cache_bytes:
             stored = _unpacked(header, cache_bytes, fresh).view(header.dtype).reshape(header.shape, order="F")
@@ -117,7 +117,7 @@ class _Plain:
         return parts
 
     def finish(self) -> None:
-        """Nothing follows that says anything about what was read."""
+        """Do nothing: a plain file has no checksum."""
 
 
 class _Compressed:
@@ -139,8 +139,8 @@ def _opened(header: Header, fresh: bool) -> Iterator[_Source]:
     """Open the file of a header.
 
     Raises:
-        ChangedError: It is another one, or changes in the meantime, or may do so without another stamp; the latter only
-            unless the header is `fresh`.
+        ChangedError: The file was replaced, or changes while it is open; unless `fresh`, also if it is so young that a
+            change may not show in its stamp.
     """
     with opened_file(header.path) as file:
         if file.stamp != header.stamp or (file.young and not fresh):
@@ -158,7 +158,8 @@ def _read_runs(header: Header, box: Selection, out: NDArray[Any], source: _Sourc
     import numpy as np
 
     shape, size = header.shape, header.dtype.itemsize
-    # The axis along which a run extends: behind the whole ones; the second at least, lest runs be very short.
+    # A run extends along the first axis that is not covered completely, but at least along the second axis: otherwise,
+    # runs would be very short.
     axis = next((i for i, part in enumerate(box) if part != slice(0, shape[i])), len(shape) - 1)
     axis = max(axis, min(1, len(shape) - 1))
     strides = [math.prod(shape[:i]) for i in range(len(shape))]
@@ -172,13 +173,13 @@ def _read_runs(header: Header, box: Selection, out: NDArray[Any], source: _Sourc
             count = (stop - start) * strides[axis] * size
             data = source.read(header.offset + (base + start * strides[axis]) * size, count)
             if len(data) < count:
-                raise ReadError(f"{count} bytes were expected, and {len(data)} are there; it is cut short", header.path)
+                raise ReadError(f"expected {count} bytes, found {len(data)}: the file is truncated", header.path)
             run = np.frombuffer(data, header.dtype).reshape((*shape[:axis], stop - start), order="F")
             along = slice(start - box[axis].start, stop - box[axis].start)
             _put(header, run[box[:axis]], out[(*[slice(None)] * axis, along, *behind)])
     slowest = max((i for i, n in enumerate(shape) if n > 1), default=0)
     if box[slowest].stop == shape[slowest]:
-        source.finish()  # little is left, if anything
+        source.finish()  # at most a little data remains
 
 
 def _put(header: Header, stored: NDArray[Any], out: NDArray[Any]) -> None:
@@ -194,16 +195,16 @@ def _put(header: Header, stored: NDArray[Any], out: NDArray[Any]) -> None:
     out[...] = values
 
 
-# Unpacked files, the one used last at the end. A compressed file can be read from its beginning only, and each batch
-# wants another part of it.
+# Decompressed files, in order of last use. A compressed file can only be read from its start, and each batch needs a
+# different part of it.
 _cache: OrderedDict[object, NDArray[np.uint8]] = OrderedDict()
 _lock = threading.Lock()
 _unpacking: dict[object, threading.Lock] = {}
 
 
 def clear_cache() -> None:
-    """Forget all unpacked files. A fork does it by itself: a thread that is gone may have held a lock."""
-    global _lock  # noqa: PLW0603 -- the lock of the parent process may never be free
+    """Clear the cache of decompressed files. A fork also does this, because a missing thread may hold the lock."""
+    global _lock  # noqa: PLW0603 -- the parent's lock may never be released
     _lock = threading.Lock()
     _unpacking.clear()
     _cache.clear()
@@ -213,9 +214,9 @@ os.register_at_fork(after_in_child=clear_cache)
 
 
 def _unpacked(header: Header, cache_bytes: int, fresh: bool) -> NDArray[np.uint8]:
-    """Return the stored data of a compressed file; threads that want the same file wait for the first."""
+    """Return the stored data of a compressed file; of several threads, only the first decompresses it."""
     if fresh:
-        return _unpack(header, fresh)  # for this once: it may change again without another stamp
+        return _unpack(header, fresh)  # not cached: the file may change again without a new stamp
     key = header.path, header.stamp
     with _lock:
         if key in _cache:
@@ -228,7 +229,7 @@ def _unpacked(header: Header, cache_bytes: int, fresh: bool) -> NDArray[np.uint8
                 return _cache[key]
         try:
             with _lock:
-                # Room is made first, so that the limit holds while the file is unpacked, too.
+                # Free memory first, so that the limit also holds during decompression.
                 while _cache and sum(kept.nbytes for kept in _cache.values()) + header.nbytes > cache_bytes:
                     _cache.popitem(last=False)
             data = _unpack(header, fresh)
@@ -241,7 +242,7 @@ def _unpacked(header: Header, cache_bytes: int, fresh: bool) -> NDArray[np.uint8
 
 
 def _unpack(header: Header, fresh: bool) -> NDArray[np.uint8]:
-    """Unpack a file and check it against its checksum."""
+    """Decompress a file and verify its checksum."""
     import numpy as np
 
     data = np.empty(header.nbytes, np.uint8)
@@ -259,10 +260,10 @@ def _unpack(header: Header, fresh: bool) -> NDArray[np.uint8]:
 
 
 def _read_to_the_end(file: Any, header: Header) -> None:
-    """Read what follows, as the checksum is behind it.
+    """Read the bytes after the voxels, because the checksum comes after them.
 
     Raises:
-        ReadError: There is more than a little.
+        ReadError: There are too many.
     """
     left = header.offset + header.nbytes - file.tell() + _MOST_BEHIND
     while part := file.read(min(_SKIPPED, left + 1)):
@@ -270,7 +271,7 @@ def _read_to_the_end(file: Any, header: Header) -> None:
         if left < 0:
             raise ReadError(
                 f"more than {_MOST_BEHIND:,} bytes follow the {' x '.join(map(str, header.shape))} voxels of "
-                f"{header.dtype} that its header declares: the header is damaged, or the file is no image",
+                f"{header.dtype} that its header declares: the header is damaged, or the file is not an image",
                 header.path,
             )
     if left > _MOST_BEHIND:
@@ -278,4 +279,4 @@ def _read_to_the_end(file: Any, header: Header) -> None:
 
 
 def _cut_short(header: Header, expected: int, found: int) -> ReadError:
-    return ReadError(f"{expected} bytes of voxels were expected, and {found} are there; it is cut short", header.path)
+    return ReadError(f"expected {expected} bytes of voxels, found {found}: the file is truncated", header.path)

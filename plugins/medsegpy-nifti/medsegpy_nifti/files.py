@@ -1,4 +1,4 @@
-"""Files as they are opened: regular ones only, noticed when they change, unpacked where they are compressed."""
+"""Open regular files, detect changes, and decompress."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from medsegpy_core.reading import Stamp, is_young, stamp_of, wait_for_write
 
 __all__ = ["ChangedError", "OpenFile", "opened_file", "unpacking", "whole_file_errors"]
 
-# Without O_NONBLOCK, opening a pipe that took the place of a file would wait for ever.
+# Without O_NONBLOCK, opening a pipe that replaced the file would wait forever.
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class ChangedError(ReadError):
-    """The file is being written, or is another one than before; what was read of it is of no use."""
+    """The file is being written, or was replaced; the data that were read are invalid."""
 
     @classmethod
     def of(cls, path: Path) -> ChangedError:
@@ -37,9 +37,9 @@ class OpenFile:
     """An open file.
 
     Attributes:
-        descriptor: Of the operating system.
-        stamp: What identified its content when it was opened.
-        young: Whether the stamp may stand for more than one content, as the file was changed just before.
+        descriptor: The file descriptor.
+        stamp: The stamp of the file when it was opened.
+        young: Whether the content may still change without a new stamp, because the file changed just before.
     """
 
     descriptor: int
@@ -68,7 +68,7 @@ def opened_file(path: Path) -> Iterator[OpenFile]:
         try:
             yield OpenFile(descriptor, before, is_young(status))
         finally:
-            # Whatever else went wrong then went wrong because of it.
+            # If the file changed, that explains any other error.
             if stamp_of(os.fstat(descriptor)) != before:
                 raise ChangedError.of(path)
     finally:
@@ -77,14 +77,14 @@ def opened_file(path: Path) -> Iterator[OpenFile]:
 
 @contextmanager
 def unpacking(descriptor: int) -> Iterator[Any]:
-    """Give the content of a gzip file, from its beginning, as a file; its checksum is compared at its end."""
+    """Return a file object with the content of a gzip file; it verifies the checksum at the end."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     with os.fdopen(descriptor, "rb", closefd=False) as packed, _gunzip()[0](packed) as file:
         yield file
 
 
 class whole_file_errors:  # noqa: N801 -- used as a function
-    """Turn what goes wrong while a file is read into a `ReadError` with its path."""
+    """Turn errors while a file is read into `ReadError` with its path."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -96,7 +96,7 @@ class whole_file_errors:  # noqa: N801 -- used as a function
         if isinstance(error, ReadError) or error is None:
             return
         if isinstance(error, EOFError):
-            reason = "the compressed data end too early: the file is cut short, or something else follows them"
+            reason = "the compressed data end too early: the file is truncated, or other data follow them"
             raise ReadError(reason, self.path) from error
         if isinstance(error, (zlib.error, gzip.BadGzipFile, _gunzip()[1])):
             raise ReadError(f"the compressed data are damaged: {error}", self.path) from error
@@ -108,7 +108,7 @@ class whole_file_errors:  # noqa: N801 -- used as a function
 
 @functools.cache
 def _gunzip() -> tuple[Callable[..., Any], type[Exception]]:
-    """Return what unpacks gzip files, the fastest that is installed, and the error that it raises."""
+    """Return the fastest installed function to open gzip files, and the error that it raises."""
     try:
         from isal import igzip, isal_zlib
     except ImportError:

@@ -1,4 +1,4 @@
-"""The header of a NIfTI file: what is in it and where. nibabel reads it; what it says is checked against the file."""
+"""The header of a NIfTI file. nibabel parses it; this module checks it against the file."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _MAGIC_AT: Final = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}  # by the size of the header
 _PAIR_AT: Final = {348: (344, b"ni1\0"), 540: (4, b"ni2\0\r\n\x1a\n")}
 _GZIP_WBITS: Final = zlib.MAX_WBITS | 16
-_STEP: Final = 4096  # bytes of a gzip file that are read at once for its header
-_MOST_DEFLATED: Final = 1032  # bytes that a byte of a gzip file can become
+_STEP: Final = 4096  # bytes of a gzip file per read of its header
+_MOST_DEFLATED: Final = 1032  # the largest compression ratio of gzip
 _MILLIMETRES: Final = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-_HEAD: Final = 544  # bytes: the larger header, and the four behind it
+_HEAD: Final = 544  # bytes: the larger header, and the four bytes after it
 _MOST_KNOWN: Final = 4096
-_ALIGNED: Final = 2  # the code of coordinates aligned to another scan; 1 is the scanner's, larger ones are atlases'
-_BEHIND: Final = 4  # bytes between header and data that say whether there are extensions
+_ALIGNED: Final = 2  # coordinates aligned to another scan; 1: scanner coordinates; larger codes: atlases
+_BEHIND: Final = 4  # bytes between header and data that declare extensions
 
 _logger = logging.getLogger(__name__)
-_logger.addHandler(logging.NullHandler())  # nibabel's remarks about headers are nothing for stderr
+_logger.addHandler(logging.NullHandler())  # keep nibabel's messages about headers off stderr
 
 
 @frozen
 class Header:
-    """What the header says.
+    """A checked header.
 
     Attributes:
         path: The file.
-        head: Its bytes.
-        stamp: What identified the content of the file when it was read; it says nothing about the image.
+        head: The bytes of the header.
+        stamp: The stamp of the file when it was read; not part of the image.
         compressed: Whether it is a gzip file.
-        shape: The stored axes, the first varies fastest.
+        shape: The stored shape; the first axis varies fastest.
         dtype: The stored type, in stored byte order.
-        offset: Where the data begin, in bytes of the uncompressed file.
-        slope: What stored values are multiplied with; `slope` and `inter` are None where they are not scaled.
-        inter: What is added to them then.
-        zooms: Millimetres, one per stored axis of the first three; None: it does not say.
-        affine: Four rows of four, voxel index to RAS+ mm; None: it does not say.
-        contradictions: How it contradicts itself about where its voxels lie, in words.
+        offset: The offset of the data in the decompressed file.
+        slope: The factor of stored values; `slope` and `inter` are None if values are not scaled.
+        inter: The offset of scaled values.
+        zooms: Millimeters, one value for each of the first three stored axes; None: not declared.
+        affine: Four rows of four, voxel index to RAS+ mm; None: not declared.
+        contradictions: Contradictions in the declared positions of voxels, as texts.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Header:
 
     @property
     def value_dtype(self) -> np.dtype[Any]:
-        """The type of the values: float64 where they are scaled, else the stored one in native byte order."""
+        """The type of the values: float64 if they are scaled, else the stored type in native byte order."""
         import numpy as np
 
         return self.dtype.newbyteorder("=") if self.slope is None else np.dtype(np.float64)
@@ -83,7 +83,7 @@ class Header:
 
 
 def is_nifti(path: Path) -> bool:
-    """Say whether a file begins as a NIfTI file does, compressed or not."""
+    """Return whether a file starts with a NIfTI header, compressed or not."""
     try:
         with opened_file(path) as file:
             head = _head(file.descriptor)[1]
@@ -93,10 +93,10 @@ def is_nifti(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a file; nothing is read again as long as the file does not change.
+    """Read the header of a file; it is cached until the file changes.
 
     Raises:
-        ReadError: It is missing, no NIfTI file, too short for what the header says, or changes all the time.
+        ReadError: The file is missing, not a NIfTI file, too short for its header, or changes all the time.
     """
     with whole_file_errors(path):
         try:
@@ -108,29 +108,29 @@ def read_header(path: Path) -> Header:
 
 
 def current_header(header: Header) -> Header:
-    """Return the header as it is now: the same, or that of a file that holds an image of the same kind.
+    """Return the current header of the file.
 
     Raises:
-        ReadError: The image is another one.
+        ReadError: It differs in more than the stamp.
     """
     return same_kind(header, read_header(header.path))
 
 
 def same_kind(header: Header, now: Header) -> Header:
-    """Return the second of two headers of one file, if it says the same; see `current_header`."""
+    """Return the second of two headers of a file if it agrees with the first; see `current_header`."""
     if now != header:
         was, found = (f"{' x '.join(map(str, h.shape))} voxels of {h.dtype}" for h in (header, now))
-        differs = f"it held {was}, and holds {found} now" if was != found else "its header is another one now"
+        differs = f"it had {was} and now has {found}" if was != found else "its header is different"
         raise ReadError(f"the file changed since it was opened: {differs}", header.path)
     return now
 
 
-# Headers by path and stamp. There may be many threads: the worst is that a header is read twice.
+# Headers by path and stamp. Used without a lock: at worst, two threads read the same header.
 _known: dict[tuple[Path, Stamp], Header] = {}
 
 
 def fresh_header(path: Path) -> Header:
-    """Read the header of a file, whatever is known of it; see `read_header`."""
+    """Read the header of a file without the cache; see `read_header`."""
     with whole_file_errors(path), opened_file(path) as file:
         compressed, head = _head(file.descriptor)
     size = _size_of(head)
@@ -155,7 +155,7 @@ def _head(descriptor: int) -> tuple[bool, bytes]:
 
 
 def _unpacked_head(descriptor: int) -> bytes:
-    """Return the first bytes of what a gzip file holds. The module `gzip` would read 128 KiB for them."""
+    """Return the first bytes of the content of a gzip file. The module `gzip` would read 128 KiB for them."""
     head, packed, position, begins = b"", b"", 0, False
     inflater = zlib.decompressobj(_GZIP_WBITS)
     while len(head) < _HEAD:
@@ -181,12 +181,12 @@ def _not_nifti(head: bytes, path: Path) -> str:
     if any(head[at : at + len(magic)] == magic for at, magic in _PAIR_AT.values()):
         return "this is the header of a pair of files (.hdr and .img); convert it to one .nii file"
     if (kind := foreign_kind(path)) is not None:
-        return f"this is not a NIfTI file, but {kind}"
-    return "this is not a NIfTI file, or it is cut short"
+        return f"this is not a NIfTI file but {kind}"
+    return "this is not a NIfTI file, or it is truncated"
 
 
 def _parsed(head: bytes, size: int, path: Path) -> tuple[Any, list[float]]:
-    """Return the header as nibabel repairs it, and the voxel sizes as they are: it makes 1 of 0, which is not known."""
+    """Return nibabel's repaired header, and the original voxel sizes: nibabel turns 0 (unknown) into 1."""
     import nibabel as nib
 
     kind: Any = nib.Nifti1Header if size == 348 else nib.Nifti2Header
@@ -196,8 +196,8 @@ def _parsed(head: bytes, size: int, path: Path) -> tuple[Any, list[float]]:
         header = kind(head, check=False)
         pixdim = [abs(float(size)) for size in header["pixdim"]]
         header.check_fix(logger=_logger, error_level=40)
-    except Exception as error:  # whatever nibabel makes of a broken header
-        raise ReadError(f"its header is broken: {error}", path) from error
+    except Exception as error:  # nibabel may raise anything for an invalid header
+        raise ReadError(f"its header is invalid: {error}", path) from error
     return header, pixdim
 
 
@@ -205,15 +205,15 @@ def _header_of(header: Any, pixdim: list[float], path: Path, stamp: Stamp, compr
     rank = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : rank + 1])
     if not 2 <= rank <= 7 or min(shape) < 1:
-        raise ReadError(f"its header says {rank} axes of {' x '.join(map(str, shape))}, and that is no image", path)
+        raise ReadError(f"its header declares {rank} axes, {' x '.join(map(str, shape))}, which is not an image", path)
     try:
         dtype = header.get_data_dtype()
         slope, inter = header.get_slope_inter()
         unit = header.get_xyzt_units()[0]
     except Exception as error:
-        raise ReadError(f"its header is broken: {error}", path) from error
+        raise ReadError(f"its header is invalid: {error}", path) from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ReadError(f"its voxels are of type {dtype}; integers and floats of up to 64 bits are read", path)
+        raise ReadError(f"its voxels have the type {dtype}; supported are integers and floats of up to 64 bits", path)
     if slope is None or (slope, inter) == (1, 0):
         slope = inter = None
     offset = int(header["vox_offset"]) or int(header["sizeof_hdr"]) + _BEHIND
@@ -241,7 +241,7 @@ def _states_spacing(header: Any, pixdim: list[float], rank: int) -> bool:
 
 
 def _zooms(sizes: list[float], millimetres: float) -> tuple[float, ...] | None:
-    # Through text: 0.7 is stored as a float32, and is meant to be 0.7.
+    # Round to the precision of float32: a stored 0.7 means 0.7.
     zooms = tuple(float(f"{zoom:.7g}") * millimetres for zoom in sizes)
     return zooms if all(math.isfinite(zoom) and zoom > 0 for zoom in zooms) else None
 
@@ -250,7 +250,7 @@ def _affine(header: Any, millimetres: float) -> Affine | None:
     import numpy as np
 
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
-        return None  # nibabel would make one up
+        return None  # nibabel would invent one
     try:
         affine = np.array(header.get_best_affine(), dtype=float)
     except Exception:  # noqa: BLE001 -- a quaternion that is none
@@ -260,28 +260,28 @@ def _affine(header: Any, millimetres: float) -> Affine | None:
 
 
 def _contradictions(header: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Compare sform and qform, if the header has both, and they are of one space."""
+    """Compare sform and qform if the header has both, for the same space."""
     codes = int(header["sform_code"]), int(header["qform_code"])
     if min(codes) <= 0 or (codes[0] != codes[1] and max(codes) > _ALIGNED):
-        return ()  # an atlas's space is meant to differ from the scanner's
+        return ()  # the space of an atlas differs from that of the scanner by design
     try:
         forms = [checked_affine(header.get_sform()), checked_affine(header.get_qform())]
-    except Exception:  # noqa: BLE001 -- a quaternion that is none; the sform counts then
+    except Exception:  # noqa: BLE001 -- an invalid quaternion; the sform is used
         return ()
     offset = corner_offset(*[Grid(shape[:3], form) for form in forms])
     if offset is None or offset <= ERROR_VOXELS:
         return ()
-    return (f"its sform, which counts, and its qform lie up to {offset:.3g} voxels apart",)
+    return (f"its sform (which is used) and its qform differ by up to {offset:.3g} voxels",)
 
 
 def _check_extent(header: Header, size: int) -> None:
-    """Refuse a file that is too short for its header, before anybody allocates what it claims."""
+    """Reject a file that is too short for its header before memory for its array is allocated."""
     needed = header.offset + header.nbytes
     if header.offset < 0 or (not header.compressed and needed > size):
         raise ReadError(
-            f"its header says {' x '.join(map(str, header.shape))} voxels of {header.dtype}, {needed} bytes with the "
-            f"header, but the file has {size}; it is cut short, or its header is broken",
+            f"its header declares {' x '.join(map(str, header.shape))} voxels of {header.dtype}, {needed} bytes with "
+            f"the header, but the file has {size}: it is truncated, or its header is invalid",
             header.path,
         )
     if header.compressed and needed > size * _MOST_DEFLATED + 1024:
-        raise ReadError(f"its header says {needed} bytes; {size} compressed ones cannot hold as many", header.path)
+        raise ReadError(f"its header declares {needed} bytes, more than {size} compressed bytes can hold", header.path)

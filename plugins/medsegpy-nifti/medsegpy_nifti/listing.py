@@ -1,4 +1,4 @@
-"""From a folder of NIfTI files to dataset dicts."""
+"""List a folder of NIfTI files as dataset dicts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def list_scans(root: Path, reader: str) -> list[DatasetDict]:
     channel axis. Masks without an image are reported in a `DataWarning`. Headers of masks are read.
 
     Args:
-        root: The folder. Its subfolders are not looked into.
-        reader: What the dicts say in `reader`.
+        root: The folder; its subfolders are not listed.
+        reader: The value of `reader` in the dicts.
 
     Returns:
         Dataset dicts with absolute paths; `scan_id` is X.
 
     Raises:
         ReadError: There is no such folder.
-        RecordError: Two files have one name, but for the compression.
+        RecordError: Two files have the same name except for the compression suffix.
     """
     folder = os.path.abspath(root)  # noqa: PTH100
     try:
@@ -48,7 +48,7 @@ def list_scans(root: Path, reader: str) -> list[DatasetDict]:
             continue
         other = files.setdefault(name[: -len(suffix)], name)
         if other != name:
-            raise RecordError(f"{folder}: {other} and {name} have one name, so that they look like one scan. Keep one.")
+            raise RecordError(f"{folder}: {other} and {name} have the same name and look like one scan. Keep one.")
     images = [stem for stem in files if not stem.endswith(_MASK)]
     _report(folder, [files[stem] for stem in files if stem.endswith(_MASK) and stem.removesuffix(_MASK) not in files])
     dicts = []
@@ -64,7 +64,7 @@ def list_scans(root: Path, reader: str) -> list[DatasetDict]:
 
 
 def _is_label_map(mask: Path) -> bool:
-    """Say whether a mask has no channel axis. One that cannot be read is told of when it is opened."""
+    """Return whether a mask has no channel axis. An unreadable mask raises when it is opened."""
     try:
         return sum(n > 1 for n in read_header(mask).shape[3:]) == 0
     except ReadError:
@@ -74,8 +74,8 @@ def _is_label_map(mask: Path) -> bool:
 def _report(folder: str, orphans: list[str]) -> None:
     if orphans:
         warnings.warn(
-            f"{folder}: {len(orphans)} masks have no image and are left aside: {some(orphans)}. "
-            "The mask of X.nii.gz is X_seg.nii.gz",
+            f"{folder}: skipped masks that have no image ({len(orphans)}): {some(orphans)}. The mask of X.nii.gz is "
+            "X_seg.nii.gz",
             DataWarning,
             stacklevel=5,
         )

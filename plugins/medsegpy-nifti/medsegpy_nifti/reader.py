@@ -21,23 +21,23 @@ __all__ = ["NiftiReader", "NiftiScan", "medsegpy_register_readers"]
 
 @frozen
 class NiftiScan:
-    """What is in the files of a record, in stored axis order."""
+    """The arrays of a record, in stored axis order."""
 
     image: LazyNifti
     mask: LazyNifti | None
     metadata: Mapping[str, Any]
     mask_metadata: Mapping[str, Any]
     contradictions: tuple[str, ...]
-    detached: bool = True  # no file stays open, and each read sees whether the file is the same
+    detached: bool = True  # no file stays open: each read checks that the file is unchanged
 
 
 @frozen
 class NiftiReader:
-    """Images and masks in ``.nii`` and ``.nii.gz`` files, of version 1 and 2; README.md says how.
+    """Images and masks in ``.nii`` and ``.nii.gz`` files, version 1 and 2; see README.md.
 
     Attributes:
-        cache_bytes: How much of unpacked ``.nii.gz`` files may be kept in memory, over all files. What is larger is
-            unpacked anew for each read, slice by slice.
+        cache_bytes: The size of the cache of decompressed ``.nii.gz`` files. A larger file is decompressed for each
+            read, slice by slice.
     """
 
     name: str = "nifti"
@@ -45,7 +45,7 @@ class NiftiReader:
     cache_bytes: int = field(default=512 << 20, validator=[validators.instance_of(int), validators.ge(0)])
 
     def probe(self, path: Path) -> bool:
-        """Say whether the file begins as a NIfTI file does."""
+        """Return whether the file starts with a NIfTI header."""
         return is_nifti(path)
 
     @contextmanager
@@ -53,13 +53,13 @@ class NiftiReader:
         """Read the headers of image and mask.
 
         Raises:
-            ReadError: A file cannot be read, or the record does not say which of its volumes are which.
+            ReadError: A file cannot be read, or the record does not select the volumes of image and mask.
         """
         header = read_header(record.file_name)
         if record.sem_seg_file == record.file_name and record.sem_seg_key is None:
             raise ReadError(
-                "image and mask are in one file, so say which volumes along the fourth axis are which, counted from 0: "
-                "image_key='0', sem_seg_key='1' (or '1:4' for three classes)",
+                "image and mask are in one file: select their volumes along the fourth axis, counted from 0, with "
+                "image_key='0', sem_seg_key='1' (or '1:4' for 3 classes)",
                 record.file_name,
             )
         axes = record.extra.get("image_axes")
@@ -86,7 +86,7 @@ class NiftiReader:
         spatial = 2 if record.kind == "slice" else 3
         if record.kind == "slice" and axes is None and len(window) >= 3 and header.shape[2] == record.scan_num_slices:
             window[2] = slice((record.slice_id or 1) - 1, record.slice_id)
-        # Unit axes behind the spatial ones say nothing: H x W x D x 1, and H x W x D x 1 x C for vectors.
+        # Ignore unit axes after the spatial ones: H x W x D x 1, and H x W x D x 1 x C for vectors.
         wanted = len(axes) if axes is not None else spatial
         for axis in range(spatial, len(window)):
             alone = window[axis].stop - window[axis].start == 1
@@ -95,10 +95,10 @@ class NiftiReader:
         return NiftiArray(header, window, left_out, self.cache_bytes)
 
     def verify(self, path: Path) -> None:
-        """Read a ``.nii.gz`` file to its end and check it against its checksum; a ``.nii`` file has none.
+        """Read a ``.nii.gz`` file to its end and verify its checksum; a ``.nii`` file has none.
 
         Raises:
-            ReadError: It is damaged.
+            ReadError: The file is damaged.
         """
         verify(read_header(path), self.cache_bytes)
 
@@ -110,7 +110,7 @@ class NiftiReader:
 
 
 def _volumes(header: Header, key: str) -> slice:
-    """Return which volumes along the fourth axis a key means: ``"2"``, or ``"1:4"``."""
+    """Return the volumes along the fourth axis that a key selects: ``"2"``, or ``"1:4"``."""
     first, colon, end = key.partition(":")
     volumes = header.shape[3] if len(header.shape) > 3 else 1
     if first.isdecimal() and (end.isdecimal() if colon else True):
@@ -119,20 +119,20 @@ def _volumes(header: Header, key: str) -> slice:
             return slice(start, stop)
     raise ReadError(
         f"there are no volumes {key!r} along the fourth axis, which has {volumes} (counted from 0): the keys of a "
-        "NIfTI file are numbers, as '2', or ranges, as '1:4'",
+        "NIfTI file are numbers, such as '2', or ranges, such as '1:4'",
         header.path,
     )
 
 
 def _metadata(header: Header, axes: str | None) -> dict[str, Any]:
-    """Return what the header says, for the axes H, W, D, wherever the record says that they are stored."""
+    """Return spacing and affine of the header for the axes H, W, D, given the stored axes."""
     if "C" in (axes or "")[:3]:
-        return {}  # a channel axis among the first three, which the header takes for space
+        return {}  # one of the first three axes, spatial in the header, is the channel axis
     said = {"spacing": header.zooms, "affine": header.affine}
     return reordered({key: value for key, value in said.items() if value is not None}, axes)
 
 
 @hookimpl
 def medsegpy_register_readers() -> list[Reader]:
-    """Bring the reader ``nifti``."""
+    """Return the reader ``nifti``."""
     return [NiftiReader()]

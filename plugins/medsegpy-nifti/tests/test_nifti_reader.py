@@ -192,7 +192,7 @@ def test_four_axes_need_a_word(tmp_path):
     with opened(d | {"image_key": "1"}) as scan:
         assert np.array_equal(scan.image[1:3], array[1:3, ..., 1])
     both = d | {"sem_seg_file": d["file_name"]}
-    with pytest.raises(ReadError, match="image and mask are in one file, so say which volumes"), opened(both):
+    with pytest.raises(ReadError, match="image and mask are in one file: select their volumes"), opened(both):
         pass
     for key in ("2", "x", "1:1", "0:3", "-1", "", "\N{SUPERSCRIPT TWO}"):
         with pytest.raises((ReadError, RecordError)), opened(d | {"image_key": key}):
@@ -222,7 +222,7 @@ def test_listing(tmp_path):
         save(tmp_path / name, LABELS)
     save(tmp_path / "0000007_V01-Aug02_seg.nii", np.stack([LABELS == 1, LABELS == 2], -1).astype("u1"))
     (tmp_path / "notes.txt").write_text("notes")
-    with pytest.warns(DataWarning, match=r"1 masks have no image and are left aside: d_seg\.nii\. The mask of X"):
+    with pytest.warns(DataWarning, match=r"masks that have no image \(1\): d_seg\.nii\. The mask of X"):
         dicts = scan_directory(tmp_path)
     assert [d["scan_id"] for d in dicts] == ["0000007_V01-Aug02", "b", "c"]
     assert dicts[0] == {
@@ -237,7 +237,7 @@ def test_listing(tmp_path):
     assert dicts[2]["label_map"]
     assert "sem_seg_file" not in dicts[1]
     save(tmp_path / "b.nii.gz", LABELS)
-    with pytest.raises(RecordError, match=r"b\.nii and b\.nii\.gz have one name"):
+    with pytest.raises(RecordError, match=r"b\.nii and b\.nii\.gz have the same name"):
         scan_directory(tmp_path, reader="nifti")
     with pytest.raises(ReadError, match="cannot be listed"):
         NiftiReader().scan(tmp_path / "absent")
@@ -255,17 +255,17 @@ def damaged(content, at, form, *values):
     [
         pytest.param(lambda c: damaged(c, 40, "<h", 0), "its header", id="no axes"),
         pytest.param(lambda c: damaged(c, 40, "<h", 9), "its header", id="nine axes"),
-        pytest.param(lambda c: damaged(c, 42, "<h", -3), "its header says", id="a negative size"),
-        pytest.param(lambda c: damaged(c, 42, "<h", 0), "its header says", id="no size"),
-        pytest.param(lambda c: damaged(c, 70, "<h", 32), "its voxels are of type complex64", id="complex"),
-        pytest.param(lambda c: damaged(c, 70, "<h", 128), "its voxels are of type", id="rgb"),
-        pytest.param(lambda c: damaged(c, 70, "<h", 999), "its header is broken", id="an unknown type"),
-        pytest.param(lambda c: damaged(c, 42, "<hhh", 32000, 32000, 32000), "its header says", id="terabytes"),
-        pytest.param(lambda c: damaged(c, 108, "<f", 1e9), "its header says", id="an offset beyond the end"),
+        pytest.param(lambda c: damaged(c, 42, "<h", -3), "its header declares", id="a negative size"),
+        pytest.param(lambda c: damaged(c, 42, "<h", 0), "its header declares", id="no size"),
+        pytest.param(lambda c: damaged(c, 70, "<h", 32), "its voxels have the type complex64", id="complex"),
+        pytest.param(lambda c: damaged(c, 70, "<h", 128), "its voxels have the type", id="rgb"),
+        pytest.param(lambda c: damaged(c, 70, "<h", 999), "its header is invalid", id="an unknown type"),
+        pytest.param(lambda c: damaged(c, 42, "<hhh", 32000, 32000, 32000), "its header declares", id="terabytes"),
+        pytest.param(lambda c: damaged(c, 108, "<f", 1e9), "its header declares", id="an offset beyond the end"),
         pytest.param(lambda c: damaged(c, 108, "<f", -8.0), "header", id="a negative offset"),
         pytest.param(lambda c: damaged(c, 344, "4s", b"ni1"), "this is the header of a pair of files", id="a pair"),
         pytest.param(lambda c: damaged(c, 344, "4s", b"abcd"), "this is not a NIfTI file", id="another magic"),
-        pytest.param(lambda c: c[:100], "this is not a NIfTI file, or it is cut short", id="short"),
+        pytest.param(lambda c: c[:100], "this is not a NIfTI file, or it is truncated", id="short"),
     ],
 )
 def test_a_broken_header_is_a_read_error(tmp_path, damage, reason, compressed):
@@ -293,12 +293,12 @@ def test_a_file_that_is_replaced_is_told_from_the_first(tmp_path):
         with opened(d) as scan:
             assert np.array_equal(scan.image[...], IMAGE)
             save(tmp_path / name, IMAGE[:5] + 1)
-            with pytest.raises(ReadError, match="it held 11 x 9 x 7 voxels of int16, and holds 5 x 9 x 7"):
+            with pytest.raises(ReadError, match="it had 11 x 9 x 7 voxels of int16 and now has 5 x 9 x 7"):
                 scan.image[...]
             save(tmp_path / name, IMAGE + 2)
             assert np.array_equal(scan.image[...], IMAGE + 2)
             save(tmp_path / name, IMAGE, np.diag([2.0, 2.0, 2.0, 1.0]))
-            with pytest.raises(ReadError, match="its header is another one now"):
+            with pytest.raises(ReadError, match="its header is different"):
                 scan.image[...]
 
 
