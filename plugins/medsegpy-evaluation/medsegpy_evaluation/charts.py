@@ -12,7 +12,7 @@ from attrs import frozen
 from medsegpy_core.drawing import PALETTE, hex_color
 from medsegpy_core.text import printable
 
-__all__ = ["Differences", "difference_chart", "distribution_chart", "html"]
+__all__ = ["Differences", "Point", "difference_chart", "distribution_chart", "html"]
 
 _ROW: Final = 34
 _LEFT: Final = 190
@@ -32,30 +32,51 @@ def html(text: str, lines: bool = False) -> str:
     return escape(printable(text, lines))
 
 
-def distribution_chart(points: Mapping[str, Sequence[tuple[str, float, bool]]]) -> str:
+@frozen
+class Point:
+    """A dot of a distribution.
+
+    Attributes:
+        name: What it is called.
+        value: Where it lies.
+        marked: Whether it is drawn large and in orange.
+        link: The id of what it leads to on the page.
+    """
+
+    name: str
+    value: float
+    marked: bool
+    link: str
+
+
+def distribution_chart(rows: Mapping[str, Sequence[Point]], colors: Sequence[Sequence[int]]) -> str:
     """Return an SVG with a row per category: a dot per scan over a box of the quartiles.
 
     Args:
-        points: By category: the scan, its value, and whether it is to be marked.
+        rows: The dots by category.
+        colors: Of the boxes, as (R, G, B).
     """
-    values = [value for row in points.values() for _, value, _ in row]
+    values = [point.value for row in rows.values() for point in row]
     if not values:
         return "<p>No value is defined.</p>"
-    x, parts = _frame(values, list(points))
-    for position, row in enumerate(points.values()):
+    x, parts = _frame(values, list(rows))
+    for position, (row, color) in enumerate(zip(rows.values(), colors, strict=True)):
         middle = _ROW * position + _ROW / 2
         if row:
-            first, median, third = _quartiles([value for _, value, _ in row])
+            first, median, third = _quartiles([point.value for point in row])
+            fill = f"rgb({', '.join(map(str, color))})"
             parts.append(
                 f'<rect x="{x(first)}" y="{middle - 9}" width="{max(1, round(x(third) - x(first), 1))}" height="18" '
-                'fill="#cfe3f3" stroke="#5b8db8"/>'
+                f'fill="{fill}" fill-opacity=".45" stroke="#555"/>'
             )
             parts.append(
-                f'<line x1="{x(median)}" x2="{x(median)}" y1="{middle - 9}" y2="{middle + 9}" stroke="#1c4f7c" '
+                f'<line x1="{x(median)}" x2="{x(median)}" y1="{middle - 9}" y2="{middle + 9}" stroke="#222" '
                 'stroke-width="2"/>'
             )
-        for number, (scan, value, marked) in enumerate(row):
-            parts.append(_dot(number, x(value), middle, f"{scan}: {value:.4g}", marked=marked))
+        for number, point in enumerate(row):
+            dot = _dot(number, x(point.value), middle, f"{point.name}: {point.value:.4g}", marked=point.marked)
+            # The table leads there as well: thousands of dots are no stops of the tab key.
+            parts.append(f'<a href="#{point.link}" tabindex="-1">{dot}</a>')
     return "".join([*parts, "</svg>"])
 
 

@@ -50,6 +50,7 @@ def comma_list(context: click.Context, parameter: click.Parameter, text: str | N
     help="Where tables and report go. Default: MEDSEGPY_RESULTS/DATASET.",
 )
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A config file.")
+@click.option("--categories", callback=comma_list, help="Comma list of names, instead of the config's CATEGORIES.")
 @click.option("--metrics", callback=comma_list, help="Comma list, instead of the config's TEST_METRICS.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Of NSD, in mm, instead of the config's NSD_TOLERANCE.")
 @click.option("--channels", callback=comma_list, help="Comma list: the predictions' channels by name.")
@@ -66,6 +67,7 @@ def evaluate(
     predictions: Path,
     output: Path | None,
     config: Path | None,
+    categories: list[str] | None,
     metrics: list[str] | None,
     tolerance: float | None,
     channels: list[str] | None,
@@ -85,11 +87,18 @@ def evaluate(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from medsegpy_core import Config
+    from medsegpy_core import Config, DatasetCatalog, MetadataCatalog
     from medsegpy_core.hdf5 import Access, accessing
     from medsegpy_evaluation.predictions import evaluate_predictions
+    from medsegpy_evaluation.settings import category_ids_of
 
     cfg = Config.from_file(config) if config is not None else Config()
+    if categories is not None:
+        if not categories:
+            raise click.BadParameter("it names none.", param_hint="--categories")
+        if dataset not in DatasetCatalog:
+            DatasetCatalog.get(dataset)  # the error for an unknown name
+        cfg.CATEGORIES = category_ids_of(categories, MetadataCatalog.get(dataset))
     if metrics is not None:
         cfg.TEST_METRICS = metrics
     if tolerance is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
 from medsegpy_core.text import counted
 from medsegpy_evaluation.charts import Differences, difference_chart, html
-from medsegpy_evaluation.metrics import METRICS
-from medsegpy_evaluation.pages import HEAD, SCRIPT, Cell, number, span, table
+from medsegpy_evaluation.pages import HEAD, SCRIPT, Cell, metric_table, number, span, table
 from medsegpy_evaluation.writers import json_text
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def comparison_page(comparison: Comparison) -> str:
         "ranks": _ranks(comparison),
         "charts": "\n".join(_charts(comparison)),
         "policy": _policy(comparison.settings["policy"]),
-        "metrics": _metrics(comparison.settings["metrics"]),
+        "metrics": metric_table(comparison.settings["metrics"]),
         "settings": html(
             json_text({key: getattr(comparison, key) for key in ("models", "settings", "versions")}), lines=True
         ),
@@ -174,17 +173,3 @@ def _policy(policy: Mapping[str, Any]) -> str:
 def _rule(rules: Mapping[str, Any], name: str) -> str:
     rule = rules.get(name, "not stated")
     return "undefined" if rule is None else str(rule)
-
-
-def _metrics(metrics: Sequence[Mapping[str, Any]]) -> str:
-    direction = {True: "higher is better", False: "lower is better", None: "no direction is better"}
-    rows: list[list[Cell]] = [
-        [m["name"], m["unit"], direction[m["higher_is_better"]], m["from"], _definition(m)] for m in metrics
-    ]
-    notes = '<p class="note">P is the prediction, T the truth, as sets of voxels.</p>'
-    return table(["metric", "unit", "direction", "from", "definition"], rows, text=5) + notes
-
-
-def _definition(metric: Mapping[str, Any]) -> str:
-    own = METRICS.get(metric["name"])
-    return (own.of.__doc__ or "") if own is not None and own.owner == metric["from"] else ""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from medsegpy_core.data import MetadataView
     from medsegpy_core.plugins import Evaluator
 
-__all__ = ["SemSegEvaluator", "build_evaluator", "inference_on_dataset", "scan_identity"]
+__all__ = ["SemSegEvaluator", "build_evaluator", "colors_of", "inference_on_dataset", "scan_identity"]
 
 
 class SemSegEvaluator:
@@ -80,8 +80,8 @@ class SemSegEvaluator:
         self.metadata = MetadataCatalog.get(dataset_name)
         self.settings = make_settings(cfg, self.metadata, policy, thresholds)
         self.bootstrap = Bootstrap()
-        drawn = pictures and output_folder is not None
-        self.colors = _colors(self.metadata, self.settings.categories) if drawn else None
+        self.colors = colors_of(self.metadata, self.settings.categories)
+        self._drawn = pictures and output_folder is not None
         self._executor = executor
         self._keep_going = keep_going
         self._save = save_predictions
@@ -129,7 +129,7 @@ class SemSegEvaluator:
                     output["y_pred"],
                     self.settings,
                     image=given.get("x"),
-                    colors=self.colors,
+                    colors=self.colors if self._drawn else None,
                     affine=given.get("scan_affine"),
                     run=run,
                 )
@@ -220,7 +220,8 @@ def _id(value: Any) -> int | str:
     return int(value) if isinstance(value, Integral) else str(value)
 
 
-def _colors(metadata: Metadata, categories: Sequence[str]) -> list[tuple[int, int, int]]:
+def colors_of(metadata: Metadata, categories: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return the colors of categories: those of the metadata, else those of the palette."""
     colors = metadata.get("category_colors")
     return category_colors(categories, dict(zip(metadata.get("categories"), colors or (), strict=False)))
 

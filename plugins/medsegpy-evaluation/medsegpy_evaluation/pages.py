@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from medsegpy_evaluation.charts import html
+from medsegpy_evaluation.metrics import METRICS
 
-__all__ = ["HEAD", "SCRIPT", "Cell", "number", "span", "table"]
+__all__ = ["HEAD", "SCRIPT", "Cell", "Markup", "metric_table", "number", "span", "swatch", "table"]
+
+
+class Markup(str):
+    """Text of a cell that is markup already, with names escaped."""
+
+    __slots__ = ()
+
 
 # What a cell shows; with a number, that is what the column is sorted by.
 Cell: TypeAlias = "str | tuple[str, float | None]"
@@ -62,21 +70,34 @@ figure { margin: 1rem 0 2rem; }
 figure img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc; }
 figcaption, .note { color: #555; }
 .bad { background: #fde8e6; }
-.key { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -.1em; }
+:target { outline: 2px solid #1450ff; background: #e8eeff; scroll-margin: 3rem; }
+.key { display: inline-block; width: .9em; height: .9em; margin: 0 .4em 0 0; vertical-align: -.1em;
+ border: 1px solid #8888; }
+.keys { margin-left: 1em; white-space: nowrap; }
+svg a { cursor: pointer; }
+svg a:hover circle, svg a:focus circle { stroke: #1450ff; stroke-width: 2; }
 svg text { font: 12px system-ui, sans-serif; fill: #222; }
 details pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; }
 </style>"""
 )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, text: int = 1, bad: bool = False) -> str:
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    text: int = 1,
+    bad: bool | Sequence[bool] = False,
+    ids: Sequence[str] | None = None,
+) -> str:
     """Return a table whose first `text` columns are text, to the left; the others are numbers.
 
     Args:
         header: Names of the columns.
         rows: What the cells show, and by what number they are sorted.
         text: How many columns are text.
-        bad: Mark all rows.
+        bad: Mark all rows, or some of them.
+        ids: What links call the rows.
     """
 
     def cells(values: Sequence[Cell], tag: str) -> str:
@@ -84,13 +105,39 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, text: int = 
         for position, value in enumerate(values):
             shown, order = (value, "") if isinstance(value, str) else (value[0], _order(value[1]))
             kind = ' class="text"' if position < text else ""
-            made.append(f"<{tag}{kind}{order}>{html(shown)}</{tag}>")
+            made.append(f"<{tag}{kind}{order}>{shown if isinstance(shown, Markup) else html(shown)}</{tag}>")
         return "".join(made)
 
-    start = '<tr class="bad">' if bad else "<tr>"
-    body = "".join(f"{start}{cells(row, 'td')}</tr>" for row in rows)
+    marked = [bad] * len(rows) if isinstance(bad, bool) else bad
+    names = [""] * len(rows) if ids is None else [f' id="{name}"' for name in ids]
+    kinds = [' class="bad"' if mark else "" for mark in marked]
+    body = "".join(
+        f"<tr{name}{kind}>{cells(row, 'td')}</tr>" for name, kind, row in zip(names, kinds, rows, strict=True)
+    )
     head = f"<thead><tr>{cells(header, 'th')}</tr></thead>"
     return f'<div class="wide"><table class="sortable">{head}<tbody>{body}</tbody></table></div>'
+
+
+def metric_table(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of what metrics are.
+
+    Args:
+        metrics: As in the settings of a result.
+    """
+    direction = {True: "higher is better", False: "lower is better", None: "no direction is better"}
+    rows: list[list[Cell]] = []
+    for metric in metrics:
+        own = METRICS.get(metric["name"])
+        known = own is not None and own.owner == metric["from"]
+        said = [own.definition, own.source] if own is not None and known else ["", f"by {metric['from']}"]
+        rows.append([metric["name"], metric["unit"], direction[metric["higher_is_better"]], *said])
+    note = '<p class="note">P is the prediction, T the truth, as sets of voxels.</p>'
+    return table(["metric", "unit", "direction", "definition", "source"], rows, text=5) + note
+
+
+def swatch(name: str, color: Sequence[int]) -> Markup:
+    """Return the name of a category with its color beside it."""
+    return Markup(f'<span class="key" style="background: rgb({", ".join(map(str, color))})"></span>{html(name)}')
 
 
 def _order(value: float | None) -> str:

@@ -20,9 +20,8 @@ from medsegpy_core.loading import DatasetScan, list_scans
 from medsegpy_core.text import counted
 from medsegpy_core.typing import CategoryId
 from medsegpy_evaluation.calibration import has_probabilities
-from medsegpy_evaluation.evaluator import scan_identity
+from medsegpy_evaluation.evaluator import colors_of, scan_identity
 from medsegpy_evaluation.grids import placed
-from medsegpy_evaluation.pictures import category_colors
 from medsegpy_evaluation.policy import MissingPolicy
 from medsegpy_evaluation.prediction_files import (
     LabelValues,
@@ -157,15 +156,13 @@ def evaluate_predictions(
         DatasetCatalog.get(dataset)  # the error for an unknown name, not one for the metadata that it lacks
     metadata = MetadataCatalog.get(dataset)
     settings = make_settings(cfg, metadata, policy, thresholds)
-    colors = None
-    if pictures and output_folder is not None:
-        given = dict(zip(metadata.get("categories"), metadata.get("category_colors") or (), strict=False))
-        colors = tuple(category_colors(settings.categories, given))
+    colors = tuple(colors_of(metadata, settings.categories))
+    drawn = colors if pictures and output_folder is not None else None
     ids = tuple(category_id for _, category_id in selected_categories(cfg, metadata))
     pairs, failed = _paired(list_scans(dataset, ids), dataset, Path(predictions))
     names = None if channels is None else tuple(channels)
     known_labels = required_channels(normalize_category_ids(metadata.get("category_ids")))
-    jobs = [Job(*pair, settings, ids, metadata.view(), known_labels, names, colors) for pair in pairs]
+    jobs = [Job(*pair, settings, ids, metadata.view(), known_labels, names, drawn) for pair in pairs]
     store = None if output_folder is None else ScanStore(Path(output_folder) / "scans")
     done: list[ScanScores] = []
     if store is not None and not fresh:
@@ -213,7 +210,7 @@ def _finish(
     failed: Sequence[FailedScan],
     settings: ScoreSettings,
     output_folder: str | os.PathLike[str] | None,
-    colors: tuple[tuple[int, int, int], ...] | None,
+    colors: tuple[tuple[int, int, int], ...],
 ) -> dict[str, Any]:
     document = document_of(dataset, done, failed, settings, Bootstrap())
     if output_folder is not None:

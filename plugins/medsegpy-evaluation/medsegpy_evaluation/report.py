@@ -9,8 +9,8 @@ from string import Template
 from typing import Any, Final
 
 from medsegpy_core.text import counted
-from medsegpy_evaluation.charts import distribution_chart, html
-from medsegpy_evaluation.pages import HEAD, SCRIPT, number, span, table
+from medsegpy_evaluation.charts import Point, distribution_chart, html
+from medsegpy_evaluation.pages import HEAD, SCRIPT, Cell, Markup, metric_table, number, span, swatch, table
 from medsegpy_evaluation.results import ranking_metric, undefined_lines, unknown_line, worst_first
 from medsegpy_evaluation.writers import save_file
 
@@ -37,11 +37,16 @@ $summary
 $missing
 $unknown
 <h2>Distributions</h2>
-<p class="note">A dot is a scan; the box spans the quartiles around the median.
-Large and orange: missed or hallucinated.</p>
+<p class="note">A dot is a scan, and leads to its row in the table of scans; the box spans the quartiles around the
+median. Large and orange: missed or hallucinated.</p>
 $charts
 <h2>Worst scans first</h2>
 $worst
+<h2>Scans</h2>
+<p class="note">Names lead to the picture if there is one. Rows with a missed or hallucinated structure are marked.</p>
+$scans
+<h2>Definitions</h2>
+$definitions
 <h2>How it was measured</h2>
 <details><summary>Settings, policy and versions</summary><pre>$settings</pre></details>
 $script
@@ -54,7 +59,7 @@ def write_report(
     path: Path,
     document: Mapping[str, Any],
     pictures: Mapping[str, bytes],
-    colors: Sequence[tuple[int, int, int]] | None,
+    colors: Sequence[tuple[int, int, int]],
 ) -> None:
     """Write the report.
 
@@ -62,21 +67,25 @@ def write_report(
         path: The file; an older one is replaced.
         document: What `SemSegEvaluator.evaluate` returns.
         pictures: PNGs by scan.
-        colors: Of the categories in the pictures.
+        colors: Of the categories.
     """
     from medsegpy_evaluation.writers import json_text
 
+    categories = document["settings"]["categories"]
+    keys = {name: swatch(name, color) for name, color in zip(categories, colors, strict=True)}
     parts = {
         "head": HEAD,
         "script": SCRIPT,
         "dataset": html(document["dataset"]),
         "overview": _overview(document),
         "failed": _failed(document["failed"]),
-        "summary": _summary(document),
-        "missing": _missing(document["scans"]),
-        "unknown": _unknown(document),
-        "charts": _charts(document),
-        "worst": _worst(document, pictures, colors),
+        "summary": _summary(document, keys),
+        "missing": _missing(document["scans"], keys),
+        "unknown": _unknown(document, keys),
+        "charts": _charts(document, colors),
+        "worst": _worst(document, pictures, keys),
+        "scans": _scans(document, pictures, keys),
+        "definitions": metric_table(document["settings"]["metrics"]),
         "settings": html(json_text({key: document[key] for key in ("settings", "policy", "versions")}), lines=True),
     }
     save_file(path, _PAGE.substitute(parts))
@@ -99,17 +108,16 @@ def _failed(failed: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _summary(document: Mapping[str, Any]) -> str:
+def _summary(document: Mapping[str, Any], keys: Mapping[str, Markup]) -> str:
     header = ["category", "metric", "n", "mean", "95 % interval", "sd", "median", "quartiles"]
     units = {metric["name"]: metric["unit"] for metric in document["settings"]["metrics"]}
-    rows = []
+    rows: list[list[Cell]] = []
     for row in document["summary"]:
         name, unit = row["metric"], units[row["metric"]]
-        title = f"{name} ({unit})" if unit else name
         rows.append(
             [
-                row["category"],
-                title,
+                keys[row["category"]],
+                _title(name, unit),
                 str(row["n"]),
                 number(row["mean"]),
                 span(row["ci_low"], row["ci_high"]),
@@ -122,22 +130,22 @@ def _summary(document: Mapping[str, Any]) -> str:
     return table(header, rows, text=2) + f"<p>Root mean square of the volumes' coefficients of variation: {cvs}.</p>"
 
 
-def _missing(scans: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [scan["scan"], structure["category"], structure["status"], str(voxels)]
+def _missing(scans: Sequence[Mapping[str, Any]], keys: Mapping[str, Markup]) -> str:
+    rows: list[list[Cell]] = [
+        [scan["scan"], keys[structure["category"]], structure["status"], str(voxels)]
         for scan in scans
         for structure in scan["structures"]
         if structure["status"] in ("missed", "hallucinated")
         for voxels in [structure["true_voxels"] + structure["predicted_voxels"]]
     ]
-    return table(["scan", "category", "", "voxels"], rows, text=3, bad=True) if rows else "<p>None.</p>"
+    return table(["scan", "category", "status", "voxels"], rows, text=3, bad=True) if rows else "<p>None.</p>"
 
 
-def _unknown(document: Mapping[str, Any]) -> str:
+def _unknown(document: Mapping[str, Any], keys: Mapping[str, Markup]) -> str:
     line = unknown_line(document)
     undefined = "".join(f"<p>{html(sentence)}</p>" for sentence in undefined_lines(document))
-    rows = [
-        [scan["scan"], structure["category"], str(structure["unknown_voxels"])]
+    rows: list[list[Cell]] = [
+        [scan["scan"], keys[structure["category"]], str(structure["unknown_voxels"])]
         for scan in document["scans"]
         for structure in scan["structures"]
         if structure["unknown_voxels"]
@@ -147,45 +155,73 @@ def _unknown(document: Mapping[str, Any]) -> str:
     return undefined
 
 
-def _charts(document: Mapping[str, Any]) -> str:
-    status = {
-        (scan["scan"], structure["category"]): structure["status"]
-        for scan in document["scans"]
-        for structure in scan["structures"]
+def _charts(document: Mapping[str, Any], colors: Sequence[tuple[int, int, int]]) -> str:
+    # Where the row of each scan and category is, and whether the structure is missing.
+    rows = {
+        (scan["scan"], structure["category"]): (_row(number, position), structure["status"] != "scored")
+        for number, scan in enumerate(document["scans"])
+        for position, structure in enumerate(scan["structures"])
     }
     parts = []
     for metric in document["settings"]["metrics"]:
-        points: dict[str, list[tuple[str, float, bool]]] = {name: [] for name in document["settings"]["categories"]}
+        points: dict[str, list[Point]] = {name: [] for name in document["settings"]["categories"]}
         for row in document["metrics"]:
             if row["metric"] == metric["name"] and row["value"] is not None:
-                bad = status[row["scan"], row["category"]] != "scored"
-                points[row["category"]].append((row["scan"], row["value"], bad))
-        title = metric["name"] + (f" ({metric['unit']})" if metric["unit"] else "")
-        parts.append(f"<h3>{html(title)}</h3>{distribution_chart(points)}")
+                link, bad = rows[row["scan"], row["category"]]
+                points[row["category"]].append(Point(row["scan"], row["value"], bad, link))
+        title = html(_title(metric["name"], metric["unit"]))
+        parts.append(f"<h3>{title}</h3>{distribution_chart(points, colors)}")
     return "\n".join(parts)
 
 
-def _worst(
-    document: Mapping[str, Any], pictures: Mapping[str, bytes], colors: Sequence[tuple[int, int, int]] | None
-) -> str:
+def _scans(document: Mapping[str, Any], pictures: Mapping[str, bytes], keys: Mapping[str, Markup]) -> str:
+    """Return the table of all values, a row per scan and category."""
+    metrics = document["settings"]["metrics"]
+    shown = {scan for scan, _ in worst_first(document)[:_PICTURES] if scan in pictures}
+    values = {(row["scan"], row["category"], row["metric"]): row["value"] for row in document["metrics"]}
+    rows: list[list[Cell]] = []
+    ids, bad = [], []
+    for place, scan in enumerate(document["scans"]):
+        name = html(scan["scan"])
+        link = Markup(f'<a href="#{_picture(place)}">{name}</a>' if scan["scan"] in shown else name)
+        for position, structure in enumerate(scan["structures"]):
+            category = structure["category"]
+            found = [number(values[scan["scan"], category, metric["name"]]) for metric in metrics]
+            rows.append([link, scan["subject"], keys[category], structure["status"].replace("_", " "), *found])
+            ids.append(_row(place, position))
+            bad.append(structure["status"] in ("missed", "hallucinated"))
+    titles = [_title(metric["name"], metric["unit"]) for metric in metrics]
+    return table(["scan", "subject", "category", "status", *titles], rows, text=4, bad=bad, ids=ids)
+
+
+def _row(scan: int, category: int) -> str:
+    return f"scan-{scan}-{category}"
+
+
+def _picture(scan: int) -> str:
+    return f"picture-{scan}"
+
+
+def _title(metric: str, unit: str) -> str:
+    return f"{metric} ({unit})" if unit else metric
+
+
+def _worst(document: Mapping[str, Any], pictures: Mapping[str, bytes], keys: Mapping[str, Markup]) -> str:
     metric = ranking_metric(document["settings"]["metrics"])
     ranked = worst_first(document)
     if metric is None or not ranked:
         return "<p>No metric says which scan is worse.</p>"
     name = html(metric["name"])
+    places = {scan["scan"]: place for place, scan in enumerate(document["scans"])}
     parts = [f"<p>By the mean {name} over the categories. Left: truth, right: prediction, where most voxels are wrong."]
-    if colors:
-        parts += [
-            f'<span class="key" style="background: rgb{tuple(color)}"></span>{html(category)}'
-            for category, color in zip(document["settings"]["categories"], colors, strict=True)
-        ]
+    parts += [f'<span class="keys">{key}</span>' for key in keys.values()]
     parts.append("</p>")
     for scan, mean in ranked[:_PICTURES]:
-        caption = f"<figcaption>{html(scan)}: {name} {number(mean)[0]}</figcaption>"
+        link = f'<a href="#{_row(places[scan], 0)}">{html(scan)}</a>'
+        caption = f"<figcaption>{link}: {name} {number(mean)[0]}</figcaption>"
+        image = ""
         if scan in pictures:
             data = base64.b64encode(pictures[scan]).decode()
             image = f'<img alt="Truth and prediction" src="data:image/png;base64,{data}">'
-            parts.append(f"<figure>{image}{caption}</figure>")
-        else:
-            parts.append(f"<figure>{caption}</figure>")
+        parts.append(f'<figure id="{_picture(places[scan])}">{image}{caption}</figure>')
     return "\n".join(parts)

@@ -18,7 +18,7 @@ from medsegpy_evaluation.scoring import Binarization, ScoreSettings
 if TYPE_CHECKING:
     from medsegpy_core import Config, Metadata
 
-__all__ = ["find_metric", "make_settings", "selected_categories"]
+__all__ = ["category_ids_of", "find_metric", "make_settings", "selected_categories"]
 
 
 def make_settings(
@@ -92,6 +92,31 @@ def selected_categories(cfg: Config, metadata: Metadata) -> list[tuple[str, int 
             "and their names to categories."
         )
     return [(str(name_of[category_id]), category_id) for category_id in wanted]
+
+
+def category_ids_of(names: Sequence[str], metadata: Metadata) -> list[int | tuple[int, ...]]:
+    """Return the ids of categories that are given by name, for the config's `CATEGORIES`.
+
+    Raises:
+        CategoryError: The metadata do not name one of them, or one is given twice.
+        MetadataError: The metadata have no categories.
+    """
+    metadata.require("categories", "category_ids")
+    known = list(map(str, metadata.get("categories")))
+    ids = dict(zip(known, normalize_category_ids(metadata.get("category_ids")), strict=True))
+    for name in names:
+        if name not in ids:
+            raise CategoryError(
+                f"There is no category {name!r}. There are: {', '.join(known)}.{_closest_category(name, known)}"
+            )
+        if names.count(name) > 1:
+            raise CategoryError(f"The category {name!r} is given twice.")
+    return [ids[name] for name in names]
+
+
+def _closest_category(name: str, known: Sequence[str]) -> str:
+    alike = [other for other in known if other.casefold() == name.casefold()]
+    return f" Did you mean {alike[0]!r}?" if alike else closest_match(name, known)
 
 
 def find_metric(name: str) -> Metric:

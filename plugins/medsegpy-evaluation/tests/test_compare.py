@@ -589,7 +589,7 @@ def test_the_page(dataset, tmp_path):
     assert "&lt;b&gt;cat&lt;/b&gt;" in page
     assert "unet in 4 of 8, vnet in 0" in page
     assert f'data-value="{found.rows[0]["mean_difference"]!r}"' in page
-    assert "Dice similarity coefficient, 2 |P and T| / (|P| + |T|)." in page
+    assert "2 |P ∩ T| / (|P| + |T|)" in page
     assert "the diagonal of the scan in mm" in page
     assert "Right of zero unet is better" in page  # DSC
     assert "Right of zero vnet is better" in page  # HD95

@@ -499,3 +499,37 @@ def test_argmax_on_the_command_line(dataset, tmp_path):
     pred, truth = largest == 2, volume(0)[1][..., 0] > 0
     expected = 2 * (pred & truth).sum() / (pred.sum() + truth.sum())
     assert document["metrics"][0]["value"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("layout", ["volumes"], indirect=True)
+def test_categories_by_name(dataset, folder, tmp_path):
+    def command(names, out="by name"):
+        options = [
+            "--categories",
+            names,
+            "--metrics",
+            "DSC",
+            "--output",
+            str(tmp_path / out),
+            "--channels",
+            "dog,human,pet",
+        ]
+        return CliRunner().invoke(cli, ["evaluate", dataset, "--predictions", str(folder), *options])
+
+    done = command("pet, human")
+    assert done.exit_code == 0, done.output
+    kept = json.loads((tmp_path / "by name" / "metrics.json").read_text())
+    assert kept["settings"]["categories"] == ["pet", "human"]
+    whole = run(dataset, folder, cfg=Config(TEST_METRICS=["DSC"]))
+    expected = {(r["scan"], r["category"]): r["value"] for r in whole["metrics"] if r["category"] != "dog"}
+    assert {(r["scan"], r["category"]): r["value"] for r in kept["metrics"]} == expected
+    for names, said in (
+        ("pet,humna", "Did you mean 'human'?"),
+        ("Pet", "Did you mean 'pet'?"),
+        ("pet,pet", "given twice"),
+        (",", "names none"),
+    ):
+        refused = command(names, "refused")
+        assert refused.exit_code != 0
+        assert said in refused.output
+        assert not (tmp_path / "refused").exists()
