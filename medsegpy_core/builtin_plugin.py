@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medsegpy_core.plugins.specs import LoaderRequest
     from medsegpy_core.typing import Transform
 
-# Names of classes in medsegpy_core.loading and medsegpy_core.transforms.
+# Names of classes in medsegpy_core.loading.loader and medsegpy_core.transforms.
 _LOADERS: Final = (
     "DefaultDataLoader",
     "S25dDataLoader",
@@ -30,7 +30,7 @@ _TRANSFORMS: Final = ("AffineNormalization", "Windowing", "ZeroMeanNormalization
 
 @hookimpl
 def medsegpy_register_loaders() -> list[LoaderSpec]:
-    """Return the loaders of `medsegpy_core.loading`."""
+    """Return the loaders of `medsegpy_core.loading.loader`."""
     return [LoaderSpec(name, partial(_build_loader, name)) for name in _LOADERS]
 
 
@@ -41,7 +41,7 @@ def medsegpy_register_transforms() -> list[TransformSpec]:
 
 
 def _build_loader(name: str, request: LoaderRequest) -> Any:
-    return getattr(import_module("medsegpy_core.loading"), name).from_request(request)
+    return getattr(import_module("medsegpy_core.loading.loader"), name).from_request(request)
 
 
 def _build_transform(name: str, /, *args: Any, **kwargs: Any) -> Transform:

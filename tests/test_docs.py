@@ -114,6 +114,16 @@ def test_every_key_of_the_config_is_on_its_page():
     assert not [key for key in OWN_KEYS if f"`{key}`" not in page]
 
 
+def test_a_change_needs_few_files_and_they_exist():
+    page = (ROOT / "docs" / "where.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 10
+    for change, files, _ in rows:
+        paths = re.findall("`([^`]+)`", files)
+        assert 1 <= len(paths) <= 3, change
+        assert not [path for path in paths if not (ROOT / path).is_file()], change
+
+
 def test_every_page_is_in_the_table_of_contents():
     contents = (ROOT / "docs" / "index.md").read_text().split("{toctree}", 1)[1].split()
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"} <= set(contents)

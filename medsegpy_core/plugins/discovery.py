@@ -262,23 +262,6 @@ _PROVIDES: Final[Mapping[str, Mapping[str, str]]] = {
         "nifti": "medsegpy-nifti",
     },
     "evaluators": {"SemSegEvaluator": "medsegpy-evaluation"},
-    "metrics": dict.fromkeys(
-        [
-            "ASSD",
-            "CV",
-            "DSC",
-            "HD",
-            "HD95",
-            "NSD",
-            "Precision",
-            "PredictedVolume",
-            "RVD",
-            "Recall",
-            "TrueVolume",
-            "VOE",
-        ],
-        "medsegpy-evaluation",
-    ),
 }
 
 # Endings of file names. A longer ending precedes a shorter one that it ends with.
