@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from medsegpy_core import catalog, transforms
+from medsegpy_core._util import stamps
 from medsegpy_core.hdf5 import isolation
 from medsegpy_core.hdf5.backend import NUMPY, current_backend
 from medsegpy_core.plugins.discovery import find_entry_points
 from medsegpy_core.plugins.manager import PluginManager, use_manager
-from medsegpy_core.reading import readers
 
 
 @pytest.fixture(params=["kernels", "numpy"])
@@ -32,6 +31,8 @@ def backend(request, monkeypatch):
         assert current_backend() is NUMPY
     else:
         monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
+        # They leave young files to NumPy, and those of a test are. The clock of a file system moves on every 10 ms.
+        monkeypatch.setattr(stamps, "YOUNG_NS", 12_000_000)
         if current_backend() is NUMPY:
             # With a compiler the kernels must be there: a skip would hide that they are not.
             (pytest.fail if shutil.which("cc") else pytest.skip)("medsegpy-native has no compiled kernels here")
@@ -117,15 +118,3 @@ def plugins(site):
     yield load
     while stack:
         stack.pop().__exit__(None, None, None)
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs():
-    """What a test registers in the process is gone after it."""
-    registries = [catalog.DatasetCatalog.registry, readers._registry, transforms._registry]
-    before = [registry._own for registry in registries]
-    metadata = dict(catalog.MetadataCatalog._metadata)
-    yield
-    for registry, own in zip(registries, before, strict=True):
-        registry._own = own
-    catalog.MetadataCatalog._metadata = metadata
