@@ -95,9 +95,9 @@ class ZeroMeanNormalization:
         axis = tuple(range(image.ndim - 1)) if self.axis is None else self.axis
         # In float64: sums of a million float32 values lose digits.
         mean = image.mean(axis=axis, keepdims=True, dtype=np.float64)
-        centred = image - mean
-        deviation = np.sqrt(np.square(centred).mean(axis=axis, keepdims=True))
-        return (centred / np.where(deviation == 0, 1, deviation)).astype(image.dtype, copy=False), mask
+        centered = image - mean
+        deviation = np.sqrt(np.square(centered).mean(axis=axis, keepdims=True))
+        return (centered / np.where(deviation == 0, 1, deviation)).astype(image.dtype, copy=False), mask
 
 
 def _factor(value: Any) -> float | tuple[float, ...]:

@@ -115,7 +115,7 @@ def test_errors_are_one_message(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_pixels_have_their_shape_in_millimetres():
+def test_pixels_have_their_shape_in_millimeters():
     def size(pixel):
         tile = Panel(np.zeros((10, 20)), None, "", pixel, (0.0, 1.0))
         return draw([[tile]], "", []).size

@@ -23,7 +23,7 @@ def both(tmp_path_factory):
     return slices, [save_volume(root, *scan, subject=n) for n, scan in ((1, SMALL), (2, LARGE))]
 
 
-def centred(array, size, mode):
+def centered(array, size, mode):
     widths = [((n - have) // 2, n - have - (n - have) // 2) for n, have in zip(size, array.shape, strict=False)]
     return np.pad(array, widths + [(0, 0)] * (array.ndim - 2), mode)
 
@@ -56,15 +56,15 @@ def test_one_batch_has_one_size(both):
     tag=st.sampled_from(sorted(TAGS)),
     background=st.booleans(),
 )
-def test_smaller_ones_are_padded_to_the_size_centred(both, size, mode, tag, background):
+def test_smaller_ones_are_padded_to_the_size_centered(both, size, mode, tag, background):
     depth = TAGS[tag]
     cfg = Config(IMG_SIZE=(*size, depth), IMG_PAD_MODE=mode, TAG=tag, INCLUDE_BACKGROUND=background, NUM_WORKERS=0)
     images, masks = [], []
     for image, mask in (SMALL, LARGE):
-        whole = centred(image, size, mode)
+        whole = centered(image, size, mode)
         if tag == "S25dDataLoader":
             whole = np.pad(whole, [(0, 0), (0, 0), (1, 1)], mode)
-        labels = collated(centred(mask, size, mode), [0, 1], background)
+        labels = collated(centered(mask, size, mode), [0, 1], background)
         middles = [1] if tag == "N5dDataLoader" else range(3)
         first = middles[0] if tag == "N5dDataLoader" else 0
         images += [whole[:, :, d - first : d - first + depth] for d in middles]

@@ -48,7 +48,7 @@ def labels(mask_dtype="float32", background=False):
     return expected
 
 
-def test_unlabelled_slices_are_no_elements_but_neighbours(partly):
+def test_unlabelled_slices_are_no_elements_but_neighbors(partly):
     images, masks = everything(DefaultDataLoader(config(), partly, shuffle=False))
     np.testing.assert_array_equal(images[..., 0], np.moveaxis(IMAGE, 2, 0)[[0, 1, 2, 4]])
     np.testing.assert_array_equal(masks, np.moveaxis(MASK, 2, 0)[[0, 1, 2, 4]])

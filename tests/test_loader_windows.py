@@ -85,7 +85,7 @@ def test_patches(both, patch, pad, stride, mode, background, preload, four):
 
 @settings(max_examples=40, deadline=None)
 @given(depth=st.sampled_from([1, 3, 5, 7, 9, 15]), mode=st.sampled_from(MODES), background=st.booleans())
-def test_a_slice_and_its_neighbours(both, depth, mode, background):
+def test_a_slice_and_its_neighbors(both, depth, mode, background):
     cfg = Config(
         IMG_SIZE=(*SHAPE[:2], depth),
         IMG_PAD_MODE=mode,
@@ -236,7 +236,7 @@ def test_random_patches(both, patch, pad, per_scan, ratio, seed):
                 np.testing.assert_array_equal(masks[n], mask[:, :, 0] if patch[2] == 1 else mask)
 
 
-def test_foreground_patches_are_centred_on_a_category_drawn_evenly(tmp_path):
+def test_foreground_patches_are_centered_on_a_category_drawn_evenly(tmp_path):
     mask = np.zeros((40, 40, 40, 4), np.uint8)
     mask[5:15, 5:15, 5:15, 0] = 1  # a thousand voxels
     mask[30, 31, 32, 1] = 1  # one
@@ -244,21 +244,21 @@ def test_foreground_patches_are_centred_on_a_category_drawn_evenly(tmp_path):
     dicts = [save_volume(tmp_path, np.zeros((40, 40, 40), np.float32), mask)]
     cfg = Config(IMG_SIZE=(5, 4, 3), PATCHES_PER_SCAN=300, FOREGROUND_RATIO=1.0, SEED=0, CATEGORIES=[0, 1, 2])
     loader = RandomPatchDataLoader(cfg, dicts, shuffle=False, batch_size=300)
-    centres = np.array(
+    centers = np.array(
         [[w.start + p // 2 for w, p in zip(e.window, (5, 4, 3), strict=True)] for e in loader.elements(0)]
     )
-    rare = (centres == (30, 31, 32)).all(axis=1)
-    common = ((centres >= 5) & (centres < 15)).all(axis=1)
+    rare = (centers == (30, 31, 32)).all(axis=1)
+    common = ((centers >= 5) & (centers < 15)).all(axis=1)
     assert (rare | common).all()
     assert 110 < rare.sum() < 190
-    assert len({tuple(c) for c in centres[common]}) > 80
+    assert len({tuple(c) for c in centers[common]}) > 80
 
 
 @pytest.mark.parametrize(
     ("per_scan", "ratio", "expected"),
     [(8, 1 / 3, 3), (3, 1 / 3, 1), (9, 1 / 3, 3), (5, 0.0, 0), (5, 1.0, 5), (1, 0.01, 1)],
 )
-def test_how_many_patches_are_centred_on_foreground(tmp_path, per_scan, ratio, expected):
+def test_how_many_patches_are_centered_on_foreground(tmp_path, per_scan, ratio, expected):
     mask = np.zeros((40, 40, 8, 1), np.uint8)
     mask[20, 20, 4] = 1
     image = np.zeros((40, 40, 8), np.float32)
@@ -266,8 +266,8 @@ def test_how_many_patches_are_centred_on_foreground(tmp_path, per_scan, ratio, e
     cfg = Config(IMG_SIZE=(3, 3, 3), PATCHES_PER_SCAN=per_scan, FOREGROUND_RATIO=ratio, SEED=0)
     loader = RandomPatchDataLoader(cfg, dicts, shuffle=False, batch_size=per_scan)
     for i in range(2):
-        centred = [e.window == (slice(19, 22), slice(19, 22), slice(3, 6)) for e in loader.elements(i)]
-        assert sum(centred) == expected
+        centered = [e.window == (slice(19, 22), slice(19, 22), slice(3, 6)) for e in loader.elements(i)]
+        assert sum(centered) == expected
 
 
 def test_patches_of_the_edge_are_moved_inside(tmp_path):

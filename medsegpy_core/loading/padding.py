@@ -35,7 +35,7 @@ class Box:
         return all(a >= 0 and a + n <= s for a, n, s in zip(self.start, self.size, shape, strict=True))
 
 
-def centred_padding(size: int, wanted: int) -> int:
+def centered_padding(size: int, wanted: int) -> int:
     """Return how many voxels to add before an axis of `size` to center it in `wanted`; 0 if it is long enough.
 
     An odd voxel is added after the axis.

@@ -187,8 +187,8 @@ class ScanSource:
         if len(records) == records[0].scan_num_slices:
             return records[min(max(depth, 0), len(records) - 1)]
         i = bisect.bisect_left(records, wanted, key=lambda record: record.slice_id or 0)
-        neighbours = records[max(0, i - 1) : i + 1]
-        return min(neighbours, key=lambda record: abs((record.slice_id or 0) - wanted))
+        neighbors = records[max(0, i - 1) : i + 1]
+        return min(neighbors, key=lambda record: abs((record.slice_id or 0) - wanted))
 
     def slice_files(self, depths: range) -> set[str]:
         """Return the files that a read of these slices reads entirely: none for a volume, which is read in part."""

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from medsegpy_core.errors import ConfigError, ShapeError
 from medsegpy_core.loading.order import ElementRng
-from medsegpy_core.loading.padding import Box, centred_padding
+from medsegpy_core.loading.padding import Box, centered_padding
 
 if TYPE_CHECKING:
     from medsegpy_core.data.records import Record
@@ -200,7 +200,7 @@ class SliceWindows:
                 f"{source.scan.records[0].file_name} is {h} x {w}, larger than IMG_SIZE {height} x {width}. Slices are "
                 "padded to IMG_SIZE, never cropped: increase IMG_SIZE, or crop the slices when you write the files."
             )
-        return Box((-centred_padding(h, height), -centred_padding(w, width), planned[2]), (height, width, self.depth))
+        return Box((-centered_padding(h, height), -centered_padding(w, width), planned[2]), (height, width, self.depth))
 
     def cover(self, source: Source) -> list[Box]:
         """Return one window per slice, padded at the ends."""
@@ -308,8 +308,8 @@ class RandomWindows:
         draw = rng()
         if planned[0] < self.foreground and (present := locations()):
             voxels = present[int(draw.integers(len(present)))]
-            centre = np.unravel_index(int(voxels[int(draw.integers(len(voxels)))]), shape)
-            wanted = [int(c) - patch // 2 for c, patch in zip(centre, self.patch, strict=True)]
+            center = np.unravel_index(int(voxels[int(draw.integers(len(voxels)))]), shape)
+            wanted = [int(c) - patch // 2 for c, patch in zip(center, self.patch, strict=True)]
             h, w, d = (min(max(start, low), high) for start, (low, high) in zip(wanted, bounds, strict=True))
         else:
             h, w, d = (int(draw.integers(low, high + 1)) for low, high in bounds)
@@ -329,7 +329,7 @@ _NO_RNG = ElementRng(0, 0, 0)
 def _bounds(size: int, patch: int, pad: int) -> tuple[int, int]:
     """Return the lowest and the highest start of a patch along an axis."""
     if size + 2 * pad < patch:
-        start = -centred_padding(size, patch)
+        start = -centered_padding(size, patch)
         return start, start
     return -pad, size + pad - patch
 

@@ -37,10 +37,10 @@ def make_scan(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarra
     image = np.round(700 + 600 * field + 60 * rng.standard_normal(shape, np.float32)).astype(np.float32)
     mask = np.zeros((*shape, 6), np.uint8)
     for channel in range(6):
-        centre = rng.uniform(-0.4, 0.4, 3)
+        center = rng.uniform(-0.4, 0.4, 3)
         radius = sum(
             ((axis - c) ** 2).reshape([-1 if i == k else 1 for k in range(3)])
-            for i, (axis, c) in enumerate(zip((h, w, d), centre, strict=True))
+            for i, (axis, c) in enumerate(zip((h, w, d), center, strict=True))
         )
         mask[..., channel] = (radius > 0.10 + 0.01 * channel) & (radius < 0.125 + 0.01 * channel)
     return image, mask

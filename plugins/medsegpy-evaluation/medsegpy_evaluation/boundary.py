@@ -40,7 +40,7 @@ def boundary_iou(pred: Bool, truth: Bool, spacing: Sequence[float], width: float
 
 
 def boundary_region(mask: Bool, spacing: Sequence[float], width: float) -> Bool:
-    """Return the voxels of a mask whose centres lie within `width` mm of the centre of a voxel of its surface.
+    """Return the voxels of a mask whose centers lie within `width` mm of the center of a voxel of its surface.
 
     Args:
         mask: Boolean.

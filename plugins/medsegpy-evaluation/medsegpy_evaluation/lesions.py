@@ -67,7 +67,7 @@ def match_lesions(pred: Bool, truth: Bool, threshold: float = 0.5, connectivity:
         pred: Boolean.
         truth: Boolean, of the same shape.
         threshold: Intersection over union; a pair without a common voxel is never matched.
-        connectivity: ``"full"``: voxels that share a corner are connected (26 neighbours in 3D, 8 in 2D). ``"face"``:
+        connectivity: ``"full"``: voxels that share a corner are connected (26 neighbors in 3D, 8 in 2D). ``"face"``:
             only those that share a face (6, 4). ``"auto"``: full in 3D, face in 2D, as in panoptica 2.1.
 
     Example:
@@ -144,8 +144,8 @@ def _labelled(padded: Bool, starts: Ints, full: bool) -> tuple[int, Ints]:
     """Label the voxels of a mask, and look up the labels of its runs."""
     from scipy import ndimage
 
-    neighbours = ndimage.generate_binary_structure(padded.ndim, padded.ndim if full else 1)
-    voxels, count = ndimage.label(padded, neighbours)
+    neighbors = ndimage.generate_binary_structure(padded.ndim, padded.ndim if full else 1)
+    voxels, count = ndimage.label(padded, neighbors)
     return int(count), voxels.reshape(-1)[starts].astype(np.intp) - 1
 
 
@@ -157,7 +157,7 @@ def _joined(starts: Ints, stops: Ints, shape: tuple[int, ...], full: bool) -> tu
     reach = int(full)
     edges: list[tuple[Ints, Ints]] = []
     for steps in product((-1, 0, 1), repeat=len(strides)):
-        # Each pair of neighbouring rows once; rows that share no face touch with full connectivity only.
+        # Each pair of neighboring rows once; rows that share no face touch with full connectivity only.
         if steps > (0,) * len(strides) and (full or sum(map(abs, steps)) == 1):
             offset = sum(step * stride for step, stride in zip(steps, strides, strict=True))
             # What reaches beyond the end of a row comes into the padding, where no run is.

@@ -53,7 +53,7 @@ def picture_of(
         settings: How it was scored.
         image: H x W [x D]; with channels on a last axis, of which the first is drawn; None: black.
         colors: One per category.
-        spacing: Millimetres per voxel along each axis; None: pixels are drawn square.
+        spacing: Millimeters per voxel along each axis; None: pixels are drawn square.
         affine: 4 x 4, voxel index to RAS+ mm: slices are turned upright; None: they are drawn as stored.
 
     Returns:
@@ -111,7 +111,7 @@ def _gray(image: Array) -> NDArray[np.uint8]:
 
 
 def _size(shape: Sequence[int], pixel: tuple[float, float]) -> tuple[int, int]:
-    """The width and height of a panel, in which millimetres are as long down as across."""
+    """The width and height of a panel, in which millimeters are as long down as across."""
     height, width = shape[0] * pixel[0], shape[1] * pixel[1]
     scale = _SIDE / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -135,7 +135,7 @@ def _settings(settings: ScoreSettings, bootstrap: Bootstrap) -> dict[str, Any]:
         "lesion_connectivity": settings.options.lesion_connectivity,
         "boundary_width": settings.options.boundary_width,
         "calibration_bins": settings.options.calibration_bins,
-        "surface": "voxels with a face neighbour outside the structure (6-connectivity in 3D)",
+        "surface": "voxels with a face neighbor outside the structure (6-connectivity in 3D)",
         "volume_unit": "mm3",
         "sd": "of the sample (n - 1)",
         "percentiles": "linear",

@@ -1,12 +1,12 @@
 """Distances between the surfaces of two masks: one pass from which every surface metric is read off.
 
-The surface of a mask is what MedPy 0.5.2 takes: its voxels of which at least one of the 2 n face neighbours
+The surface of a mask is what MedPy 0.5.2 takes: its voxels of which at least one of the 2 n face neighbors
 (6 in 3D) is outside the mask, and everything beyond the border of the array is outside. A distance is that
-of a surface voxel's centre to the nearest centre on the other surface, in mm. Axes of length 1 do not count: a scan of
+of a surface voxel's center to the nearest center on the other surface, in mm. Axes of length 1 do not count: a scan of
 one slice is 2D, or every voxel of a mask would be on its surface.
 
 How it is done: both masks are cropped to their joint bounding box. Most surface voxels of a usable prediction
-lie within a few voxels of the other surface, so they look for it at neighbouring positions, nearest first. What
+lie within a few voxels of the other surface, so they look for it at neighboring positions, nearest first. What
 is left after that goes to a k-d tree of the other surface or to a distance transform of the box, whichever
 costs less. A surface that fills the scan (noise) is never listed as a whole: its points are found, measured and
 tallied part by part, and a transform of the box that would take too much memory is made plane by plane. Every way
@@ -47,8 +47,8 @@ __all__ = [
 # A selection of voxels: one slice an axis.
 Box: TypeAlias = tuple[slice, ...]
 
-# How many neighbouring positions are tried: 2,000 is a ball of 7.8 voxels' radius where the spacing is isotropic.
-_NEIGHBOURS = 2000
+# How many neighboring positions are tried: 2,000 is a ball of 7.8 voxels' radius where the spacing is isotropic.
+_NEIGHBORS = 2000
 # How many are tried at first; then as many again, and so on.
 _FIRST = 64
 # Trials (points times positions) that are made in one call of NumPy: few enough to stay in the cache.
@@ -253,7 +253,7 @@ def _prepared(pred: Bool, truth: Bool, spacing: Sequence[float], memory: int) ->
     box = joint_box(pred, truth)
     if box is None:
         raise ValueError("Both masks are empty: there is no surface to measure from.")
-    offsets, lengths = _neighbours(tuple(float(size) for size in spacing))
+    offsets, lengths = _neighbors(tuple(float(size) for size in spacing))
     margin = np.abs(offsets).max(axis=0)
     truth_map = _surface(truth, box, margin)
     pred_map = _surface(pred, box, margin)
@@ -291,11 +291,11 @@ def _box(mask: Bool) -> Box | None:
 
 
 @lru_cache(maxsize=64)
-def _neighbours(spacing: tuple[float, ...]) -> tuple[Ints, Float]:
-    """All offsets in a ball of about `_NEIGHBOURS` voxels, nearest first, and their lengths in mm."""
+def _neighbors(spacing: tuple[float, ...]) -> tuple[Ints, Float]:
+    """All offsets in a ball of about `_NEIGHBORS` voxels, nearest first, and their lengths in mm."""
     n = len(spacing)
     unit_ball = math.pi ** (n / 2) / math.gamma(n / 2 + 1)
-    radius = (_NEIGHBOURS * math.prod(spacing) / unit_ball) ** (1 / n)
+    radius = (_NEIGHBORS * math.prod(spacing) / unit_ball) ** (1 / n)
     # Very flat voxels would make the ball a needle: 40 voxels of margin on either side are enough.
     radius = min(radius, 40 * min(spacing))
     reach = [int(radius / size) for size in spacing]
@@ -312,7 +312,7 @@ def _strides(shape: Sequence[int]) -> NDArray[np.intp]:
 
 
 def surface_of(mask: Bool) -> Bool:
-    """Return the surface of a mask: its voxels with a face neighbour outside, beyond the array included."""
+    """Return the surface of a mask: its voxels with a face neighbor outside, beyond the array included."""
     found = _surface(mask, tuple(slice(0, n) for n in mask.shape), np.ones(mask.ndim, np.intp))
     return found.marks.reshape(found.shape)[(slice(1, -1),) * mask.ndim].view(np.bool_)
 
@@ -345,7 +345,7 @@ class _Map:
 
 
 def _surface(mask: Bool, box: Box, margin: NDArray[Any]) -> _Map:
-    """Find the surface of a mask, in its box with a margin in which neighbours are sought without checking bounds."""
+    """Find the surface of a mask, in its box with a margin in which neighbors are sought without checking bounds."""
     margin = np.maximum(margin, 1)
     sizes = [s.stop - s.start for s in box]
     padded = np.zeros([n + 2 * int(m) for n, m in zip(sizes, margin, strict=True)], np.uint8)
@@ -378,7 +378,7 @@ class _Search:
         shape: That of the padded box.
         margin: How many voxels of it, at either end of an axis, are padding.
         spacing: mm per voxel.
-        steps: Neighbouring positions as differences of flat positions, nearest first.
+        steps: Neighboring positions as differences of flat positions, nearest first.
         lengths: Their distances in mm.
         room: How many bytes the search may allocate, roughly.
     """
@@ -460,7 +460,7 @@ class _Search:
         return left
 
     def _try(self, points: Ints, left: Ints, which: slice, target_map: Marks, distances: Float) -> Ints:
-        """Try some neighbouring positions of the points that are `left`; return those that are left after that."""
+        """Try some neighboring positions of the points that are `left`; return those that are left after that."""
         steps = self.steps[which]
         if steps.size == 1:
             found: Bool = target_map.take(points[left] + steps[0]).view(np.bool_)

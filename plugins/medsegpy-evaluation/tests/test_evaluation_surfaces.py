@@ -65,7 +65,7 @@ def test_any_masks(case):
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.4, 0.4, 3.0), (5.0, 0.31, 0.7)])
 @pytest.mark.parametrize("shift", [0, 1, 5, 25])
 def test_shells_near_and_far(spacing, shift):
-    # Shift 25: beyond every neighbourhood, so that the tree or the transform has to answer.
+    # Shift 25: beyond every neighborhood, so that the tree or the transform has to answer.
     shape = (70, 40, 24)
     truth = np.zeros(shape, bool)
     truth[8:30, 8:30, 4:16] = True

@@ -143,5 +143,5 @@ def box_mean(images: Array, width: int) -> Array:
 
 
 def _blur(counts: Array) -> Array:
-    """Spread counts to neighbouring bins: a neighbour of what was seen is likely too."""
+    """Spread counts to neighboring bins: a neighbor of what was seen is likely too."""
     return box_mean(box_mean(counts, 3), 3)

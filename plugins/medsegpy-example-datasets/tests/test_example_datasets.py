@@ -148,7 +148,7 @@ def test_affine_spacing_and_shape_agree():
         assert np.array_equal(np.sign(affine[:3, :3]), [[0, -1, 0], [-1, 0, 0], [0, 0, 1]])
 
 
-def test_licence_attribution_and_citation_ship_with_the_images():
+def test_license_attribution_and_citation_ship_with_the_images():
     notice = " ".join((DATA / "NOTICE.md").read_text().split())
     for words in ("TotalSegmentator 2.18.0", "University Hospital Basel", "not by a radiologist", "ryai.230024"):
         assert words in notice

@@ -49,7 +49,7 @@ def upright(path: Path) -> tuple[Array, Array, tuple[float, ...]]:
 
 
 def augmented(image: Array, labels: Array) -> tuple[Array, Array]:
-    """Turn each slice by `ROTATION` degrees, and bend the grey values inside `WINDOW`."""
+    """Turn each slice by `ROTATION` degrees, and bend the gray values inside `WINDOW`."""
     plane: dict[str, Any] = {"angle": ROTATION, "axes": (0, 1), "reshape": False, "mode": "nearest"}
     turned = ndimage.rotate(image.astype(np.float64), order=1, **plane)
     low, high = WINDOW

@@ -27,7 +27,7 @@ _PAIR_AT: Final = {348: (344, b"ni1\0"), 540: (4, b"ni2\0\r\n\x1a\n")}
 _GZIP_WBITS: Final = zlib.MAX_WBITS | 16
 _STEP: Final = 4096  # bytes of a gzip file per read of its header
 _MOST_DEFLATED: Final = 1032  # the largest compression ratio of gzip
-_MILLIMETRES: Final = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_MILLIMETERS: Final = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _HEAD: Final = 544  # bytes: the larger header, and the four bytes after it
 _MOST_KNOWN: Final = 4096
 _ALIGNED: Final = 2  # coordinates aligned to another scan; 1: scanner coordinates; larger codes: atlases
@@ -217,7 +217,7 @@ def _header_of(header: Any, pixdim: list[float], path: Path, stamp: Stamp, compr
     if slope is None or (slope, inter) == (1, 0):
         slope = inter = None
     offset = int(header["vox_offset"]) or int(header["sizeof_hdr"]) + _BEHIND
-    millimetres = _MILLIMETRES.get(unit, 1.0)
+    millimeters = _MILLIMETERS.get(unit, 1.0)
     return Header(
         path=path,
         head=head,
@@ -228,8 +228,8 @@ def _header_of(header: Any, pixdim: list[float], path: Path, stamp: Stamp, compr
         offset=offset,
         slope=slope,
         inter=inter,
-        zooms=_zooms(pixdim[1 : min(rank, 3) + 1], millimetres) if _states_spacing(header, pixdim, rank) else None,
-        affine=_affine(header, millimetres),
+        zooms=_zooms(pixdim[1 : min(rank, 3) + 1], millimeters) if _states_spacing(header, pixdim, rank) else None,
+        affine=_affine(header, millimeters),
         contradictions=_contradictions(header, shape),
     )
 
@@ -240,13 +240,13 @@ def _states_spacing(header: Any, pixdim: list[float], rank: int) -> bool:
     return max(codes) > 0 or any(size != 1 for size in pixdim[1 : min(rank, 3) + 1])
 
 
-def _zooms(sizes: list[float], millimetres: float) -> tuple[float, ...] | None:
+def _zooms(sizes: list[float], millimeters: float) -> tuple[float, ...] | None:
     # Round to the precision of float32: a stored 0.7 means 0.7.
-    zooms = tuple(float(f"{zoom:.7g}") * millimetres for zoom in sizes)
+    zooms = tuple(float(f"{zoom:.7g}") * millimeters for zoom in sizes)
     return zooms if all(math.isfinite(zoom) and zoom > 0 for zoom in zooms) else None
 
 
-def _affine(header: Any, millimetres: float) -> Affine | None:
+def _affine(header: Any, millimeters: float) -> Affine | None:
     import numpy as np
 
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
@@ -255,7 +255,7 @@ def _affine(header: Any, millimetres: float) -> Affine | None:
         affine = np.array(header.get_best_affine(), dtype=float)
     except Exception:  # noqa: BLE001 -- a quaternion that is none
         return None
-    affine[:3] *= millimetres
+    affine[:3] *= millimeters
     return checked_affine(affine)
 
 
