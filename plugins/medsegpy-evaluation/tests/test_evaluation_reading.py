@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tracemalloc
 
@@ -12,11 +13,19 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, RecordError, register_reader, write_slices
+from medsegpy_core import (
+    Config,
+    DatasetCatalog,
+    MetadataCatalog,
+    RecordError,
+    build_loader,
+    register_reader,
+    write_slices,
+)
 from medsegpy_core.cli import cli
 from medsegpy_core.hdf5 import Access, accessing, isolation
 from medsegpy_core.loading import list_scans
-from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions, predictions
+from medsegpy_evaluation import SemSegEvaluator, evaluate_predictions, inference_on_dataset, predictions, score_masks
 from medsegpy_evaluation.prediction_files import LabelValues, file_stem, labelled, list_predictions
 from medsegpy_evaluation.predictions import PredictionsError
 
@@ -306,6 +315,82 @@ def test_what_is_unknown_in_the_truth_is_left_out(register, tmp_path):
     assert (x["status"], x["unknown_voxels"]) == ("unknown", truth.size)
     assert (y["status"], y["unknown_voxels"]) == ("scored", (truth == -3).sum())
     assert [row["value"] for row in document["metrics"]] == [None, pytest.approx(expected[17])]
+
+
+PARTLY_METRICS = ["DSC", "ASSD", "BoundaryIoU", "LesionF1", "LesionDSC", "ECE", "Brier"]
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_partly_annotated_dataset_from_loader_and_command(register, tmp_path, softmax):
+    """Unknown voxels are left out, counted and shown, by the evaluator behind a loader and by the command alike."""
+    rng = np.random.default_rng(0)
+    keys = {"label_map": True, "label_values": (3, 8), "ignore_values": (250,)}
+    annotated = {"a": None, "b": [0], "c": [1]}
+    dicts, labels, probs = [], {}, {}
+    for number, (scan, known) in enumerate(annotated.items()):
+        truth = np.zeros(SHAPE, np.uint8)
+        truth[1:4, 1:4, 1:4], truth[5:8, 2 + number : 5 + number, 1:5], truth[:, :, 5] = 3, 8, 250
+        path = str(save(tmp_path / "data" / f"{scan}.h5", volume=rng.normal(size=SHAPE).astype(np.float32), seg=truth))
+        some = {} if known is None else {"annotated": known}
+        dicts.append({"file_name": path, "sem_seg_file": path, "scan_id": scan, **keys, **some})
+        near = np.stack([truth == 0, np.roll(truth == 3, 1, 0), np.roll(truth == 8, 1, 1)], axis=-1)
+        raw = near + rng.random(near.shape) * 0.8  # what is ignored is predicted as something
+        labels[scan], probs[scan] = truth, (raw / raw.sum(axis=-1, keepdims=True)).astype(np.float32)
+        save(tmp_path / "p" / f"{scan}.h5", ["background", "x", "y"], probs=probs[scan])
+    dataset = register(dicts, ["x", "y"])
+    cfg = Config(TEST_METRICS=PARTLY_METRICS, TEST_BATCH_SIZE=4, TEST_DATASET=dataset)
+    if softmax:
+        cfg.LOSS, cfg.INCLUDE_BACKGROUND = ("argmax", "softmax"), True
+    cfg.save(tmp_path / "cfg.yaml")
+    order = iter([p for scan in annotated for p in np.array_split(np.moveaxis(probs[scan], 2, 0), [4])])
+
+    def model(batch):
+        found = next(order)
+        assert len(found) == len(batch)
+        return found if softmax else found[..., 1:]
+
+    evaluator = SemSegEvaluator(dataset, cfg, tmp_path / "loader")
+    behind = inference_on_dataset(model, build_loader(cfg, dataset, is_test=True), evaluator)
+    options = ["--predictions", tmp_path / "p", "--config", tmp_path / "cfg.yaml", "--output", tmp_path / "command"]
+    done = CliRunner().invoke(cli, ["evaluate", dataset, *map(str, options)])
+    assert done.exit_code == 0, done.output
+    command = json.loads((tmp_path / "command" / "metrics.json").read_text())
+    assert behind["metrics"] == command["metrics"]
+    assert behind["scans"] == command["scans"]
+    rows = {(row["scan"], row["category"], row["metric"]): row["value"] for row in command["metrics"]}
+    for scan, known in annotated.items():
+        kept = labels[scan] != 250
+        for channel, name in enumerate(("x", "y")):
+            values = [rows[scan, name, metric] for metric in PARTLY_METRICS]
+            if known is not None and channel not in known:
+                assert values == [None] * len(PARTLY_METRICS)
+                continue
+            # The definition on the known voxels alone.
+            p, t = probs[scan][..., channel + 1], labels[scan] == (3, 8)[channel]
+            found = (probs[scan].argmax(axis=-1) == channel + 1 if softmax else p > 0.5) & kept
+            t = t & kept
+            expected = score_masks(found, t, (1, 1, 1), PARTLY_METRICS)
+            assert values[:5] == [expected[metric] for metric in PARTLY_METRICS[:5]]
+            assert values[6] == pytest.approx(np.mean((p.astype(float) - t)[kept] ** 2), rel=1e-9)
+    counts = {(s["scan"], c["category"]): c["unknown_voxels"] for s in command["scans"] for c in s["structures"]}
+    some, whole = 9 * 8, 9 * 8 * 6
+    assert counts == {
+        ("a", "x"): some,
+        ("a", "y"): some,
+        ("b", "x"): some,
+        ("b", "y"): whole,
+        ("c", "x"): whole,
+        ("c", "y"): some,
+    }
+    summary = {(row["category"], row["metric"]): row for row in command["summary"]}
+    assert {(row["n"], row["unknown"]) for row in summary.values()} == {(2, 1)}
+    line = f"{4 * some + 2 * whole:,} voxels of 3 scans (each category counted) unknown, left out of all metrics"
+    assert line in done.output.replace("\n", " ")
+    for folder in ("loader", "command"):
+        page = (tmp_path / folder / "report.html").read_text()
+        assert "<h2>Unknown voxels</h2>" in page
+        assert line in page
+        assert "2 structures unknown throughout" in page
 
 
 def test_cost_does_not_grow_with_the_largest_label(register, tmp_path):
