@@ -1,7 +1,7 @@
-"""The plugin of the core itself: its loaders and transforms, through the hooks that every plugin has.
+"""The plugin of the core itself: its loaders and transforms, registered with the same hooks as those of any plugin.
 
-`medsegpy_core.plugins` loads it before all others, whatever `MEDSEGPY_LOAD_PLUGINS` says. Loaders and transforms are
-imported when one is built.
+`medsegpy_core.plugins` loads it before all others, whatever the value of `MEDSEGPY_LOAD_PLUGINS`. Each loader and
+transform is imported when it is built.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How values look in messages: shapes, numbers, lists; and text from files and plugins, made safe to show."""
+"""Formatting of values in messages: shapes, numbers, lists; and text from files and plugins, made safe to show."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["by", "counted", "printable", "shown", "some"]
 
 
 def by(sizes: Iterable[object], digits: int = 4) -> str:
-    """Write a shape or a spacing.
+    """Return a shape or a spacing as text.
 
     Args:
         sizes: A number for each axis.
-        digits: Significant digits of numbers that are not whole.
+        digits: Significant digits of floats.
 
     Example:
         >>> by((3, 4)), by((0.3125, 0.7000001))
@@ -28,7 +28,7 @@ def by(sizes: Iterable[object], digits: int = 4) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Write how many there are.
+    """Return a number with its noun.
 
     Example:
         >>> counted(1, "scan"), counted(2000, "scan")
@@ -38,7 +38,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def some(items: Sequence[Any] | Array, most: int = 5, separator: str = ", ", form: Callable[[Any], str] = str) -> str:
-    """Write a list; of a long one the first `most` items, and how many there are.
+    """Return a list as text. A long one is cut to its first `most` items and their number.
 
     Example:
         >>> some([1, 2, 3]), some([1, 2, 3], most=2)
@@ -49,7 +49,7 @@ def some(items: Sequence[Any] | Array, most: int = 5, separator: str = ", ", for
 
 
 def shown(value: object, most: int = 80) -> str:
-    """Write the `repr` of a value on one line, cut to `most` characters.
+    """Return the `repr` of a value on one line, cut to `most` characters.
 
     Example:
         >>> shown("a" * 100, most=10)

@@ -71,28 +71,28 @@ class ReadsInto(LazyArray, Protocol):
     * ``read_into(selection, out)``: `selection` is one ``slice(start, stop)`` per axis, within bounds, step 1; `out` is
       an array (perhaps strided) of that shape, of any dtype that the values can be cast to.
 
-    Call it by `medsegpy_core.reading.read_into`, which reads every `LazyArray`.
+    Call it through `medsegpy_core.reading.read_into`, which supports every `LazyArray`.
     """
 
     def read_into(self, selection: Selection, out: Array) -> None: ...
 
 
 class HasPlace(LazyArray, Protocol):
-    """A `LazyArray` that knows where boxes lie in its file, so that compiled kernels can read many in one call.
+    """A `LazyArray` that knows the location of boxes in its file, so that compiled kernels can read many in one call.
 
-    * ``place(selection)`` takes what ``read_into`` takes, no axis empty, and returns the location; None if the box is
-      compressed, in more than one piece, or unknown.
+    * ``place(selection)`` accepts the same selections as ``read_into``, but no empty axis, and returns the location, or
+      None if it is unknown, or if the box is compressed or not contiguous.
     """
 
     def place(self, selection: Selection) -> Place | None: ...
 
 
 class PackedMask(LazyArray, Protocol):
-    """A mask of 0 and 1 (... x C) that is stored as bits, which a loader collates without unpacking them.
+    """A mask of 0 and 1 (... x C) stored as bits, which a loader collates without unpacking.
 
-    * ``packed`` is ... x ceil(C / 8), uint8: channel c is bit c % 8 of byte c // 8. None: it is not stored so.
-    * ``packed_unknown`` is ... x 2 ceil(C / 8): these bytes, and as many with the bits of the channels that are unknown
-      in the voxel. None: it is not stored so. At most one of the two is not None.
+    * ``packed`` is ... x ceil(C / 8), uint8: channel c is bit c % 8 of byte c // 8. None: another format.
+    * ``packed_unknown`` is ... x 2 ceil(C / 8): these bytes, followed by as many with a bit set for each channel that
+      is unknown in the voxel. None: another format. At most one of the two is not None.
     """
 
     @property

@@ -253,7 +253,7 @@ class HookSpecs:
             dataset: The name of the dataset.
 
         Returns:
-            Metadata keys and values, or or None for a dataset of another plugin.
+            Metadata keys and values, or None for a dataset of another plugin.
 
         Example:
             ```python

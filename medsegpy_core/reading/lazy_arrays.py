@@ -31,26 +31,26 @@ def read_into(array: LazyArray, selection: Selection, out: Array) -> None:
         out[...] = array[selection]
 
 
-# The optional attributes of lazy arrays (see `typing`) are asked for here only: an isinstance check of a protocol takes
-# 20 microseconds, and each slice of a batch would pay it.
+# Only these functions look up the optional attributes of lazy arrays (see `typing`), without isinstance checks of the
+# protocols, which would take 20 microseconds for each slice of a batch.
 
 
 def place_of(array: LazyArray, selection: Selection) -> Place | None:
-    """Return the location in a file of a box of a lazy array and all of its further axes, see `HasPlace`; None: not
-    known."""
+    """Return the location in a file of a box of a lazy array, with the whole of its further axes, or None if it is
+    unknown; see `HasPlace`."""
     asked: Callable[[Selection], Place | None] | None = getattr(array, "place", None)
     return None if asked is None else asked((*selection, *full_selection(array.shape[len(selection) :])))
 
 
 def packed_bits(mask: LazyArray) -> LazyArray | None:
-    """Return the bit field of a mask, see `PackedMask.packed`; None: it is not stored so."""
+    """Return the bit field of a mask, or None if it is not packed; see `PackedMask.packed`."""
     found: LazyArray | None = getattr(mask, "packed", None)
     return found
 
 
 def packed_unknown_bits(mask: LazyArray) -> LazyArray | None:
-    """Return the bit field of a mask with its unknown voxels, see `PackedMask.packed_unknown`; None: it is not stored
-    so."""
+    """Return the bit field of a mask with its unknown voxels, or None if it is not packed; see
+    `PackedMask.packed_unknown`."""
     found: LazyArray | None = getattr(mask, "packed_unknown", None)
     return found
 

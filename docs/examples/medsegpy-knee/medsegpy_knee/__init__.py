@@ -26,7 +26,7 @@ def load(split: str) -> list[dict[str, Any]]:
 
 @hookimpl
 def medsegpy_register_datasets() -> list[DatasetSpec]:
-    """Bring one dataset per split."""
+    """Return one dataset per split."""
     return [
         DatasetSpec(
             name=f"knee_{split}",
@@ -50,5 +50,5 @@ def medsegpy_register_datasets() -> list[DatasetSpec]:
 
 @hookimpl
 def medsegpy_register_augmentations() -> list[Augmentation]:
-    """Say what the numbers in the file names mean."""
+    """Return the meanings of the numbers in the file names."""
     return [Augmentation(1, "gamma", {"gamma": 0.8})]

@@ -23,7 +23,7 @@ _LONGEST = 64 * 1024
 
 @frozen
 class Header:
-    """What the header says: axes are x, y, z."""
+    """The content of a header. Axes are x, y, z."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any] = field(eq=str)

@@ -1,4 +1,4 @@
-"""The reader: what `medsegpy_core` asks of it, and nothing else."""
+"""The reader: the methods that `medsegpy_core` needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["MhaArray", "MhaReader", "MhaScan"]
 
 @frozen
 class MhaArray:
-    """The voxels of a file, x, y, z as H, W, D. Nothing is read, and no file is open, before they are asked for."""
+    """The voxels of a file, x, y, z as H, W, D. They are read on demand; no file stays open."""
 
     path: Path
     header: Header
@@ -61,19 +61,19 @@ class MhaScan:
 
 
 def _metadata(header: Header, axes: str | None) -> dict[str, Any]:
-    """Return what a header says, for the axes H, W, D, whatever order the dict says that they are stored in."""
+    """Return the metadata in a header, for the axes H, W, D, whatever stored order the dict declares."""
     return reordered({"spacing": header.spacing, "affine": header.affine}, axes)
 
 
 @frozen
 class MhaReader:
-    """``NAME.mha`` is an image; ``NAME_seg.mha`` beside it, if there is one, its mask as a label map."""
+    """``NAME.mha`` is an image; ``NAME_seg.mha`` next to it, if it exists, is its mask, a label map."""
 
     name: str = "mha"
     suffixes: tuple[str, ...] = (".mha",)
 
     def probe(self, path: Path) -> bool:
-        """Say whether the file begins as a MetaImage file does."""
+        """Return whether the file begins like a MetaImage file."""
         with path.open("rb") as file:
             return file.read(10) == b"ObjectType"
 
