@@ -1,9 +1,14 @@
 """What holds for all tests: those of the core, of the plugins, and of the examples in the docs."""
 
 import pytest
+from hypothesis import settings
 
 from medsegpy_core import catalog, transforms
 from medsegpy_core.reading import readers
+
+# How long an example takes depends on how busy the machine is.
+settings.register_profile("medsegpy", deadline=None)
+settings.load_profile("medsegpy")
 
 
 @pytest.fixture(autouse=True)
