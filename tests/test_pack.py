@@ -201,7 +201,7 @@ def test_several_files_and_processes_make_the_same_set(tmp_path):
     register_packed(one.manifest, "one")
     register_packed(two.manifest, "two")
     assert_same(batches("one", "DefaultDataLoader"), batches("two", "DefaultDataLoader"))
-    with pytest.raises(ValueError, match="2 scans make 1 to 2 files, not 3"):
+    with pytest.raises(ValueError, match="2 scans can be packed into 1 to 2 files, not 3"):
         pack_dataset("original", tmp_path / "three", shards=3)
 
 

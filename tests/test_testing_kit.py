@@ -372,7 +372,7 @@ def anonymous(broken):
 
 def test_splits_of_unknown_people_are_not_called_safe(anonymous, medsegpy_plugins):
     medsegpy_plugins.register_plugin(anonymous, "x")
-    with pytest.raises(pytest.skip.Exception, match=r"3 scans have no subject_id, such as '0000001_V00' of 'x_train'"):
+    with pytest.raises(pytest.skip.Exception, match=r"3 scans without subject_id, such as '0000001_V00' of 'x_train'"):
         Suite().test_splits()
     (found,) = [finding for finding in check_plugin("x") if finding.check == "no subject is in two splits"]
     assert found.status == "unknown"
@@ -381,7 +381,7 @@ def test_splits_of_unknown_people_are_not_called_safe(anonymous, medsegpy_plugin
 
 def test_one_scan_in_two_splits_fails_whoever_it_is(anonymous, medsegpy_plugins, tmp_path):
     anonymous.lists["val"] += anonymous.lists["train"][:6]
-    assert "1 subjects are in two splits" in dataset_failures(anonymous, medsegpy_plugins, tmp_path)["splits"]
+    assert "1 subject in two splits" in dataset_failures(anonymous, medsegpy_plugins, tmp_path)["splits"]
 
 
 def test_one_split_of_unknown_people_is_sound(anonymous, medsegpy_plugins, tmp_path):
@@ -410,7 +410,7 @@ def first(dicts, **values):
         (lambda b, slices: b.metadata.pop("categories"), "metadata", "lacks the metadata 'categories'"),
         (lambda b, slices: b.metadata.update(categories=["a", "a"]), "metadata", "differ from each other"),
         (lambda b, slices: b.metadata.update(spacing=(0, 1, 1)), "metadata", "spacing"),
-        (lambda b, slices: b.lists["val"].extend(b.lists["train"][:6]), "splits", "1 subjects are in two splits, as 1"),
+        (lambda b, slices: b.lists["val"].extend(b.lists["train"][:6]), "splits", "1 subject in two splits, such as 1"),
         (
             lambda b, slices: b.lists["val"].extend(slices("val", subject_id=3, augmentation=7)),
             "augmentation",

@@ -50,6 +50,7 @@ from medsegpy_core.packing.scans import (
     pack_scan,
 )
 from medsegpy_core.reading.record_maker import datasets_root
+from medsegpy_core.text import counted
 
 # A file, the key of an array in it, and the hash of the array.
 Hashed = tuple[Path, str, str]
@@ -161,7 +162,7 @@ def pack_dataset(
     if not scans:
         raise RecordError(f"Dataset {name!r} is empty: there is nothing to pack.")
     if not 1 <= shards <= len(scans):
-        raise ValueError(f"{len(scans)} scans make 1 to {len(scans)} files, not {shards}.")
+        raise ValueError(f"{counted(len(scans), 'scan')} can be packed into 1 to {len(scans)} files, not {shards}.")
     opener = Opener.of([record for scan in scans for record in scan.records])
     tasks = [Task(scan, group, opener, chosen) for scan, group in zip(scans, _group_names(scans), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)

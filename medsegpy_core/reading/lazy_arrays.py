@@ -77,7 +77,7 @@ def basic_selection(selection: Any, shape: tuple[int, ...]) -> tuple[Selection, 
     ellipses = [i for i, item in enumerate(items) if item is Ellipsis]
     missing = len(shape) - (len(items) - len(ellipses))
     if len(ellipses) > 1 or missing < 0:
-        raise IndexError(f"Index {selection!r} does not fit an array of {len(shape)} axes.")
+        raise IndexError(f"Index {selection!r} does not fit an array of rank {len(shape)}.")
     at = ellipses[0] if ellipses else len(items)
     items[at : at + len(ellipses)] = [slice(None)] * missing
     box, rest = zip(*map(_axis_selection, items, shape), strict=True) if items else ((), ())

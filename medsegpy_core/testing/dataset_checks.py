@@ -26,7 +26,7 @@ from medsegpy_core.reading.canonical_scan import open_record
 from medsegpy_core.reading.readers import find_reader
 from medsegpy_core.testing.outcome import CheckError, NotCheckableError, UndecidedError, require
 from medsegpy_core.testing.processes import in_new_interpreter
-from medsegpy_core.text import some
+from medsegpy_core.text import counted, some
 from medsegpy_core.typing import DatasetDict
 
 
@@ -122,7 +122,8 @@ def check_splits(names: Sequence[str]) -> None:
     if shared:
         subject, splits = next(iter(shared.items()))
         raise CheckError(
-            f"{len(shared)} subjects are in two splits, as {subject!r} in {' and '.join(map(repr, splits.values()))}: "
+            f"{counted(len(shared), 'subject')} in two splits, such as {subject!r} in "
+            f"{' and '.join(map(repr, splits.values()))}: "
             "split by subject (medsegpy_core.split_by_subject), or give the datasets different `collection` metadata "
             "if these are different people"
         )
@@ -130,8 +131,8 @@ def check_splits(names: Sequence[str]) -> None:
     if unknown:
         (_, scan_id), name = next(iter(unknown.items()))
         raise UndecidedError(
-            f"{len(unknown)} scans have no subject_id, such as {scan_id!r} of {name!r}: it is unknown whether scans in "
-            "two splits are of one person. Add subject_id to the dataset dicts"
+            f"{counted(len(unknown), 'scan')} without subject_id, such as {scan_id!r} of {name!r}: it is unknown "
+            "whether scans in two splits are of one person. Add subject_id to the dataset dicts"
         )
 
 

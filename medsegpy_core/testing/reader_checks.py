@@ -30,7 +30,7 @@ from medsegpy_core.testing.example_files import (
 )
 from medsegpy_core.testing.outcome import CheckError, NotCheckableError, require
 from medsegpy_core.testing.processes import in_fork, in_new_interpreter
-from medsegpy_core.text import by
+from medsegpy_core.text import by, counted
 from medsegpy_core.typing import LazyArray, ListingReader, OpenScan, Reader, Selection, StatesMaskGrid
 
 if TYPE_CHECKING:
@@ -477,7 +477,9 @@ def check_released_files(reader: Reader, record: Record) -> None:
     for _ in range(3):
         read_digest(reader, record)
     left = open_descriptors(files_of(record))
-    require(not left, f"{len(left)} files are still open after their scans are closed: {', '.join(sorted(set(left)))}")
+    require(
+        not left, f"{counted(len(left), 'file')} still open after the scans are closed: {', '.join(sorted(set(left)))}"
+    )
 
 
 def check_threads(reader: Reader, record: Record) -> None:
