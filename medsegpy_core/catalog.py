@@ -153,6 +153,7 @@ class _MetadataCatalog:
 
     def list(self) -> builtins.list[str]:
         """Return the names that have metadata, sorted."""
+        # A contested name is listed without resolving its metadata, which would raise.
         claims = self._datasets.registry.claims()
         names = set(claims) | self._manager().staged_metadata_names()
         contested = {name for name in names if len(claims.get(name, ())) > 1}
@@ -186,6 +187,7 @@ class _MetadataCatalog:
         """Return the layers of the plugins, the same tuple as long as they are unchanged."""
         manager = self._manager()
         datasets = self._datasets.registry.claims()
+        # The registry returns the same object until something is registered or loaded.
         known = self._layers.get(name)
         if known is not None and known[0] is datasets:
             return known[1]

@@ -144,6 +144,7 @@ def _lot(subject: Hashable, seed: int) -> tuple[bytes, str]:
 def _counts(subjects: int, shares: Sequence[float]) -> list[int]:
     """Divide subjects by largest remainder, and give each split one if there are enough."""
     exact = [subjects * share for share in shares]
+    # In floating point, 0.29 * 100 is slightly below 29.
     counts = [math.floor(part + 1e-9) for part in exact]
     by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
     for i in by_remainder[: subjects - sum(counts)]:

@@ -52,6 +52,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         chain.append(resolved)
         own = _read_one(at)
         base = own.pop(BASE_KEY, None)
+        # The files read before are nearer to the user, so their values win.
         values = own | values
         at = None if base is None else _base_path(base, at)
     return values
@@ -170,6 +171,7 @@ def _count_values(node: Any, known: dict[int, int], level: int) -> int:
     if node is None or isinstance(node.value, str):
         return 1
     where = f"line {node.start_mark.line + 1}"
+    # 0 marks a node whose parts are being counted. An alias is the same node, so its count is looked up, not repeated.
     if known.get(id(node)) == 0:
         raise ConfigError(f"not a config: the value that begins in {where} contains itself.")
     if level > _MOST_LEVELS:
@@ -266,6 +268,7 @@ def _writable(key: str, value: Any) -> Any:
 
 def _literal_text(key: str, value: Any) -> str:
     text = repr(value)
+    # Refuse values that would be read back differently, such as NaN, for which there is no literal.
     if not is_plain(value) or repr(literal(text)) != text:
         raise ConfigError(f"{key} = {text} cannot be written to a file. {key} may hold plain Python values only.")
     return text

@@ -164,6 +164,7 @@ class Key:
             candidates.insert(0, found)
         elif isinstance(value, list):  # YAML: a list with items written as literals, as in `- (1, 2)`
             candidates.append([literal(item) if isinstance(item, str) else item for item in value])
+        # Try the literal first, then the text: `MODEL_NAME: 1e3` may be a name. The last error is the one to report.
         for candidate in candidates[:-1]:
             try:
                 return self.convert(candidate)

@@ -72,4 +72,5 @@ def required_channels(category_ids: Sequence[CategoryId]) -> int:
 
 
 def _is_channel(value: Any) -> bool:
+    # True and False are ints, but never meant as channels.
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0

@@ -100,9 +100,12 @@ def axis_codes(affine: Any) -> tuple[str, str, str]:
     import numpy as np
 
     matrix = np.asarray(affine, np.float64)[:3, :3]
+    # The rotation closest to the affine (polar decomposition): with shears, columns are not orthogonal, and the largest
+    # entries of two columns may be in one row.
     left, _, right = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
     rotation = left @ right  # without shears
     codes = ["", "", ""]
+    # The clearest axis chooses first, and its direction is removed for the others.
     for axis in np.argsort(-np.abs(rotation).max(axis=0), kind="stable"):
         world = int(np.abs(rotation[:, axis]).argmax())
         codes[axis] = ("LR", "PA", "IS")[world][int(rotation[world, axis] > 0)]
@@ -208,6 +211,7 @@ def _stated(
         contradiction = f"its spacing is {_mm(spacing)}, but the columns of its affine are {_mm(columns)} long"
     if spacing is not None and len(spacing) == 2 and columns[2] == 1:
         columns = columns[:2]  # a file with two axes; writers fill the third column with 1
+    # Keep the stated spacing if it differs by rounding only: it is the number that a user wrote.
     if spacing is None or not _equal(spacing, columns):
         spacing = columns
     return _Stated(spacing, affine, contradiction)
@@ -319,6 +323,7 @@ def corner_offset(image: Grid, mask: Grid) -> float | None:
             moved[axis, axis] = there / here
     else:
         return None
+    # The offset is affine in the index, so its length is largest at a corner.
     corners = _corners(mask.shape)
     return float(np.linalg.norm((moved @ corners - corners)[:3], axis=0).max())
 
@@ -369,12 +374,14 @@ def alignment(source: Grid, target: Grid) -> Alignment | None:
     # Maps a voxel index in the source to one in the target.
     moved = np.linalg.solve(np.array(target.affine), np.array(source.affine))
     order, signs = _signed_permutation(moved[:3, :3])
+    # In a scan of two axes, the third must not take part in the permutation.
     if order is None or any(order[axis] != axis for axis in range(rank, 3)):
         return None
     order = order[:rank]
     if tuple(source.shape[axis] for axis in order) != target.shape:
         return None
     flips = tuple(i for i in range(rank) if signs[i] < 0)
+    # `moved` is compared with the exact permutation and flips at the corners, as in `corner_offset`.
     exact = np.eye(4)
     exact[:rank] = 0
     for i, axis in enumerate(order):

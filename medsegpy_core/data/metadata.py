@@ -227,6 +227,7 @@ class SetValues:
                 if not same(before[key], new[key]):
                     _conflict(name, key, before[key], "what was set before", new[key], "what is set now")
             result = evolve(self, plain={**self.plain, **{key: new[key] for key in new if key not in before}})
+        # Plain and replaced values must also fit each other. Plugins are not consulted: `set` must not load them.
         resolve(name, [Layer("MetadataCatalog", {**result.plain, **result.replaced})])
         return result
 
@@ -360,11 +361,13 @@ class MetadataView:
         if "affine" in said and said.get("spacing") is None:
             said.update(stated({"affine": said["affine"]}, axes)[0])
         file = {} if file is None else {**file, "spacing": None, **stated(file, axes)[0]}
+        # First drop the file's spacing (None): with the wrong number of values, it must not override the metadata.
         layers = [("the metadata", self._values), ("the file", file), ("the dataset dict", said)]
         fitting = [
             Layer(source, {k: v for k, v in values.items() if k != "spacing" or has_length(v, axes)}, overrides=True)
             for source, values in layers
         ]
+        # Most scans have no values of their own: the same object then serves all of them, without another check.
         if fitting[0].values == self._values and not any(layer.values for layer in fitting[1:]):
             return self
         return MetadataView(self.name, resolve(self.name, fitting))
@@ -455,6 +458,8 @@ class Metadata:
             MetadataConflictError: A plugin and ``.set`` have different values.
             MetadataError: The values of a plugin are invalid.
         """
+        # Both sources are immutable and replaced as a whole, so identity tells whether the cached view is current. No
+        # lock: two threads may at worst resolve the same values twice.
         below, own, known = self._below(self.name), self._own, self._resolved
         if known is not None and known[0] is below and known[1] is own:
             return known[2]

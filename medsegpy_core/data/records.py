@@ -117,6 +117,7 @@ class Record:
         if augmentation is None:
             augmentation = augmentation_in_name(d) or 0
         image_key = d.get("image_key")
+        # `scan_*` keys and all others are kept apart, because only the former are returned at inference.
         others = [key for key in d if key not in _TYPED]
         # `d.get` throughout: None means "not given" for optional keys.
         return cls(

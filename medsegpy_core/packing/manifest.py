@@ -89,6 +89,7 @@ def hashed(path: Path) -> Source:
             time.sleep(YOUNG_NS / 1e9)
             continue
         digest = file_hash(path)
+        # Only a stamp that is the same before and after hashing belongs to the hashed content.
         if stamp_of(_status(path)) == before:
             _known[path] = found = Source(before, digest)
             return found
@@ -107,6 +108,7 @@ def unchanged(path: Path, source: Source) -> Source | None:
         return None
     if stamp_of(status) == source.stamp:
         return source
+    # A different size means different content, without hashing it.
     if status.st_size != source.stamp.size:
         return None
     now = hashed(path)

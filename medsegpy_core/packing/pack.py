@@ -243,6 +243,7 @@ class _Work:
         self.sources = source_files(task.scan for task in tasks)
         self.fingerprints = [task.fingerprint for task in tasks]
         self.fingerprint = _hash([self.settings, shards, self.fingerprints])
+        # Consecutive scans per shard, so that reading in order touches one file after the other.
         bounds = [len(tasks) * i // shards for i in range(shards + 1)]
         self.members = [range(first, stop) for first, stop in itertools.pairwise(bounds)]
         # The results of `pack_scan` for finished scans.
@@ -253,6 +254,7 @@ class _Work:
         if self._complete():
             return 0
         self.parts.mkdir(exist_ok=True)
+        # Without its manifest, a half-replaced dataset cannot be mistaken for a complete one.
         if self.overwrite:
             self.manifest.unlink(missing_ok=True)
         self.done = {}
@@ -262,6 +264,7 @@ class _Work:
         todo = [i for n in waiting for i in self.members[n] if i not in self.done or not self._part(i).is_file()]
         for _ in watch(self._pack(todo, jobs), len(todo)):
             pass
+        # Check before merging: a packed file must not combine two versions of its sources.
         sources = self._agreed_sources()
         for number in waiting:
             self._assemble(number)
@@ -396,6 +399,7 @@ class _Work:
         intent = self._intent(members)
         if file.exists() and not (self.overwrite or intent.is_file()):
             raise PackingError(f"{file} already exists and does not belong here. Remove it, or choose another --out.")
+        # If the process is killed after the file appears, the next run recognizes it as its own and may replace it.
         write_json(intent, {})
         with Staging(overwrite=True) as staging:
             with create_h5(staging, str(file)) as made:

@@ -272,6 +272,7 @@ class _Arrays:
             last = () if label_map else (_bytes_of(channels or 0, unknown),)
             mask = _empty((*in_plane, *last), mask_axes, mask_dtype if label_map else np.dtype(np.uint8))
         arrays = cls(image, image_axes, mask, mask_axes, channels, label_map, unknown, metadata)
+        # Whether any voxel is unknown is known only after reading; if none is, format 1 is enough.
         arrays.fill(task, unit)
         return arrays if mask is None or label_map or not unknown else arrays.without_empty_half(mask)
 
@@ -428,6 +429,7 @@ def _read(array: LazyArray, axes: str, place: tuple[Any, ...]) -> Array:
 
 def content_hash(array: Array) -> str:
     """Return the BLAKE2b hash (32 bytes, in hexadecimal) of type, shape and values of an array, in C order."""
+    # Type and shape are part of the hash, and the byte order is fixed, so that it is the same on any machine.
     digest = hashlib.blake2b(f"{array.dtype.newbyteorder('<').str} {array.shape}".encode(), digest_size=32)
     little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
     digest.update(little.reshape(-1).view(np.uint8).data)

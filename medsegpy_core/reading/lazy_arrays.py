@@ -79,6 +79,7 @@ def basic_selection(selection: Any, shape: tuple[int, ...]) -> tuple[Selection, 
     if len(ellipses) > 1 or missing < 0:
         raise IndexError(f"Index {selection!r} does not fit an array of rank {len(shape)}.")
     at = ellipses[0] if ellipses else len(items)
+    # Without an ellipsis, missing indices are appended: NumPy selects the whole of the last axes.
     items[at : at + len(ellipses)] = [slice(None)] * missing
     box, rest = zip(*map(_axis_selection, items, shape), strict=True) if items else ((), ())
     return tuple(box), tuple(rest)
@@ -96,6 +97,7 @@ def _axis_selection(item: Any, size: int) -> tuple[slice, Any]:
         raise IndexError(f"A lazy array takes ints, slices and '...', not {item!r}.") from None
     if not -size <= index < size:
         raise IndexError(f"Index {index} is out of bounds for an axis of size {size}.")
+    # A box has no negative bounds; an int drops its axis, which the index 0 does afterwards.
     index %= size
     return slice(index, index + 1), 0
 
@@ -159,6 +161,7 @@ class AxesView(View):
     def place(self, selection: Selection) -> Place | None:
         """Return the location of a box in a file, or None if the array does not know it, or if the axes along which the
         box is longer than 1 are stored in another order."""
+        # Along axes of length 1 the order does not matter, because they do not contribute to the strides of the box.
         parts = zip(self._order, selection, strict=True)
         long = [axis for axis, part in parts if axis is not None and part.stop - part.start > 1]
         return place_of(self._array, self._stored(selection)) if long == sorted(long) else None

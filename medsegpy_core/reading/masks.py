@@ -45,6 +45,7 @@ def check_binary(values: Array, path: Path | None) -> None:
     if values.dtype == "bool" or values.size == 0:
         return
     unsigned = values.dtype.kind == "u"
+    # For unsigned values one pass without temporary arrays is enough. NaN is unequal to both numbers.
     wrong = bool(values.max() > 1) if unsigned else not bool(((values == 0) | (values == 1)).all())
     if wrong:
         raise ReadError(_not_binary(values), path)
@@ -316,6 +317,7 @@ class LabelMapView(View):
         codes = value_codes((*map(labels.value_of, range(channels)), *labels.ignored))
         found = self.read_codes(selection[:-1], codes)
         first, stop = selection[-1].start, selection[-1].stop
+        # Foreground is usually sparse: setting its voxels is faster than one comparison per channel.
         out[...] = 0
         places = np.nonzero((found > first) & (found <= stop))
         out[(*places, found[places].astype(np.intp) - 1 - first)] = 1
@@ -335,6 +337,7 @@ class LabelMapView(View):
     def coded(self, values: Array, codes: ValueCodes) -> Array:
         """Return the codes of labels; see `read_codes`."""
         found = codes.of(values)
+        # Without declared values every positive value is a channel, so unsigned ones need no check.
         may_be_wrong = self.labels.declared is not None or values.dtype.kind == "i"
         if may_be_wrong and int(found.max(initial=0)) == codes.other:
             self._check_others(values[found == codes.other])

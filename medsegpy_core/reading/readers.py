@@ -71,6 +71,7 @@ def find_reader(record: Record | Mapping[str, Any]) -> Reader:
     path = os.fspath(_asked(record)[1])
     readers = _all_owned()
     by_suffix = _longest_suffix(os.path.basename(path).lower(), readers)
+    # HDF5 files with keys may have any suffix, and a plain `probe` may not recognize them without default keys.
     claiming = [] if by_suffix or not names_key(record) else _probed(Path(path), readers, keyed=True)
     claiming = claiming or _probed(Path(path), by_suffix or readers)
     if len(claiming) == 1:

@@ -116,6 +116,7 @@ class _Container:
 
     def _holds(self, path: str) -> bool:
         folder, name = os.path.split(path)
+        # Only the last component can differ between files of a folder, so `realpath` runs once per folder.
         if name in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114 -- there may be 200,000
             real = os.path.realpath(path)
         else:

@@ -103,6 +103,7 @@ def _answer(function: Callable[[], Any], reading: int, writing: int) -> None:
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(data)
     finally:
+        # Skip the parent's cleanup handlers, such as those of pytest.
         os._exit(0)
 
 
