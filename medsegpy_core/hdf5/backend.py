@@ -1,7 +1,7 @@
-"""What moves voxels from files into arrays: NumPy alone, or the compiled kernels of `medsegpy-native`.
+"""Backends move voxels from files into arrays: NumPy, or the compiled kernels of `medsegpy-native`.
 
-A backend is a fast path. It does what it can, and says what it left undone, which the caller then does with NumPy: so
-both give the same arrays, and the caller is the one source of every error.
+A backend is a fast path. It returns the items that it did not process, and the caller processes them with NumPy. So all
+backends give the same arrays, and all errors come from the caller.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """A fast path from files to arrays.
 
-    Each method returns the numbers of the items that it left undone, in order; nothing is left if there are none. The
-    output of those items is undefined. An item is left if the backend does not know such data, or if anything is wrong
-    with it: no method raises an error about a file.
+    Each method returns the numbers of the skipped items, in order; an empty sequence if all are done. The output of
+    skipped items is undefined. An item is skipped if the backend does not support the data, or on any problem: no
+    method raises an error about a file.
 
-    A backend has no state, may be used from any thread, and pickles by its name.
+    A backend has no state, is thread-safe, and is pickled by name.
     """
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the backend."""
 
     @property
     def decodes(self) -> frozenset[tuple[int, ...]]:
-        """The filters whose chunks `decode` decodes: each by their numbers, in the order in which they were applied."""
+        """The combinations of filters that `decode` supports: filter numbers in the order of application."""
 
     def read_rows(
         self,
@@ -51,13 +51,13 @@ class Backend(Protocol):
         """Read the rows of a batch; an item is a row.
 
         Args:
-            count: How many rows there are.
-            places: Where image and mask of each row lie; None: the row is to be left. It is iterated only by a backend
-                that reads rows, so that a generator costs the others nothing.
+            count: The number of rows.
+            places: The places of image and mask of each row; None: skip the row. Only a backend that reads rows
+                iterates over it, so a generator costs nothing otherwise.
             images: N x ..., float32, C-contiguous.
-            masks: N x ... x C, C-contiguous; None: no masks are wanted.
-            table: What each combination of up to 8 channels becomes, 256 x C, of the type of `masks`; None: no masks
-                are wanted, or there is no such table.
+            masks: N x ... x C, C-contiguous; None: no masks.
+            table: The categories of each combination of up to 8 channels, 256 x C, of the type of `masks`; None: no
+                masks, or no such table.
         """
 
     def read_box(self, fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -> Sequence[int]:
@@ -65,43 +65,43 @@ class Backend(Protocol):
 
         Args:
             fd: The file.
-            offset: The first byte.
-            box: The rest of it.
-            dtype: As stored.
+            offset: The offset of the first byte.
+            box: The runs of bytes, from that offset.
+            dtype: The stored type.
             out: C-contiguous; values are cast to its type.
         """
 
     def decode(
         self, fd: int, data: Any, first: int, chunks: Array, strides: Array, sizes: tuple[int, int, int], out: Array
     ) -> Sequence[int]:
-        """Decode chunks, and put them in place; an item is a chunk.
+        """Decode chunks and copy them into place; an item is a chunk.
 
         Args:
-            fd: The open file; -1: its bytes are at hand.
-            data: Its bytes, if they are at hand.
-            first: Where in the file they begin.
-            chunks: Rows of int64: where each chunk begins in the file, how many bytes are stored, where it goes in the
-                output, and how large the part of it is along each axis.
-            strides: Bytes from one item to the next along each axis, in a chunk; then in the output. Empty: chunks are
-                put in place whole. Otherwise `out` is 0.
-            sizes: Bytes of an item; what each chunk decodes to, in bytes; bytes of an element if chunks are shuffled,
-                else 1.
-            out: Where to.
+            fd: The open file; -1: use `data`.
+            data: The bytes of the file, if `fd` is -1.
+            first: The offset of these bytes in the file.
+            chunks: Rows of int64: the offset of each chunk in the file, its stored size, its place in the output, and
+                the size of its part along each axis.
+            strides: Bytes between items along each axis, in a chunk, then in the output. Empty: copy whole chunks.
+                Otherwise `out` must be 0.
+            sizes: The size of an item, the decoded size of a chunk, and the size of an element if chunks are shuffled
+                (else 1), in bytes.
+            out: The output.
         """
 
     def collate(self, stored: Array, bits: bool, out: Array, table: Array) -> Sequence[int]:
         """Collate the voxels of an array, the only item.
 
         Args:
-            stored: ... x bytes of a voxel, C-contiguous.
-            bits: Whether the byte of a voxel holds its channels as bits; else each channel is a byte, 0 or 1.
+            stored: ... x bytes per voxel, C-contiguous.
+            bits: Whether the channels of a voxel are the bits of one byte; else each channel is a byte, 0 or 1.
             out: ... x categories.
             table: 256 rows: the categories of each combination of channels, of the type of `out`.
         """
 
 
 class NumpyBackend:
-    """Leaves everything to NumPy."""
+    """Skips all items, so that the caller processes them with NumPy."""
 
     __slots__ = ()
 
@@ -114,24 +114,24 @@ class NumpyBackend:
     def read_rows(
         self, count: int, places: Iterable[Places | None], images: Array, masks: Array | None, table: Array | None
     ) -> Sequence[int]:
-        """Leave all rows."""
+        """Skip all rows."""
         del places, images, masks, table
         return range(count)
 
     def read_box(self, fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -> Sequence[int]:
-        """Leave the box."""
+        """Skip the box."""
         del fd, offset, box, dtype, out
         return range(1)
 
     def decode(
         self, fd: int, data: Any, first: int, chunks: Array, strides: Array, sizes: tuple[int, int, int], out: Array
     ) -> Sequence[int]:
-        """Leave all chunks."""
+        """Skip all chunks."""
         del fd, data, first, strides, sizes, out
         return range(len(chunks))
 
     def collate(self, stored: Array, bits: bool, out: Array, table: Array) -> Sequence[int]:
-        """Leave the array."""
+        """Skip the array."""
         del stored, bits, out, table
         return range(1)
 
@@ -142,8 +142,8 @@ _chosen: ContextVar[Backend | None] = ContextVar("medsegpy_backend", default=Non
 
 
 def current_backend() -> Backend:
-    """Return the backend that reads here and now: what `using_backend` says; else the compiled kernels, if they are
-    installed, compiled, and among `MEDSEGPY_LOAD_PLUGINS`; else NumPy."""
+    """Return the backend of the active `using_backend`; without one, the compiled kernels if they are installed,
+    compiled, and allowed by `MEDSEGPY_LOAD_PLUGINS`, else NumPy."""
     return _chosen.get() or _installed(allow_list())
 
 
@@ -154,7 +154,7 @@ def _installed(allowed: str | None) -> Backend:
 
 
 def backend_named(name: str) -> Backend:
-    """Return the backend of this name; if it is not there, as in another process with other plugins, NumPy."""
+    """Return the backend with this name, or NumPy if it is not available, as in a process with other plugins."""
     found = _installed(allow_list())
     return found if found.name == name else NUMPY
 

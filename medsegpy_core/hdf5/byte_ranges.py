@@ -1,7 +1,7 @@
-"""Reading byte ranges of a file straight into arrays, outside the HDF5 library and its lock.
+"""Read byte ranges of a file directly into arrays, without the HDF5 library and its lock.
 
-A box of a contiguous array is a set of runs of bytes. Reading each run by itself costs a system call, reading all that
-lies between the first and the last costs bytes that nobody asked for; `_split` weighs the two.
+A box of a contiguous array is a set of runs of bytes. Reading each run separately costs one system call per run;
+reading everything between the first and the last run costs bytes that are not needed. `_split` chooses the cheaper.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array, Selection
 
 
-_CALL_COST_BYTES: Final = 24 << 10  # one more system call costs what so many more bytes cost
+_CALL_COST_BYTES: Final = 24 << 10  # a system call costs as much as reading this many bytes
 _LARGEST_SPAN: Final = 256 << 20
 KEPT_SCRATCH: Final = 16 << 20
 
@@ -32,10 +32,10 @@ _scratch = threading.local()
 
 
 def read_bytes(fd: int, offset: int, buffer: Any) -> None:
-    """Fill a buffer (contiguous, of any type) from a place in a file, and count it.
+    """Fill a contiguous buffer of any type from an offset in a file, and count the cost.
 
     Raises:
-        ReadError: The file ends before, or the device fails.
+        ReadError: The file ends early, or the device fails.
     """
     costs = current_costs()
     if costs is None:
@@ -47,7 +47,7 @@ def read_bytes(fd: int, offset: int, buffer: Any) -> None:
 
 
 def fill_buffer(fd: int, offset: int, buffer: Any) -> None:
-    """Do what `read_bytes` does, without counting."""
+    """Fill a buffer as `read_bytes` does, without counting."""
     wanted = buffer.nbytes
     try:
         done = _read_at(fd, buffer, offset)
@@ -76,7 +76,7 @@ else:
 
 
 def _scratch_bytes(size: int) -> Array:
-    """Return memory of this thread, good until it is asked for again."""
+    """Return scratch memory of this thread, valid until the next call."""
     kept: Array | None = getattr(_scratch, "bytes", None)
     if kept is None or kept.nbytes < size:
         kept = np.empty(size, np.uint8)
@@ -86,24 +86,24 @@ def _scratch_bytes(size: int) -> Array:
 
 
 class Span(NamedTuple):
-    """Bytes of a file that were read at once, and where they began."""
+    """Bytes of a file that were read at once, and their offset."""
 
     first: int
     data: Array
 
 
 def read_span(fd: int, first: int, length: int) -> Span:
-    """Read bytes into memory of this thread, good until it reads again."""
+    """Read bytes into scratch memory of this thread, valid until its next read."""
     data = _scratch_bytes(length)
     read_bytes(fd, first, data)
     return Span(first, data)
 
 
 def stored_bytes(file: int | Array | Span, offset: int, size: int) -> Array:
-    """Return bytes of a file that is open, mapped, or read already; good until this thread reads again.
+    """Return bytes of a file that is open, mapped, or already read; valid until this thread's next read.
 
     Raises:
-        ReadError: The file ends before, or the device fails.
+        ReadError: The file ends early, or the device fails.
     """
     if isinstance(file, Span):
         return file.data[offset - file.first : offset - file.first + size]
@@ -113,7 +113,7 @@ def stored_bytes(file: int | Array | Span, offset: int, size: int) -> Array:
 
 
 def _mapped(file: Array, offset: int, size: int) -> Array:
-    """Return a part of a file that is mapped."""
+    """Return a part of a mapped file."""
     if offset + size > len(file):
         raise ReadError(f"the file ends at byte {len(file):,}, in the middle of the data")
     return file[offset : offset + size]
@@ -127,18 +127,18 @@ def read_contiguous(
     selection: Selection,
     out: Array,
 ) -> None:
-    """Read a box of an array that lies in one piece.
+    """Read a box of a contiguous array.
 
     Args:
-        file: The open file, or its bytes where it is mapped into memory or was read.
-        offset: Where the array begins.
+        file: The open file, or its bytes if it is mapped or was read.
+        offset: The offset of the array.
         shape: Its shape.
-        dtype: As stored.
-        selection: One ``slice(start, stop)`` per axis, within bounds, none of them empty.
+        dtype: The stored type.
+        selection: One ``slice(start, stop)`` per axis, within bounds and not empty.
         out: An array of that shape; values are cast to its type.
 
     Raises:
-        ReadError: The file ends early, or the device fails. Without path.
+        ReadError: The file ends early, or the device fails. Without a path.
     """
     if not isinstance(file, int):
         stored = stored_bytes(file, offset, math.prod(shape) * dtype.itemsize)
@@ -154,7 +154,7 @@ def _read_runs(
 ) -> None:
     sizes = out.shape
     rank = len(shape)
-    # `whole` axes from here on are taken in full, so that a run covers them and the axis before.
+    # The selection covers the axes from `whole` on completely, so a run spans them and the axis before.
     whole = rank
     while whole and sizes[whole - 1] == shape[whole - 1]:
         whole -= 1
@@ -184,7 +184,7 @@ def _read_runs(
 def _read_by_backend(
     fd: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection, out: Array
 ) -> bool:
-    """Read a box that is more than one run by a backend; False: it is left to be read."""
+    """Read a box of more than one run with the backend; returns whether it was read."""
     if not out.flags.c_contiguous:
         return False
     strides, box = box_of(shape, dtype.itemsize, out.shape)
@@ -195,7 +195,7 @@ def _read_by_backend(
 
 
 def _read_run(fd: int, at: int, dtype: np.dtype[Any], out: Array, direct: bool) -> None:
-    """Read as many elements as `out` has, which lie side by side."""
+    """Read as many contiguous elements as `out` has."""
     if direct:
         read_bytes(fd, at, out)
         return
@@ -205,7 +205,7 @@ def _read_run(fd: int, at: int, dtype: np.dtype[Any], out: Array, direct: bool) 
 
 
 def _split(sizes: tuple[int, ...], strides: tuple[int, ...], itemsize: int, whole: int) -> int:
-    """Return the axis from which on everything is read in one go, for each position of the axes before it."""
+    """Return the axis from which on everything is read at once, for each position of the axes before it."""
     best, least = whole - 1, math.inf
     span, calls = itemsize, math.prod(sizes)
     for axis in range(len(sizes) - 1, -1, -1):

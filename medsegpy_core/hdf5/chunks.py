@@ -1,7 +1,7 @@
-"""Chunked datasets: which chunks a box touches, decoding them, and putting their parts in place.
+"""Chunked datasets: find the chunks that a box touches, decode them, and copy their parts into place.
 
 Decoded chunks are shared between reads, because the patches of one batch, or the slices of one volume, touch the same
-chunks. Chunks whose filters the `Backend` knows are decoded by it, many in one call.
+chunks. The `Backend` decodes chunks with filters that it supports, many per call.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array, Selection
 
 
-# What is kept for the reads of one batch in one thread. Whole 512 x 512 slices of a few channels fit many times over.
+# The memory for decoded chunks of one batch in one thread; enough for many 512 x 512 slices of a few channels.
 _KEPT_BYTES: Final = 128 << 20
 
 _local = threading.local()
 
 
 class _KeptChunks:
-    """The chunks that were decoded last, up to a number of bytes."""
+    """The most recently decoded chunks, up to a number of bytes."""
 
     def __init__(self) -> None:
         self.chunks: dict[tuple[Layout, int], Array] = {}
@@ -46,7 +46,7 @@ class _KeptChunks:
 
     def put(self, key: tuple[Layout, int], elements: Array) -> None:
         while self.chunks and self.size + elements.nbytes > _KEPT_BYTES:
-            # Dicts keep their order: the first is the one that was decoded first.
+            # Dicts keep their order: the first chunk is the oldest.
             self.size -= self.chunks.pop(next(iter(self.chunks))).nbytes
         if elements.nbytes <= _KEPT_BYTES:
             self.chunks[key] = elements
@@ -57,7 +57,7 @@ class _KeptChunks:
 def sharing_chunks() -> Iterator[None]:
     """Keep decoded chunks for the reads of this thread, until the context ends.
 
-    A file that changes has another layout, so that its old chunks are not found.
+    A changed file gets a new layout, so its old chunks are not used.
     """
     before: Any = getattr(_local, "chunks", None)
     _local.chunks = before or _KeptChunks()
@@ -68,37 +68,37 @@ def sharing_chunks() -> Iterator[None]:
 
 
 def kept_chunk(layout: Layout, number: int) -> Array | None:
-    """Return the elements of a chunk that is kept, or None."""
+    """Return the elements of a kept chunk, or None."""
     kept: _KeptChunks | None = getattr(_local, "chunks", None)
     return None if kept is None else kept.chunks.get((layout, number))
 
 
 def keep_chunk(layout: Layout, number: int, elements: Array) -> None:
-    """Keep the elements of a chunk, where a context asks for it."""
+    """Keep the elements of a chunk if `sharing_chunks` is active."""
     kept: _KeptChunks | None = getattr(_local, "chunks", None)
     if kept is not None:
         kept.put((layout, number), elements)
 
 
-# The number of a chunk, the part of it that is wanted, and where that belongs in the output.
+# The number of a chunk, the part of it to read, and the place of that part in the output.
 Piece = tuple[int, "Selection", "Selection"]
 
-# Bytes that are decoded before they are put in place, in memory of their own.
+# The number of bytes to decode into a temporary buffer before they are copied into place.
 _AT_ONCE: Final = 32 << 20
 
 
 def inflated(file: int | Array | Span, layout: Layout, table: array[int], pieces: Sequence[Piece], out: Array) -> bool:
-    """Read pieces of chunks by the backend.
+    """Read pieces of chunks with the backend.
 
     Args:
-        file: The open file, or its bytes where it is mapped into memory or was read.
-        layout: Where the chunks lie.
-        table: Offset, stored size and filter mask of each.
-        pieces: Those that are wanted.
-        out: Where they belong.
+        file: The open file, or its bytes if it is mapped or was read.
+        layout: The layout of the dataset.
+        table: Offset, stored size and filter mask of each chunk.
+        pieces: The pieces to read.
+        out: The output.
 
     Returns:
-        False: they are left to be read otherwise. Other filters, chunks that were never written, and whatever is wrong.
+        Whether all pieces were read. False for unsupported filters, unwritten chunks, and any error.
     """
     vetted = layout.form.vetted
     backend, filters = current_backend(), tuple([number for number, _ in vetted.filters])
@@ -126,11 +126,11 @@ class _InflatedChunks:
         self._size, self._itemsize = math.prod(self._shape) * self._dtype.itemsize, itemsize
 
     def fit(self, out: Array) -> bool:
-        """Say whether chunks can be put into an array as they are."""
+        """Return whether chunks can be copied into an array without conversion."""
         return out.dtype == self._dtype and out.flags.c_contiguous
 
     def read_whole(self, stored: Array, out: Array) -> bool:
-        """Read all of a dataset; `stored` has a row of each chunk."""
+        """Read a whole dataset; `stored` has one row per chunk."""
         straight = self.fit(out)
         whole = out if straight else np.empty(out.shape, self._dtype)
         whole[...] = 0
@@ -142,13 +142,13 @@ class _InflatedChunks:
         return True
 
     def read_parts(self, pieces: Sequence[Piece], stored: Array, out: Array) -> bool:
-        """Read some pieces; chunks of which the rest may be wanted as well are kept."""
+        """Read some pieces; keep chunks whose remaining parts may be needed later."""
         step = max(1, _AT_ONCE // self._size)
         left = [i for i, piece in enumerate(pieces) if not _put_kept(self._layout, piece, out)]
         for begin in range(0, len(left), step):
             some = left[begin : begin + step]
             chunks = np.empty((len(some), *self._shape), self._dtype)
-            rows = stored[some]  # a copy, whose last column becomes the place in the output
+            rows = stored[some]  # a copy; its last column becomes the place in the output
             rows[:, 2] = np.arange(len(some)) * self._size
             if not self._run(rows, _NO_STRIDES, 1, chunks):
                 return False
@@ -170,12 +170,12 @@ _NO_STRIDES: Final = np.empty(0, np.int64)
 
 @functools.lru_cache(maxsize=128)
 def _geometry(chunk: tuple[int, ...], shape: tuple[int, ...], itemsize: int) -> tuple[Array, int, Array]:
-    """Say how the chunks of a dataset make up the whole. The last axes along which a chunk is as long as the whole are
-    taken as one item.
+    """Return how the chunks of a dataset form the whole array. The last axes are merged into one item if a chunk covers
+    them completely.
 
     Returns:
-        The strides of a chunk, then of the whole; the bytes of an item; and for each chunk where it goes, and how much
-        of it along each axis.
+        The strides of a chunk, then of the whole array; the size of an item in bytes; and for each chunk its place, and
+        the size of its part along each axis.
     """
     rank = len(chunk)
     while rank > 1 and chunk[rank - 1] == shape[rank - 1]:
@@ -190,7 +190,7 @@ def _geometry(chunk: tuple[int, ...], shape: tuple[int, ...], itemsize: int) -> 
 
 
 def _put_kept(layout: Layout, piece: Piece, out: Array) -> bool:
-    """Put a piece in place whose chunk another read has decoded; False: none has."""
+    """Copy a piece from a kept chunk; returns whether there is one."""
     number, local, target = piece
     elements = kept_chunk(layout, number)
     if elements is not None:
@@ -198,10 +198,10 @@ def _put_kept(layout: Layout, piece: Piece, out: Array) -> bool:
     return elements is not None
 
 
-# Chunks of nothing but zeros are common in masks; those that were seen are known by their stored bytes.
+# All-zero chunks are common in masks; they are recognized by their stored bytes once one has been decoded.
 _ZERO_RATIO: Final = 64
 _MAX_ZEROS: Final = 1024
-# So many chunks that it is quicker to set all of the output to zero at once than each chunk that is empty.
+# From this number of chunks on, it is faster to zero the whole output at once than each empty chunk.
 _WORTH_ZEROING: Final = 4
 
 _zeros: set[tuple[bytes, int, int, Any]] = set()
@@ -211,13 +211,13 @@ def read_chunked(file: int | Array, layout: Layout, selection: Selection, out: A
     """Read a box of a chunked dataset.
 
     Args:
-        file: The open file, or its bytes where it is mapped into memory.
-        layout: Where the chunks lie.
-        selection: One ``slice(start, stop)`` per axis, within bounds, none of them empty.
+        file: The open file, or its bytes if it is mapped.
+        layout: The layout of the dataset.
+        selection: One ``slice(start, stop)`` per axis, within bounds and not empty.
         out: An array of that shape; values are cast to its type.
 
     Raises:
-        ReadError: The file ends early, the device fails, or a chunk does not decode to its size. Without path.
+        ReadError: The file ends early, the device fails, or a chunk does not decode to its size. Without a path.
     """
     vetted, table = layout.form.vetted, layout.table
     if vetted.chunks is None or table is None:
@@ -236,13 +236,13 @@ def read_chunked(file: int | Array, layout: Layout, selection: Selection, out: A
 
 
 def fill_value(vetted: Vetted) -> Any:
-    """Return the value where nothing was written.
+    """Return the fill value of a dataset.
 
     Raises:
-        ReadError: There is none. Without path.
+        ReadError: There is none. Without a path.
     """
     if not vetted.fill:
-        raise ReadError("some of it was never written, and the file gives no value for that")
+        raise ReadError("a part of it was never written, and the file has no fill value")
     return np.frombuffer(vetted.fill, vetted.raw)[0]
 
 
@@ -259,8 +259,8 @@ def _pieces(shape: tuple[int, ...], chunks: tuple[int, ...], box: tuple[tuple[in
 
 
 def _touched(chunk: int, start: int, stop: int, numbers: int) -> list[tuple[int, slice, slice]]:
-    """Return for each chunk along an axis that a part of it touches: what it adds to the number of a chunk, the part
-    of the chunk that is wanted, and where that belongs in the output."""
+    """Return, for each chunk that a range touches along an axis: its contribution to the chunk number, the part of the
+    chunk, and the place of that part in the output."""
     found = []
     for place in range(start // chunk, -(-stop // chunk)):
         first = place * chunk
@@ -270,7 +270,7 @@ def _touched(chunk: int, start: int, stop: int, numbers: int) -> list[tuple[int,
 
 
 def _read_ahead(file: int | Array, table: array[int]) -> int | Array | Span:
-    """Read all chunks at once where they lie close together; else, or from a map, return the file as it is."""
+    """Read all chunks at once if they are close together; otherwise, or if it is a map, return the file unchanged."""
     sizes = table[1::3]
     written = [at for at, size in zip(table[::3], sizes, strict=True) if size]
     total = sum(sizes)
@@ -292,7 +292,7 @@ def _decode(stored: Array, filters: Filters, mask: int, size: int) -> Bytes:
 
 
 class _Chunks:
-    """The chunks of one read; what is the same for all of them is looked up once."""
+    """The chunks of one read. Looks up once what all of them have in common."""
 
     __slots__ = ("_chunk", "_file", "_layout", "_raw", "_shared", "_size", "_table", "_unfiltered", "_vetted")
 
@@ -303,14 +303,14 @@ class _Chunks:
         self._layout = layout
         self._table = table
         self._chunk = chunk
-        self._shared = shared  # whether another read may want the rest of a chunk
+        self._shared = shared  # whether another read may need the rest of a chunk
         self._vetted = layout.form.vetted
         self._raw = self._vetted.raw
         self._size = math.prod(chunk) * self._raw.itemsize
         self._unfiltered = (1 << len(self._vetted.filters)) - 1
 
     def read(self, number: int, local: Selection, out: Array, zeroed: bool) -> None:
-        """Put a part of a chunk in place; `zeroed` says that `out` is 0 already."""
+        """Copy a part of a chunk into `out`; `zeroed`: `out` is 0 already."""
         at = 3 * number
         offset, stored, mask = self._table[at], self._table[at + 1], self._table[at + 2]
         if stored == 0:
@@ -330,14 +330,14 @@ class _Chunks:
                     out[...] = 0
                 return
             if self._shared and elements.shape != out.shape:
-                # A checksum alone, or a shuffle of single bytes, leaves the stored bytes: memory that the next read
-                # fills.
+                # If there is only a checksum, or a shuffle of single bytes, the elements may share the memory of the
+                # stored bytes, which the next read overwrites.
                 copied = elements.copy() if np.may_share_memory(elements, raw) else elements
                 keep_chunk(self._layout, number, copied)
         out[...] = elements[local]
 
     def _decoded(self, raw: Array, number: int, mask: int) -> Array | None:
-        """Return the elements of a chunk; None: it is known to be nothing but zeros."""
+        """Return the elements of a chunk; None: it is known to be all zeros."""
         filters, size = self._vetted.filters, self._size
         seen = (raw.tobytes(), mask, size, filters) if len(raw) * _ZERO_RATIO < size else None
         if seen is not None and seen in _zeros:
@@ -345,7 +345,7 @@ class _Chunks:
         try:
             elements = np.frombuffer(_decode(raw, filters, mask, size), self._raw)
         except (DecodeError, MemoryError) as error:
-            raise ReadError(f"chunk {number} decodes to {error}") from error
+            raise ReadError(f"chunk {number}: {error}") from error
         if seen is not None and len(_zeros) < _MAX_ZEROS and not elements.view(np.uint8).any():
             _zeros.add(seen)
         return elements.reshape(self._chunk)

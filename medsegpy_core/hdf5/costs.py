@@ -1,7 +1,7 @@
-"""What reading costs: bytes read and decoded, and the time that took. For `medsegpy profile` and `datasets show`.
+"""The cost of reading: bytes and seconds of reading and decoding, for `medsegpy profile` and `datasets show`.
 
-Whatever reads or decodes asks for `current_costs`, and adds to them if there are any: while nothing is observed, this
-is all that counting costs.
+Code that reads or decodes calls `current_costs`, and adds to them if there are any. While nothing is observed, this
+call is the only overhead.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from attrs import define, field
 
 @define
 class BatchSeconds:
-    """What reading whole batches by compiled kernels took.
+    """The time that compiled kernels spent on whole batches.
 
     Attributes:
-        opening: Opening files, and looking whether they are still the same.
-        reading: System calls, without
-        waiting: for the disk.
-        converting: From stored voxels to float32 and categories.
+        opening: Opening files, and checking that they are unchanged.
+        reading: System calls, without waiting.
+        waiting: Waiting for the disk.
+        converting: Converting stored voxels to float32 and categories.
     """
 
     opening: float = 0.0
@@ -33,14 +33,14 @@ class BatchSeconds:
 
 @define
 class Costs:
-    """What was read while it was observed, over all threads. Any thread may add to it.
+    """The costs over all threads during an observation. Thread-safe.
 
     Attributes:
-        bytes_read: From files, by byte ranges; and what the HDF5 library was asked for.
-        bytes_decoded: What chunks were decoded to.
-        seconds_reading: In system calls and in the library.
-        seconds_decoding: In decompression.
-        batches: The seconds of compiled kernels that read whole batches.
+        bytes_read: Bytes read by byte ranges, and bytes requested from the HDF5 library.
+        bytes_decoded: The decoded size of chunks.
+        seconds_reading: The time in system calls and in the library.
+        seconds_decoding: The time of decompression.
+        batches: The time that compiled kernels spent on whole batches.
     """
 
     bytes_read: int = 0
@@ -52,7 +52,7 @@ class Costs:
 
     @property
     def bytes_touched(self) -> int:
-        """The bytes that had to be gone through: decoded ones where there is a filter, else those that were read."""
+        """The bytes that were processed: decoded bytes if there are filters, else bytes that were read."""
         return max(self.bytes_read, self.bytes_decoded)
 
     def add_read(self, seconds: float, size: int) -> None:
@@ -62,13 +62,13 @@ class Costs:
             self.bytes_read += size
 
     def add_decoded(self, seconds: float, size: int) -> None:
-        """Add the bytes that chunks were decoded to."""
+        """Add the decoded bytes of chunks."""
         with self._lock:
             self.seconds_decoding += seconds
             self.bytes_decoded += size
 
     def add_batch(self, opening: float, reading: float, converting: float, waiting: float) -> None:
-        """Add one run of the kernels that read boxes of a batch; its reading is in `add_read` as well."""
+        """Add one call of the kernels that read a batch; its reading is also counted by `add_read`."""
         with self._lock:
             self.batches.opening += opening
             self.batches.reading += reading
@@ -81,14 +81,14 @@ _current: Costs | None = None
 
 
 def current_costs() -> Costs | None:
-    """Return what to add to; None: nothing is observed."""
+    """Return the costs to add to; None: nothing is observed."""
     return _current
 
 
 @contextmanager
 def observed() -> Iterator[Costs]:
-    """Count what is read within the ``with`` block, in all threads; of mapped files only what is decoded."""
-    global _current  # noqa: PLW0603 -- one for all threads, which a context variable is not
+    """Count the costs of reading within the ``with`` block, in all threads. For mapped files, only decoding counts."""
+    global _current  # noqa: PLW0603 -- shared by all threads, unlike a context variable
     with _one_at_a_time:
         _current = costs = Costs()
         try:

@@ -1,8 +1,9 @@
-"""Filters: from the stored bytes of a chunk to its elements, with a bound on what they decode to.
+"""Filters: decode the stored bytes of a chunk, with a limit on the decoded size.
 
-The HDF5 library does not check how many bytes a filter produced, so filters are undone here: gzip, shuffle and the like
-in Python, those of hdf5plugin by calling their C functions directly (``H5Z_class2_t`` in the HDF5 documentation). The
-size of what only the library undoes is computed first. A new filter is one class, and one entry in `FILTERS`.
+The HDF5 library does not check how many bytes a filter produces. So this module decodes chunks itself: gzip, shuffle
+and similar filters in Python, those of hdf5plugin by calling their C functions (``H5Z_class2_t`` in the HDF5
+documentation). For filters that only the library can decode, it computes the decoded size first. A new filter is one
+class and one entry in `FILTERS`.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# The filters of a dataset in the order in which they were applied: number, and client values in the file.
+# The filters of a dataset in the order of application on write: (number, client values in the file).
 Filters = tuple[tuple[int, tuple[int, ...]], ...]
-Bytes = Any  # whatever gives contiguous bytes: bytes, memoryview, a NumPy array of uint8
+Bytes = Any  # any contiguous buffer: bytes, memoryview, a NumPy array of uint8
 
 DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
 
-# More than the largest chunk that is read, and room for what filters add.
+# The largest supported chunk, plus the bytes that filters may add.
 _LARGEST: Final = (1 << 30) + (1 << 20)
 
 
 class DecodeError(Exception):
-    """Stored bytes that are not what their filters made of a chunk."""
+    """The stored bytes of a chunk cannot be decoded to its size."""
 
 
 class Filter:
-    """What is known of a filter.
+    """An HDF5 filter.
 
     Attributes:
-        number: The number that the HDF Group gave it.
-        name: What it is called.
-        foreign: Whether its code is C code of hdf5plugin, which a file can crash.
+        number: The registered filter number.
+        name: The name of the filter.
+        foreign: Whether it runs C code of hdf5plugin, which a file can crash.
     """
 
     foreign = False
@@ -51,82 +52,82 @@ class Filter:
         self.name = name
 
     def can_decode(self, values: tuple[int, ...], itemsize: int) -> bool:
-        """Say whether `decode` undoes it; else only the library does, and `decoded_size` checks it.
+        """Return whether `decode` is supported; if not, only the library decodes, after a check of `decoded_size`.
 
         Args:
-            values: Its client values in the file.
-            itemsize: Bytes of an element.
+            values: The client values of the filter in the file.
+            itemsize: Bytes per element.
         """
         del values, itemsize
         return True
 
     def encoded_size(self, size: int | None) -> int | None:
-        """Return the bytes that it makes of `size` bytes; None: not known."""
+        """Return the encoded size of `size` bytes; None: unknown."""
         del size
         return None
 
     def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
-        """Undo it.
+        """Decode data.
 
         Args:
-            values: Its client values in the file.
-            data: What it made.
-            expected: The bytes that it was applied to; None: not known.
-            size: Bytes of the chunk.
+            values: The client values of the filter in the file.
+            data: The encoded data.
+            expected: The decoded size in bytes; None: unknown.
+            size: The size of the chunk in bytes.
 
         Raises:
-            DecodeError: It did not make these data of as many bytes.
+            DecodeError: The data are invalid, or decode to another size.
         """
         raise NotImplementedError
 
 
 class LibraryFilter(Filter):
-    """A filter that only the library undoes."""
+    """A filter that only the library decodes."""
 
     def can_decode(self, values: tuple[int, ...], itemsize: int) -> bool:
-        """It does not, see `Filter.can_decode`."""
+        """Return False, see `Filter.can_decode`."""
         del values, itemsize
         return False
 
     def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
-        """Return the size that data decode to; 0: not known.
+        """Return the decoded size of data; 0: unknown.
 
         Raises:
-            DecodeError: They break off, or contradict themselves.
+            DecodeError: The data are truncated or invalid.
         """
         raise NotImplementedError
 
 
 def can_decode(filters: Filters, itemsize: int) -> bool:
-    """Say whether `decode` knows these filters."""
+    """Return whether `decode` supports these filters."""
     return all(FILTERS[number].can_decode(values, itemsize) for number, values in filters)
 
 
 def decode(stored: Bytes, filters: Filters, mask: int, size: int) -> Bytes:
-    """Undo the filters of a chunk.
+    """Decode a chunk.
 
     Args:
         stored: The bytes in the file.
-        filters: In the order in which they were applied.
-        mask: Bit i is set where filter i was left out for this chunk.
-        size: What the chunk has to decode to, in bytes.
+        filters: The filters in the order of application.
+        mask: Bit i is set if filter i was skipped for this chunk.
+        size: The size of the decoded chunk in bytes.
 
     Raises:
-        DecodeError: They decode to something else.
+        DecodeError: The bytes are invalid, or decode to another size.
     """
     data = stored
     for applied, values, expected in _stages(filters, mask, size):
         data = applied.decode(values, data, expected, size)
     if len(data) != size:
-        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
+        raise DecodeError(f"decodes to {len(data):,} bytes instead of {size:,}")
     return data
 
 
 def check_size(stored: Bytes, filters: Filters, mask: int, size: int) -> None:
-    """Check that a chunk decodes to its size, for filters that only the library undoes as well.
+    """Check that a chunk decodes to its size, including filters that only the library decodes.
 
     Raises:
-        DecodeError: It decodes to something else.
+        DecodeError: The bytes are invalid, or decode to another size.
     """
     data = stored
     for applied, values, expected in _stages(filters, mask, size):
@@ -135,18 +136,18 @@ def check_size(stored: Bytes, filters: Filters, mask: int, size: int) -> None:
             continue
         claimed = applied.decoded_size(values, bytes(data))
         if claimed != expected:
-            # None: another compression came before this one, and what it made is not known.
-            wanted = f"{expected:,}" if expected is not None else "a size that can be known"
-            raise DecodeError(f"{claimed:,} bytes instead of {wanted}")
+            # None: this filter was applied after another compression, whose output size is unknown.
+            wanted = f"{expected:,}" if expected is not None else "a size that can be computed"
+            raise DecodeError(f"decodes to {claimed:,} bytes instead of {wanted}")
         return
     if len(data) != size:
-        raise DecodeError(f"{len(data):,} bytes instead of {size:,}")
+        raise DecodeError(f"decodes to {len(data):,} bytes instead of {size:,}")
 
 
 @functools.lru_cache(maxsize=256)
 def _stages(filters: Filters, mask: int, size: int) -> tuple[tuple[Filter, tuple[int, ...], int | None], ...]:
-    """Return the filters that were applied, the last first, each with the size of what it was applied to; None: not
-    known."""
+    """Return the applied filters in the order of decoding, each with its client values and decoded size (None:
+    unknown)."""
     stages = []
     expected: int | None = size
     for i, (number, values) in enumerate(filters):
@@ -159,7 +160,7 @@ def _stages(filters: Filters, mask: int, size: int) -> tuple[tuple[Filter, tuple
 
 @functools.cache
 def _inflater() -> tuple[Any, type[Exception]]:
-    """Return the fastest zlib that is installed: how to begin to inflate, and what it raises."""
+    """Return the fastest installed zlib: the function that creates a decompressor, and its error."""
     try:
         from isal import isal_zlib
 
@@ -186,23 +187,23 @@ class Deflate(Filter):
         del values
         begin, failure = _inflater()
         inflater = begin()
-        # One byte more than there may be: it goes on to the end of the stream, where the checksum is, and shows excess.
-        # Where another compression follows, its output is a little larger than the chunk at the most.
+        # Allow one byte more than expected: then zlib continues to the checksum at the end of the stream, and excess
+        # data are detected. If the output is compressed data again, they are at most a little larger than the chunk.
         limit = expected if expected is not None else size + size // 64 + 4096
         try:
             inflated = inflater.decompress(data, limit + 1)
         except failure as error:
-            raise DecodeError(f"no valid gzip data ({error})") from error
+            raise DecodeError(f"invalid gzip data ({error})") from error
         if not inflater.eof or (expected is not None and len(inflated) != expected):
             found = f"more than {limit:,}" if len(inflated) > limit else f"{len(inflated):,}"
             raise DecodeError(
-                f"{found} bytes instead of {limit:,}" if found != f"{limit:,}" else "a gzip stream without end"
+                f"decodes to {found} bytes instead of {limit:,}" if found != f"{limit:,}" else "truncated gzip data"
             )
         return inflated
 
 
 class Bzip2(Filter):
-    """bzip2, in Python: the filter of hdf5plugin loops forever if a stream breaks off."""
+    """bzip2 in Python, because the filter of hdf5plugin loops forever on truncated data."""
 
     foreign = True
 
@@ -216,26 +217,26 @@ class Bzip2(Filter):
         try:
             made = decompressor.decompress(data, limit + 1)
         except OSError as error:
-            raise DecodeError(f"no valid bzip2 data ({error})") from error
-        # Where what was asked for is there, the end of the stream, with its checksum, may still be to come.
+            raise DecodeError(f"invalid bzip2 data ({error})") from error
+        # All data may have been decoded, but not yet the end of the stream with its checksum.
         if not decompressor.eof and len(made) <= limit:
             made += decompressor.decompress(b"", 1)
         if not decompressor.eof or (expected is not None and len(made) != expected):
             raise DecodeError(
-                f"{'more than ' if len(made) > limit else ''}{min(len(made), limit):,} bytes of bzip2 data"
+                f"decodes to {'more than ' if len(made) > limit else ''}{min(len(made), limit):,} bytes of bzip2 data"
             )
         return made
 
 
 class Shuffle(Filter):
-    """Puts the first bytes of all elements side by side, then the second ones, and so on."""
+    """Stores the first bytes of all elements, then the second bytes, and so on."""
 
     def can_decode(self, values: tuple[int, ...], itemsize: int) -> bool:
-        """It does if the file gives the size of an element, see `Filter.can_decode`."""
+        """Return whether the file declares the size of an element, see `Filter.can_decode`."""
         return values[:1] == (itemsize,)
 
     def encoded_size(self, size: int | None) -> int | None:
-        """As many, see `Filter.encoded_size`."""
+        """Return the same size, see `Filter.encoded_size`."""
         return size
 
     def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
@@ -261,11 +262,11 @@ class Fletcher32(Filter):
     """A checksum at the end of the data."""
 
     def encoded_size(self, size: int | None) -> int | None:
-        """The checksum is added, see `Filter.encoded_size`."""
+        """Return the size with the checksum, see `Filter.encoded_size`."""
         return None if size is None else size + _CHECKSUM_BYTES
 
     def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
-        """Check the sum, and return the data without it, see `Filter.decode`."""
+        """Verify the checksum and remove it, see `Filter.decode`."""
         del values, expected, size
         if len(data) < _CHECKSUM_BYTES:
             raise DecodeError("too few bytes for a checksum")
@@ -273,10 +274,10 @@ class Fletcher32(Filter):
         found = bytes(memoryview(data)[-_CHECKSUM_BYTES:])
         sum1, sum2 = _fletcher32(np.frombuffer(body, np.uint8))
         computed = (sum2 << 16 | sum1).to_bytes(4, "little")
-        # Old versions of the library stored it with the bytes of each half swapped; the library still accepts that.
+        # Old versions of the library stored the bytes of each half swapped, which the library still accepts.
         swapped = bytes((computed[1], computed[0], computed[3], computed[2]))
         if found not in (computed, swapped):
-            raise DecodeError("bytes that do not fit their checksum (fletcher32): the file is damaged")
+            raise DecodeError("its checksum (fletcher32) does not match: the file is damaged")
         return body
 
 
@@ -284,7 +285,7 @@ def _fletcher32(data: NDArray[np.uint8]) -> tuple[int, int]:
     """Return both sums of Fletcher's checksum over big-endian 16-bit words, modulo 65535.
 
     Source: J. Fletcher, "An arithmetic checksum for serial transmissions", IEEE Trans. Commun. 30 (1982). As in the
-    library, a sum that is a multiple of 65535 is 65535, and 0 only where all words are.
+    library, a sum that is a multiple of 65535 is 65535, and 0 only if all words are 0.
     """
     words = data[: len(data) // 2 * 2].view(">u2")
     sum1 = sum2 = 0
@@ -307,7 +308,7 @@ class Lzf(LibraryFilter):
     """The fast compression of h5py."""
 
     def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
-        """Return the size that LZF data decode to, by walking their control bytes."""
+        """Return the decoded size of LZF data, computed from their control bytes."""
         del values
         at = size = 0
         end = len(data)
@@ -316,7 +317,7 @@ class Lzf(LibraryFilter):
             if control < 32:  # a run of literals
                 at += control + 2
                 size += control + 1
-            else:  # a reference back: two bytes, three where it is long
+            else:  # a back reference: two bytes, three if it is long
                 length = control >> 5
                 if length == 7 and at + 1 < end:
                     length += data[at + 1]
@@ -324,12 +325,12 @@ class Lzf(LibraryFilter):
                 at += 2
                 size += length + 2
         if at != end:
-            raise DecodeError("LZF data that break off")
+            raise DecodeError("truncated LZF data")
         return size
 
 
 class Szip(LibraryFilter):
-    """szip, of which the data begin with the size that they decode to."""
+    """szip. The data start with their decoded size."""
 
     def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
         """See `LibraryFilter.decoded_size`."""
@@ -342,14 +343,14 @@ _ATOMIC, _UNTOUCHED = 1, 4
 
 
 class Nbit(LibraryFilter):
-    """Leaves out bits that do not count."""
+    """Removes insignificant bits."""
 
     def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
-        """As many elements as the values of the filter say, see `LibraryFilter.decoded_size`.
+        """Return the size from the client values, see `LibraryFilter.decoded_size`.
 
-        The library reads past the end of data that are too short. The values say whether nothing was packed, how many
-        elements there are, the class of their type, its bytes and, if it is atomic, the byte order and the bits that
-        count.
+        The library reads past the end of data that are too short. The client values are: whether the data are not
+        packed, the number of elements, the class of their type, its size and, if it is atomic, the byte order and the
+        number of significant bits.
         """
         _, unpacked, count, kind, size = values[:5] if len(values) > 4 else (0,) * 5
         if unpacked:
@@ -361,20 +362,20 @@ class Nbit(LibraryFilter):
         return count * size
 
 
-# A kind of scaling, and the bytes before what is packed.
+# The scale type for integers, and the size of the header before the packed bits.
 _SCALED_INTEGERS: Final = 2
 _SCALEOFFSET_HEADER: Final = 21
 
 
 class ScaleOffset(LibraryFilter):
-    """Subtracts the least value, and leaves out bits that are not needed."""
+    """Subtracts the minimum, and removes bits that are not needed."""
 
     def decoded_size(self, values: tuple[int, ...], data: bytes) -> int:
-        """As many elements as the values of the filter say, see `LibraryFilter.decoded_size`.
+        """Return the size from the client values, see `LibraryFilter.decoded_size`.
 
-        The library reads past the end of data that are too short. They begin with the bits that an element takes (4
-        bytes, little endian) and the least value; the packed bits follow at byte 21. Integers that are to keep all bits
-        are left alone.
+        The library reads past the end of data that are too short. The data start with the number of bits per element (4
+        bytes, little-endian) and the minimum; the packed bits start at byte 21. Integers that need all bits are stored
+        unchanged.
         """
         scale, factor, count, _, size = values[:5] if len(values) > 4 else (0,) * 5
         if scale == _SCALED_INTEGERS and factor == 8 * size:
@@ -382,14 +383,14 @@ class ScaleOffset(LibraryFilter):
         _check_length(data, _SCALEOFFSET_HEADER)
         bits = int.from_bytes(data[:4], "little")
         if bits > 8 * size:
-            raise DecodeError(f"elements of {bits:,} bits, which have {8 * size}")
+            raise DecodeError(f"declares {bits:,} bits per element, more than the {8 * size} of its type")
         _check_length(data, _SCALEOFFSET_HEADER + -(-count * bits // 8))
         return count * size
 
 
 def _check_length(data: bytes, needed: int) -> None:
     if len(data) < needed:
-        raise DecodeError(f"too little: {len(data):,} bytes are stored, and {needed:,} are needed")
+        raise DecodeError(f"too short: {len(data):,} bytes are stored, but {needed:,} are needed")
 
 
 _REVERSE: Final = 0x0100
@@ -451,11 +452,10 @@ def _c_function(name: str) -> Any:
 
 
 class PluginFilter(Filter):
-    """A filter of hdf5plugin, whose C function is called here.
+    """A filter of hdf5plugin. Its C function is called directly.
 
     Attributes:
-        thread_safe: Whether it keeps nothing between calls, or locks it itself; else it runs under the lock of the
-            library.
+        thread_safe: Whether the function is thread-safe; if not, it runs under the lock of the library.
     """
 
     foreign = True
@@ -465,7 +465,7 @@ class PluginFilter(Filter):
         self.thread_safe = thread_safe
 
     def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
-        """Say whether the sizes that the data begin with fit each other; not every filter looks."""
+        """Return whether the sizes in the header of the data are consistent, which not every filter checks."""
         del values, data, expected
         return True
 
@@ -475,17 +475,17 @@ class PluginFilter(Filter):
         stored = bytes(data)
         found, decoded = self._undo(values, stored, expected) if self.is_sound(values, stored, expected) else (0, None)
         if decoded is None:
-            wanted = f"{found:,} bytes instead of {expected:,}" if found and expected is not None else "nothing"
-            raise DecodeError(f"{wanted}: {self.name} cannot read it")
+            wanted = f"to {found:,} bytes instead of {expected:,}" if found and expected is not None else "to nothing"
+            raise DecodeError(f"decodes {wanted} with {self.name}")
         return decoded
 
     def _undo(self, values: tuple[int, ...], data: bytes, expected: int | None) -> tuple[int, bytes | None]:
-        """Return how many bytes the C function says that it made, and these, or None where it cannot read what is
-        stored, or made another number of bytes than expected."""
+        """Return the size that the C function reports, and the decoded bytes; None if it failed or the size is not the
+        expected one."""
         libc = _libc()
         function = _c_function(self.name)
         client = (ctypes.c_uint * max(1, len(values)))(*values)
-        # The filter frees the buffer that it is given, and puts its own in its place.
+        # The filter frees the given buffer, and replaces it with its own.
         buffer = ctypes.c_void_p(libc.malloc(max(1, len(data))))
         if buffer.value is None:
             raise MemoryError(f"{len(data):,} bytes")
@@ -494,7 +494,7 @@ class PluginFilter(Filter):
         try:
             with contextlib.nullcontext() if self.thread_safe else library_lock:
                 size = function(_REVERSE, len(values), client, len(data), ctypes.byref(room), ctypes.byref(buffer))
-            # A damaged file can make it claim more than it has memory for; then it is not what is expected either.
+            # For a damaged file, the function may report more bytes than it allocated; the size is then wrong as well.
             sound = 0 < size <= room.value if expected is None else size == expected
             return size, ctypes.string_at(buffer, size) if sound and buffer.value is not None else None
         finally:
@@ -514,7 +514,7 @@ class Lz4(PluginFilter):
     """LZ4."""
 
     def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
-        """Size (8 bytes) and block size (4), big-endian; then blocks, each behind its size (4)."""
+        """Check the size (8 bytes) and the block size (4), big-endian, and the size (4) before each block."""
         del values, expected
         size, block = int.from_bytes(data[:8]), int.from_bytes(data[8:12])
         return len(data) >= 12 and 0 < block <= _LARGEST and size <= _LARGEST and _blocks_fit(data, -(-size // block))
@@ -524,7 +524,7 @@ class Bitshuffle(PluginFilter):
     """bitshuffle."""
 
     def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
-        """As LZ4, where bitshuffle compresses; a rest of less than eight elements follows as it is."""
+        """Check as for LZ4 if bitshuffle compresses; fewer than 8 remaining elements follow uncompressed."""
         del expected
         if len(values) < 5 or values[4] == 0:
             return True
@@ -539,7 +539,7 @@ class Blosc2(PluginFilter):
     """Blosc2."""
 
     def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
-        """It takes as much memory for a chunk as its values say, and seconds to do so."""
+        """Check the client values, because the filter allocates as much memory as they declare."""
         del data
         return expected is None or len(values) <= 3 or values[3] <= 2 * expected + 4096
 
@@ -548,14 +548,14 @@ class Blosc(Blosc2):
     """Blosc."""
 
     def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
-        """Sizes of the data, of a block and of all of it, little-endian, in a header of 16 bytes."""
+        """Check the sizes of the data, of a block and of the whole, little-endian, in a header of 16 bytes."""
         if not super().is_sound(values, data, expected):
             return False
         size, block, whole = (int.from_bytes(data[at : at + 4], "little") for at in (4, 8, 12))
         return len(data) >= 16 and 0 < block <= max(size, 1) and whole == len(data)
 
 
-# Those of hdf5plugin have the names that it gives them.
+# The names of hdf5plugin's filters are those that it uses.
 FILTERS: Final = {
     known.number: known
     for known in (

@@ -1,4 +1,4 @@
-"""Where the data of a dataset lie: asked of the HDF5 library, and compared with the file."""
+"""Locate the data of a dataset in its file with the HDF5 library, and verify the result against the file."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array, Selection
 
 
-# Its first element; offset and bytes in the file; which filters were left out.
+# First element; offset and size in the file; mask of skipped filters.
 _Chunk = tuple[tuple[int, ...], int, int, int]
 
-# With more chunks than this, a table would take more memory than it saves time; the library looks each one up.
+# For more chunks than this, a table is not worth its memory: the library looks up each chunk.
 _MAX_TABLE: Final = 1 << 18
 _COMPARED_BYTES: Final = 4096
 _COMPARED_CHUNKS: Final = 1 << 20  # bytes
 
 
 def chunk_grid(vetted: Vetted) -> tuple[int, ...]:
-    """Return how many chunks there are along each axis."""
+    """Return the number of chunks along each axis."""
     return tuple(-(-n // c) for n, c in zip(vetted.shape, vetted.chunks or vetted.shape, strict=True))
 
 
 def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str, compare: bool = True) -> int | None:
-    """Return where contiguous data begin; -1: nothing was written; None: the library has to read them.
+    """Return the offset of contiguous data; -1: nothing was written; None: the library must read them.
 
     Args:
         dataset: The dataset.
-        vetted: What it is.
+        vetted: Its checked properties.
         path: The file.
         key: Its path inside the file.
-        compare: Whether to compare its first bytes with those that the library reads. A place that is off is so for
-            all contiguous data of a file.
+        compare: Whether to compare the first bytes with those that the library reads. If the library reports wrong
+            offsets, it does so for all contiguous data of a file, so one comparison is enough.
 
     Raises:
-        ReadError: They do not all lie in the file.
+        ReadError: The data exceed the file.
     """
     import h5py
 
     if dataset.get_storage_size() == 0:
-        return -1  # asked first: behind a user block, the library tells a place for what is nowhere
+        return -1  # check first: after a user block, HDF5 reports an offset even for unallocated data
     offset = dataset.get_offset()
     if offset is None:
         return None
@@ -62,7 +62,7 @@ def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str, compare
     end = os.stat(path).st_size  # noqa: PTH116
     if offset + size > end:
         raise ReadError(
-            f"its {size:,} bytes begin at {offset:,}, but the file ends at {end:,}: it was cut short", path, key
+            f"its {size:,} bytes start at {offset:,}, but the file ends at {end:,}: it is truncated", path, key
         )
     if not vetted.exact:
         return None
@@ -77,18 +77,18 @@ def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str, compare
 
 
 def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int] | None:
-    """Return offset, stored size and filter mask of each chunk in C order; None: the library has to read them.
+    """Return offset, stored size and filter mask of each chunk in C order; None: the library must read them.
 
     Raises:
-        ReadError: The index of chunks contradicts itself, or leads beyond the end of the file.
+        ReadError: The chunk index contradicts itself, or refers to data beyond the end of the file.
     """
     grid = chunk_grid(vetted)
     count = math.prod(grid)
     found = _listed(dataset, min(count, _MAX_TABLE), path, key)
     numbers = [_number(chunk[0], vetted, grid) for chunk in found]
-    # Told to those that the library has to read as well: it crashes where an index contradicts the shape.
+    # Also check datasets that the library must read: it crashes if an index contradicts the shape.
     if None in numbers or len(found) > count or (len(found) < count and _index_is_short(dataset, vetted, path)):
-        raise ReadError("its index of chunks contradicts its shape: the file is damaged", path, key)
+        raise ReadError("its chunk index contradicts its shape: the file is damaged", path, key)
     if not vetted.exact or count > _MAX_TABLE or not can_decode(vetted.filters, vetted.dtype.itemsize):
         return None
     for at, offset, size, _ in _sample(found):
@@ -102,7 +102,7 @@ def find_chunks(dataset: Any, vetted: Vetted, path: str, key: str) -> array[int]
 
 
 def _listed(dataset: Any, most: int, path: str, key: str) -> list[_Chunk]:
-    """Return the chunks that the index lists, one more than `most` at the most; all of them lie in the file."""
+    """Return the chunks in the index, at most `most` + 1; checks that all of them are inside the file."""
     found: list[_Chunk] = []
 
     def note(info: Any) -> bool | None:
@@ -113,20 +113,20 @@ def _listed(dataset: Any, most: int, path: str, key: str) -> list[_Chunk]:
         dataset.chunk_iter(note)
     end = os.stat(path).st_size  # noqa: PTH116
     for _, offset, size, _ in found:
-        if not (offset and size):  # 0 stands for one that was never written in our table
-            raise ReadError("its index lists a chunk that is nowhere, or has 0 bytes: the file is damaged", path, key)
+        if not (offset and size):  # in our table, 0 means a chunk that was never written
+            raise ReadError("its index lists a chunk without an offset or with 0 bytes: the file is damaged", path, key)
         if offset + size > end:
-            raise ReadError(f"a chunk lies beyond the end of the file ({end:,} bytes): it was cut short", path, key)
+            raise ReadError(f"a chunk is beyond the end of the file ({end:,} bytes): it is truncated", path, key)
     return found
 
 
 def _index_is_short(dataset: Any, vetted: Vetted, path: str) -> bool:
-    """Say whether the index of chunks has less room than the shape needs."""
+    """Return whether the chunk index has room for fewer chunks than the shape needs."""
     import h5py
 
     most = dataset.get_space().get_simple_extent_dims(True)
     if any(n is None or n >= h5py.h5s.UNLIMITED for n in most):
-        return False  # other kinds of index, which the library looks up with care
+        return False  # the library checks other kinds of index itself
     user_block = h5py.h5i.get_file_id(dataset).get_create_plist().get_userblock()
     with Headers(path, user_block) as headers:
         room = headers.fixed_array_entries(h5py.h5o.get_info(dataset).addr)
@@ -134,7 +134,7 @@ def _index_is_short(dataset: Any, vetted: Vetted, path: str) -> bool:
 
 
 def _number(corner: tuple[int, ...], vetted: Vetted, grid: tuple[int, ...]) -> int | None:
-    """Return the number of the chunk that begins there, in C order; None: none does."""
+    """Return the number, in C order, of the chunk that starts at `corner`; None if there is none."""
     number = 0
     for at, size, blocks in zip(corner, vetted.chunks or (), grid, strict=True):
         i, rest = divmod(at, size)
@@ -145,10 +145,10 @@ def _number(corner: tuple[int, ...], vetted: Vetted, grid: tuple[int, ...]) -> i
 
 
 def _sample(found: list[_Chunk]) -> list[_Chunk]:
-    """Return chunks whose bytes are compared with those that the library reads: all, up to some bytes.
+    """Return the chunks to compare with what the library reads: all, up to some bytes.
 
-    Some versions of the library list places that are off; and in a damaged index it does not find all that it lists,
-    or finds them beyond what it takes for the end.
+    Some versions of the library list wrong offsets. With a damaged index, the library may not find chunks that it
+    lists, or find them beyond its end of the file.
     """
     if not found:
         return []
@@ -167,9 +167,9 @@ def stored_chunk(dataset: Any, corner: tuple[int, ...], size: int) -> tuple[int,
 
     Args:
         dataset: The dataset.
-        corner: Its first element.
-        size: How many bytes are stored, by the index of chunks. The library may think of another number when it says
-            how much memory it needs, and then fill as much as the index says.
+        corner: The first element of the chunk.
+        size: The stored size in the chunk index. The library may report another size, but then fill as many bytes as
+            the index declares.
     """
     space = np.empty(
         max(size, dataset.get_type().get_size() * math.prod(dataset.get_create_plist().get_chunk())), np.uint8
@@ -179,7 +179,7 @@ def stored_chunk(dataset: Any, corner: tuple[int, ...], size: int) -> tuple[int,
 
 
 def _same(path: str, offset: int, expected: Array) -> bool:
-    """Say whether a file has these bytes at that place; some versions of the library tell places that are off."""
+    """Return whether a file has these bytes at this offset; some versions of the library report wrong offsets."""
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         found = np.empty(len(expected), np.uint8)
@@ -200,13 +200,13 @@ Route = Literal["ranges", "library"]
 
 @frozen(eq=False, weakref_slot=False)
 class Form:
-    """What many datasets have in common.
+    """Properties that many datasets share.
 
     Attributes:
         vetted: Shape, type, chunks and filters.
-        dtype: The type that readers see: native byte order.
-        said: What the attributes say.
-        route: How data are read: by byte ranges, or through the library.
+        dtype: The type of the elements, in native byte order.
+        said: The metadata from the attributes.
+        route: How to read the data: by byte ranges, or through the library.
     """
 
     vetted: Vetted
@@ -220,16 +220,16 @@ class Form:
 
 @frozen(eq=False, weakref_slot=False)
 class Layout:
-    """One dataset in one file, as the file was when it was looked at.
+    """The location of a dataset in one version of a file.
 
     Attributes:
-        form: What it has in common with others.
+        form: The properties that it may share with others.
         key: Its path inside the file.
-        stamp: What identified the content of the file then.
-        offset: Where contiguous data begin; -1: nothing was written, all is fill value.
+        stamp: The stamp of the file.
+        offset: The offset of contiguous data; -1: nothing was written, all elements have the fill value.
         table: Offset, stored size and filter mask of each chunk, in C order; size 0: not written.
-        settled: Whether `stamp` identifies the content. It does not if the file was young (see `is_young`): then this
-            serves for one read at most, which has to be confirmed by another.
+        settled: Whether `stamp` identifies the content. If not, because the file was young (see `is_young`), the layout
+            is valid for one read, which a second read must confirm.
     """
 
     form: Form
@@ -240,10 +240,10 @@ class Layout:
     settled: bool = True
 
     def block(self, selection: Selection) -> tuple[int, list[int], tuple[int, ...]] | None:
-        """Find the one array in the file, in C order and not compressed, that a box lies in: all data, or a chunk.
+        """Find the uncompressed array in the file that contains a box: all data, or one chunk.
 
         Returns:
-            Where it begins, where the box begins in it, and its shape; None: there is no such array.
+            The offset of the array, the start of the box in it, and its shape; None if there is no such array.
         """
         vetted = self.form.vetted
         starts = [part.start for part in selection]
@@ -266,15 +266,15 @@ _forms: dict[tuple[Vetted, Said, Route], Form] = {}
 
 
 def look(path: str, keys: Sequence[str], stamp: Stamp) -> Layout:
-    """Ask the library where the data of a dataset lie.
+    """Locate the data of a dataset with the library.
 
     Args:
         path: The file.
-        keys: The path inside the file; several: the first that is there.
-        stamp: What identifies the content of the file.
+        keys: Alternative paths inside the file; the first that exists is used.
+        stamp: The stamp of the file.
 
     Raises:
-        ReadError: The dataset is missing, broken, or not what is read.
+        ReadError: The dataset is missing, damaged, or not supported.
     """
     with open_file(path) as file:
         return _look_into(file, path, keys, stamp)
@@ -294,7 +294,7 @@ def _look_into(file: Any, path: str, keys: Sequence[str], stamp: Stamp, compare:
 
 
 def look_at_all(path: str, wanted: Iterable[Sequence[str]], stamp: Stamp) -> list[tuple[Sequence[str], Layout]]:
-    """Return where those of some datasets lie that can be read, up to an amount of memory; see `look`."""
+    """Locate those of several datasets that can be read, up to an amount of memory; see `look`."""
     found = []
     size, failures, compared = 0, 0, False
     with open_file(path) as file:
@@ -303,7 +303,7 @@ def look_at_all(path: str, wanted: Iterable[Sequence[str]], stamp: Stamp) -> lis
                 with library_errors(path):
                     layout = _look_into(file, path, keys, stamp, not compared)
             except ReadError:
-                failures += 1  # each may cost a listing of the file
+                failures += 1  # each may list the whole file
             else:
                 found.append((keys, layout))
                 compared = compared or (layout.offset >= 0 and layout.form.route == "ranges")
@@ -314,7 +314,7 @@ def look_at_all(path: str, wanted: Iterable[Sequence[str]], stamp: Stamp) -> lis
 
 
 def with_common_form(found: Layout) -> Layout:
-    """Return a layout that shares its form with others of this process."""
+    """Return a layout that shares its form with other layouts of this process."""
     form = _form(found.form.vetted, found.form.said, found.form.route)
     return Layout(form, found.key, found.stamp, found.offset, found.table)
 

@@ -1,7 +1,7 @@
-"""The compiled kernels of `medsegpy-native`, if it is installed, as a `Backend`; NumPy does the same, slower.
+"""The compiled kernels of `medsegpy-native`, if it is installed, as a `Backend`. NumPy gives the same results, slower.
 
-They read boxes that lie in files as they are, and collate voxels, without Python's lock. What they leave undone,
-because a file is not what it was or a mask is not binary, is done again without them, which says what is wrong.
+The kernels read uncompressed boxes of files, and collate voxels, without the GIL. They skip changed files and masks
+that are not binary; the caller then reads them without the kernels, and raises the error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DISTRIBUTION: Final = "medsegpy-native"
 _INTERFACE: Final = 2
 _FIELDS: Final = 13
 
-# The kinds of stored voxels, and what becomes of a job, as in the struct `Job` of the kernels.
+# The kinds of stored voxels and the statuses of jobs, as in the struct `Job` of the kernels.
 _COPY, _PLANES, _BITS = 0, 1, 2
 _TO_FLOAT32: Final = {
     "<f4": _COPY, "|i1": 3, "|u1": 4, "<i2": 5, "<u2": 6, "<i4": 7, "<u4": 8,
@@ -37,17 +37,17 @@ _DONE: Final = 0
 _MOST_CHANNELS: Final = 8
 # A row of a table has at most 64 bytes, of float32.
 _MOST_CATEGORIES: Final = 16
-# Which filters they undo, in the order in which they were applied.
+# The filters that the kernels decode, in the order of application.
 _INFLATES: Final = frozenset({(DEFLATE,), (SHUFFLE, DEFLATE)})
 _FLOAT32: Final = np.dtype(np.float32)
 
 
 class Kernels(Protocol):
-    """The compiled functions. None holds Python's lock while it works."""
+    """The compiled functions. They release the GIL."""
 
     @property
     def INFLATES(self) -> int:  # noqa: N802 -- a constant of the module
-        """Whether libdeflate was found, without which there is no `inflate_chunks`."""
+        """Whether libdeflate was found; `inflate_chunks` needs it."""
 
     def read_boxes(
         self, jobs: Any, texts: bytes, maps: tuple[Any, ...], out: Any, table: Any
@@ -55,62 +55,62 @@ class Kernels(Protocol):
         """Read boxes of files.
 
         Args:
-            jobs: Rows of 13 int64, which the struct `Job` in ``_kernels.c`` explains; the last of each is set to what
-                became of it: 0 done; 1 left undone; 2 the file is another one by now; 3 it changed while it was read;
-                4 a mask holds other values than 0 and 1. What is in the output of a job that is not done is undefined.
-            texts: Of each file its `Stamp`, and its path, which a zero byte ends.
-            maps: The bytes of files that are mapped into memory.
-            out: What is written to, C-contiguous.
+            jobs: Rows of 13 int64, see the struct `Job` in ``boxes.h``. The last value of each row receives the status:
+                0 done; 1 not done; 2 the file was replaced or modified; 3 it changed while it was read; 4 a mask has
+                values other than 0 and 1. The output of a job that is not done is undefined.
+            texts: The `Stamp` of each file, followed by its path and a zero byte.
+            maps: The bytes of mapped files.
+            out: The output, C-contiguous.
             table: 256 rows: the categories of each combination of channels. Empty for images.
 
         Returns:
-            The seconds that opening, reading and converting took, and the bytes that were read.
+            The seconds of opening, reading and converting, and the number of bytes read.
 
         Raises:
-            ValueError: A job goes beyond `out`, or its numbers make no sense. Nothing was read then.
+            ValueError: A job exceeds `out`, or its numbers are invalid. Nothing has been read.
         """
 
     def inflate_chunks(
         self, fd: int, file: Any, first: int, chunks: Any, strides: Any, item: int, size: int, itemsize: int, out: Any
     ) -> tuple[int, float, float, int]:
-        """Decode chunks of a file that are compressed with gzip, and put them, or the first part of each, in place.
+        """Decode chunks of a file that are compressed with gzip, and copy them, or the first part of each, into place.
 
         Args:
-            fd: The open file; -1: its bytes are at hand.
-            file: Its bytes, where they are at hand.
-            first: Where in the file they begin.
-            chunks: Rows of int64: where each chunk begins in the file, how many bytes are stored, where it goes in the
-                output, and how large the part of it is along each axis.
-            strides: Bytes from one item to the next along each axis, in a chunk; then in the output. Empty: chunks are
-                put in place whole. Otherwise the output is 0, and stays so where a chunk is.
-            item: Bytes of an item.
-            size: What each chunk has to decode to, in bytes.
-            itemsize: Bytes of an element, where chunks were shuffled; else 1.
-            out: Where to.
+            fd: The open file; -1: use `file`.
+            file: The bytes of the file, if `fd` is -1.
+            first: The offset of these bytes in the file.
+            chunks: Rows of int64: the offset of each chunk in the file, its stored size, its place in the output, and
+                the size of its part along each axis.
+            strides: Bytes between items along each axis, in a chunk, then in the output. Empty: copy whole chunks.
+                Otherwise the output must be 0; parts of all-zero chunks are not written.
+            item: The size of an item in bytes.
+            size: The decoded size of each chunk in bytes.
+            itemsize: The size of an element in bytes if chunks are shuffled, else 1.
+            out: The output.
 
         Returns:
-            The number of the first chunk that cannot be read or does not decode to its size, -1 where all do; the
-            seconds of reading and of decoding, and the bytes that were read.
+            The number of the first chunk that cannot be read or does not decode to its size, -1 if there is none; the
+            seconds of reading and of decoding, and the number of bytes read.
 
         Raises:
-            ValueError: The arguments do not fit together.
+            ValueError: The arguments are inconsistent.
         """
 
     def collate(self, stored: Any, item: int, bits: bool, out: Any, table: Any) -> bool:
-        """Collate voxels that are in memory.
+        """Collate voxels in memory.
 
         Args:
             stored: Voxels of `item` bytes, C-contiguous.
-            item: Channels of a voxel, 1 to 8; 1 for bits.
-            bits: Whether the byte of a voxel holds its channels as bits; else each channel is a byte, 0 or 1.
+            item: Channels per voxel, 1 to 8; 1 for bits.
+            bits: Whether the channels of a voxel are the bits of one byte; else each channel is a byte, 0 or 1.
             out: The categories of all voxels.
             table: 256 rows: the categories of each combination of channels.
 
         Returns:
-            False where a byte is neither 0 nor 1; what is in `out` is undefined then.
+            False if a byte is neither 0 nor 1; `out` is then undefined.
 
         Raises:
-            ValueError: The sizes do not fit together.
+            ValueError: The sizes are inconsistent.
         """
 
 
@@ -128,7 +128,7 @@ def kernels(allowed: str | None) -> Kernels | None:
         if not medsegpy_native.COMPILED or medsegpy_native.INTERFACE != _INTERFACE:
             return None
         from medsegpy_native import _kernels
-    except ImportError:  # not installed, or compiled for another machine
+    except ImportError:  # not installed, or compiled for another platform
         return None
     return _kernels
 
@@ -143,7 +143,7 @@ class NativeBackend:
     def __init__(self, found: Kernels, by_name: Callable[[str], object]):
         self._kernels = found
         self._by_name = by_name
-        # Without libdeflate they cannot inflate.
+        # Decompression needs libdeflate.
         self.decodes: frozenset[tuple[int, ...]] = _INFLATES if found.INFLATES else frozenset()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -176,7 +176,7 @@ class NativeBackend:
         return sorted(left)
 
     def _run(self, jobs: _Jobs, out: Array, table: Any) -> list[int]:
-        """Run jobs; return what became of each."""
+        """Run jobs; return their statuses."""
         if not jobs.rows:
             return []
         texts, maps = b"".join(jobs.texts), tuple([mapped.data for mapped in jobs.maps])
@@ -193,7 +193,7 @@ class NativeBackend:
         return jobs.results()
 
     def read_box(self, fd: int, offset: int, box: Box, dtype: np.dtype[Any], out: Array) -> Sequence[int]:
-        """See `Backend.read_box`: it reads arrays of the stored type, and of float32."""
+        """See `Backend.read_box`. Supports outputs of the stored type and of float32."""
         kind, item = (_COPY, 1) if out.dtype == dtype else (_TO_FLOAT32.get(dtype.str), dtype.itemsize)
         if kind is None or out.dtype not in (dtype, _FLOAT32):
             return range(1)
@@ -207,7 +207,7 @@ class NativeBackend:
     def decode(
         self, fd: int, data: Any, first: int, chunks: Array, strides: Array, sizes: tuple[int, int, int], out: Array
     ) -> Sequence[int]:
-        """See `Backend.decode`: it stops at the first chunk that it cannot decode."""
+        """See `Backend.decode`. Stops at the first chunk that it cannot decode."""
         wrong, reading, decoding, size = self._kernels.inflate_chunks(fd, data, first, chunks, strides, *sizes, out)
         costs = current_costs()
         if costs is not None:
@@ -216,7 +216,7 @@ class NativeBackend:
         return range(wrong, len(chunks)) if wrong >= 0 else range(0)
 
     def collate(self, stored: Array, bits: bool, out: Array, table: Array) -> Sequence[int]:
-        """See `Backend.collate`: it collates bytes of up to 8 channels to up to 16 categories."""
+        """See `Backend.collate`. Supports up to 8 channels and 16 categories."""
         done = (
             stored.dtype.itemsize == 1
             and stored.shape[-1] <= (1 if bits else _MOST_CHANNELS)
@@ -230,7 +230,7 @@ class NativeBackend:
 
 
 class _Jobs:
-    """Boxes of files that are to be read into one array in one call, as the kernels take them."""
+    """Boxes of files to read into one array in one call, in the format of the kernels."""
 
     __slots__ = ("_text_bytes", "maps", "rows", "texts")
 
@@ -244,10 +244,10 @@ class _Jobs:
         """Add a box.
 
         Args:
-            place: Where it is.
-            item: Bytes of a voxel.
-            kind: What becomes of the voxels.
-            out: Where they go in the output, in bytes from its beginning.
+            place: The place of the box.
+            item: Bytes per voxel.
+            kind: The kind of stored voxels.
+            out: The offset in the output, in bytes.
         """
         number = -1
         if place.mapped is not None:
@@ -260,5 +260,5 @@ class _Jobs:
         self._text_bytes += len(text)
 
     def results(self) -> list[int]:
-        """Return what became of each job."""
+        """Return the status of each job."""
         return self.rows[_FIELDS - 1 :: _FIELDS].tolist()

@@ -1,4 +1,4 @@
-"""Route each question about a file: where data lie, what they are, what else is there.
+"""Route each request about a file: locate data, read data, list contents.
 
 Data are read by byte ranges if they can be located, else through the HDF5 library. This is the only module that chooses
 whether the library works in this process or, with `Access(isolate=True)`, in the helper process.
@@ -43,7 +43,7 @@ def read_box(path: str, layout: Layout, selection: Selection) -> Array:
     """Read a box of a dataset as a new array in its own type, native byte order; booleans as uint8.
 
     Raises:
-        ReadError: It cannot be read, a chunk does not decode to its size, or the dataset is another one by now.
+        ReadError: It cannot be read, a chunk does not decode to its size, or the dataset has changed.
     """
     import h5py
 
@@ -66,9 +66,9 @@ def read_box(path: str, layout: Layout, selection: Selection) -> Array:
 
 
 def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection, end: int) -> None:
-    """Check that the chunks that a box touches decode to their size; the library does not look."""
+    """Check that the chunks of a box decode to their size, because the library does not check it."""
     chunks = vetted.chunks or vetted.shape
-    # In stored elements, whose size may differ from that of NumPy's.
+    # Use the size of stored elements, which may differ from NumPy's.
     size = math.prod(chunks) * dataset.get_type().get_size()
     touched = (range(s.start // c, -(-s.stop // c)) for s, c in zip(selection, chunks, strict=True))
     for position in itertools.product(*touched):
@@ -76,15 +76,15 @@ def _check_chunks(dataset: Any, vetted: Vetted, selection: Selection, end: int) 
         info = dataset.get_chunk_info_by_coord(corner)
         if info.byte_offset is None:
             if not vetted.fill:
-                raise ReadError("some of it was never written, and the file gives no value for that")
+                raise ReadError("a part of it was never written, and the file has no fill value")
             continue  # fill values
         if info.byte_offset + info.size > end:
-            raise ReadError(f"the chunk at {corner} lies beyond the end of the file ({end:,} bytes): it was cut short")
+            raise ReadError(f"the chunk at {corner} is beyond the end of the file ({end:,} bytes): it is truncated")
         mask, stored = stored_chunk(dataset, corner, info.size)
         try:
             check_size(stored, vetted.filters, mask, size)
         except DecodeError as error:
-            raise ReadError(f"the chunk at {corner} decodes to {error}") from error
+            raise ReadError(f"the chunk at {corner}: {error}") from error
 
 
 _ATTEMPTS: Final = 3
@@ -94,7 +94,7 @@ _ASKED_AT_ONCE: Final = 256
 
 
 class _Remembered:
-    """A bounded memory of layouts in two generations: what is not used for a whole generation is forgotten.
+    """A bounded cache of layouts in two generations: a layout that is not used for a generation is dropped.
 
     Reading takes no lock. A fork waits for a writer, so that the child never inherits a held lock.
     """
@@ -130,14 +130,14 @@ _remembered = _Remembered()
 
 
 def locate(path: str, keys: Sequence[str]) -> Layout:
-    """Find where the data of a dataset lie, from memory where the file is still the same.
+    """Locate the data of a dataset. The result is cached until the file changes.
 
     Args:
         path: The file.
-        keys: The path inside the file, in a tuple; several: the first that is there.
+        keys: Alternative paths inside the file, as a tuple; the first that exists is used.
 
     Raises:
-        ReadError: The file or the dataset is missing, broken, or not what is read.
+        ReadError: The file or the dataset is missing, damaged, or not supported.
     """
     known = _remembered.get((path, keys))
     if known is not None and stamp_of(regular_file(path)) == known.stamp:
@@ -158,9 +158,9 @@ def locate(path: str, keys: Sequence[str]) -> Layout:
 
 
 def locate_all(path: str, wanted: Iterable[Sequence[str]]) -> None:
-    """Find where many datasets of a file lie, with the file open once, and remember it for `locate`.
+    """Locate many datasets of a file, opening it once, and cache the results for `locate`.
 
-    What cannot be read, or changes, is left for `locate` to report.
+    Errors and changes are left for `locate` to report.
 
     Args:
         path: The file.
@@ -198,22 +198,22 @@ def _look_at_all(path: str, wanted: Sequence[Sequence[str]], stamp: Stamp) -> li
 
 
 def _isolation() -> ModuleType:
-    """Return the module that speaks to the helper process; sockets and processes are imported for it alone."""
+    """Return the module for the helper process, imported lazily because only it needs sockets and subprocesses."""
     from medsegpy_core.hdf5 import isolation
 
     return isolation
 
 
-# Without O_NONBLOCK, opening a pipe that took the place of a file would wait for ever.
+# Without O_NONBLOCK, opening a pipe that replaced the file would wait forever.
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class StaleError(Exception):
-    """The file is not the one that was located, or has changed since the read began; what was read does not count."""
+    """The file has changed since it was located or since the read started; the data that were read are invalid."""
 
 
 def refuse_szip(path: str, layout: Layout) -> None:
-    """Refuse data that are compressed with szip, unless `Access.szip` allows them.
+    """Reject data compressed with szip, unless `Access.szip` allows them.
 
     Raises:
         ReadError: They are not allowed.
@@ -222,19 +222,19 @@ def refuse_szip(path: str, layout: Layout) -> None:
         name, ending = os.path.splitext(path)  # noqa: PTH122
         command = f"h5repack -f GZIP=4 {shlex.quote(path)} {shlex.quote(f'{name}-gzip{ending}')}"
         raise ReadError(
-            "it is compressed with szip, and if such data were cut short, the HDF5 library gives other values and no "
-            f"error. Compress it with gzip: {command}. Or read it anyway, if you trust the file: Access(szip=True)",
+            "it is compressed with szip; if such data are truncated, the HDF5 library returns wrong values without an "
+            f"error. Compress it with gzip: {command}. Or, if you trust the file, read it with Access(szip=True)",
             path,
             layout.key,
         )
 
 
 def read_located(path: str, layout: Layout, selection: Selection, out: Array) -> None:
-    """Read a box into `out`; no axis of it is empty.
+    """Read a box without empty axes into `out`.
 
     Raises:
-        StaleError: The file is another one by now, or changed while it was read.
-        ReadError: It cannot be read.
+        StaleError: The file has changed since it was located, or while it was read.
+        ReadError: The file cannot be read.
     """
     access = current_access()
     try:
@@ -257,13 +257,13 @@ def read_located(path: str, layout: Layout, selection: Selection, out: Array) ->
 
 
 def is_current(found: Stamp, located: Stamp, settled: bool) -> bool:
-    """Say whether a file is the one that was located.
+    """Return whether a file is unchanged since it was located.
 
     Args:
-        found: What it is now.
-        located: What it was then.
-        settled: Whether it had not been changed shortly before. If it had, other content may have the same stamp
-            anyway, and whoever reads compares what two reads gave.
+        found: The current stamp.
+        located: The stamp when the file was located.
+        settled: Whether the file was not young then. The stamp of a young file does not identify its content, so the
+            caller compares two reads.
     """
     return found == located or (not settled and found.same_file(located))
 
@@ -274,7 +274,7 @@ def _check(status: os.stat_result, layout: Layout) -> None:
 
 
 def _read_from(file: int | Array, layout: Layout, selection: Selection, out: Array) -> None:
-    """Read a box from an open file, or from its bytes where it is mapped into memory."""
+    """Read a box from an open file, or from its bytes if it is mapped."""
     vetted = layout.form.vetted
     if layout.table is not None:
         read_chunked(file, layout, selection, out)
@@ -295,7 +295,7 @@ def _read_by_library(path: str, layout: Layout, selection: Selection) -> Array:
 
 
 def _needs_c_code(layout: Layout) -> bool:
-    """Say whether reading runs code that a file can crash: the library, or a filter of hdf5plugin."""
+    """Return whether reading runs code that a file can crash: the library, or a filter of hdf5plugin."""
     return layout.form.route == "library" or any(FILTERS[number].foreign for number, _ in layout.form.vetted.filters)
 
 
@@ -307,7 +307,7 @@ def _read_elsewhere(path: str, layout: Layout, selection: Selection, out: Array)
 
 
 def _read_map(path: str, layout: Layout, selection: Selection, out: Array) -> bool:
-    """Read from a map that is kept; False: there is none."""
+    """Read from a kept map; returns whether there is one."""
     found = kept_map(path, layout.stamp)
     if found is None:
         return False
@@ -321,7 +321,7 @@ def _read_ranges(path: str, layout: Layout, selection: Selection, out: Array, ma
     try:
         fd = os.open(path, _FLAGS)
     except OSError as error:
-        regular_file(path)  # says what is wrong with it, if anything is
+        regular_file(path)  # raises a better error, if it can
         raise ReadError(f"the file cannot be opened: {error.strerror}") from error
     try:
         status = os.fstat(fd)
@@ -335,7 +335,7 @@ def _read_ranges(path: str, layout: Layout, selection: Selection, out: Array, ma
 
 
 def holds_dataset(path: str | Path, names: Iterable[str], in_groups: bool = False) -> bool:
-    """Say whether an HDF5 file has a dataset of one of these names. Never raises for a file that exists.
+    """Return whether an HDF5 file has a dataset with one of these names. Never raises for an existing file.
 
     Args:
         path: The file.
@@ -352,9 +352,9 @@ def holds_dataset(path: str | Path, names: Iterable[str], in_groups: bool = Fals
 
 
 def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of the datasets at the root of a file, and of those in each group at the root, sorted.
+    """Return the names of the datasets at the root of a file, and in each group at the root, sorted.
 
-    Only what hard links lead to counts.
+    Only hard links are followed.
 
     Raises:
         ReadError: The file cannot be read.
@@ -366,11 +366,11 @@ def root_and_groups(path: str, into_groups: bool = True) -> tuple[list[str], dic
 
 
 def names_in(path: str, keys: Sequence[str], attribute: str) -> tuple[str, ...] | None:
-    """Return the names that an attribute of a dataset lists, such as those of its channels; None: it has none.
+    """Return the names in an attribute of a dataset, such as those of its channels; None if there is no attribute.
 
     Args:
         path: The file.
-        keys: The dataset; several: the first that is there.
+        keys: Alternative paths of the dataset; the first that exists is used.
         attribute: The name of the attribute.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From element numbers to a batch: place the boxes, read them into one buffer, transform."""
+"""Make a batch from element numbers: place the boxes, read them into one buffer, transform."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
 
-# (images, masks), and the raw images for a loader with is_test.
+# (images, masks); with is_test, also the raw images.
 Batch = tuple["Array", ...]
 # transform(image, mask, rng) -> (image, mask)
 Pipeline = Callable[["Array", "Array", np.random.Generator], tuple["Array", "Array"]]
@@ -34,8 +34,8 @@ class Plan:
     """The elements of a loader, in arrays: 200,000 slices take 3 MB.
 
     Attributes:
-        scan: The number of the scan of each element (int32).
-        place: Three ints of each element that its kind of window understands (N x 3, int32).
+        scan: The scan number of each element (int32).
+        place: Three ints per element, whose meaning depends on the kind of window (N x 3, int32).
     """
 
     scan: Array
@@ -55,14 +55,14 @@ class Plan:
 
 @frozen
 class Row:
-    """What one row of a batch is to be filled with."""
+    """The content of one row of a batch."""
 
     source: Source
     box: Box
     rng: ElementRng
 
     def files(self) -> set[str]:
-        """Return the files that are read whole: those of slices."""
+        """Return the files that are read entirely: those of slices."""
         start, stop = self.box.start[2], self.box.start[2] + self.box.size[2]
         depth = self.source.geometry.shape[2]
         return self.source.slice_files(range(max(start, 0), min(stop, depth)))
@@ -70,20 +70,20 @@ class Row:
 
 @frozen(eq=False)
 class BatchMaker:
-    """Makes batches. It holds no state, so that any thread or process makes the same batch of the same numbers.
+    """Makes batches. It has no state: any thread or process makes the same batch from the same numbers.
 
     Attributes:
         sources: The scans.
         plan: The elements.
         windows: How elements are cut.
-        foreground: Where each category is, for random patches.
-        collation: From the channels of files to those of masks.
+        foreground: The foreground voxels of each category, for random patches.
+        collation: Converts the channels of files to categories.
         pad_mode: A mode of `numpy.pad`.
         mask_dtype: float32 or uint8.
         seed: The seed.
         pipeline: The transforms, or None.
-        keeps_raw: Whether a batch has the images before the transforms as well.
-        backend: What reads, chosen when the loader is built.
+        keeps_raw: Whether batches also contain the images before the transforms.
+        backend: The backend that reads, chosen when the loader is built.
     """
 
     sources: Sequence[Source]
@@ -100,11 +100,11 @@ class BatchMaker:
 
     @property
     def channels(self) -> int:
-        """Channels of a mask."""
+        """The number of mask channels."""
         return self.collation.channels
 
     def element(self, number: int, epoch: int) -> Element:
-        """Say what an element is in an epoch."""
+        """Return the element with this number in an epoch."""
         (row,) = self.rows((number,), epoch)
         h, w, d = row.box.window
         return Element(row.source.record_at((d.start + d.stop) // 2), (h, w, d), number)
@@ -116,7 +116,7 @@ class BatchMaker:
             rows = self.rows(numbers, epoch)
             images, masks = self._filled(rows, buffers)
         except MedSegPyError as error:
-            # What is kept of files may be of others that were in their place for a while.
+            # Cached headers may be outdated if the files were replaced in the meantime: read them again, once.
             self._forget(numbers)
             try:
                 rows = self.rows(numbers, epoch)
@@ -131,7 +131,7 @@ class BatchMaker:
             self.foreground.forget(scan)
 
     def rows(self, numbers: Iterable[int], epoch: int) -> list[Row]:
-        """Say what the rows of a batch are to be filled with."""
+        """Return the rows of a batch."""
         with using_backend(self.backend):
             return [self._row(int(number), epoch) for number in numbers]
 
@@ -163,7 +163,7 @@ class BatchMaker:
         return (*transformed, images) if self.keeps_raw else transformed
 
     def fill_images(self, rows: Sequence[Row]) -> Array:
-        """Make the images of some rows, for prediction."""
+        """Make only the images of some rows, for prediction."""
         if self.pipeline is not None:
             return self.fill(rows)[0]
         size, channels = self._common_size(rows)
@@ -174,12 +174,12 @@ class BatchMaker:
         return self._as_images(images, size, channels)
 
     def predicted_box(self, box: Box) -> Box:
-        """Return the part of a window that a model predicts: all of it, or the middle slice."""
+        """Return the part of a window that a model predicts: the whole window, or its middle slice."""
         depth = self._mask_depth(box)
         return Box((*box.start[:2], depth.start), (*box.size[:2], depth.stop - depth.start))
 
     def prediction_shape(self, rows: Sequence[Row]) -> tuple[int, ...]:
-        """Return the shape that a model's prediction has: that of the masks."""
+        """Return the expected shape of a model's predictions, which is that of the masks."""
         h, w, d = self.predicted_box(rows[0].box).size
         return (len(rows), h, w, self.channels) if d == 1 else (len(rows), h, w, d, self.channels)
 
@@ -192,7 +192,7 @@ class BatchMaker:
         return Row(source, box, rng)
 
     def _mask_depth(self, box: Box) -> slice:
-        """Return the part of a box's D whose mask is wanted."""
+        """Return the part of a box's D for which to read the mask."""
         start, size = box.start[2], box.size[2]
         return (
             slice(start + size // 2, start + size // 2 + 1)
@@ -208,7 +208,7 @@ class BatchMaker:
         return buffers("masks", (n, *size[:2], depth, self.channels), self.mask_dtype)
 
     def _read_at_once(self, rows: Sequence[Row], images: Array, masks: Array | None) -> Sequence[int]:
-        """Read what the backend reads of whole rows; return the rows that are left."""
+        """Read whole rows with the backend; return the rows that it skipped."""
         places = (
             row.source.places(row.box.window, None if masks is None else self._mask_depth(row.box))
             if row.box.inside(row.source.geometry.shape)
@@ -220,7 +220,7 @@ class BatchMaker:
 
     def _read(self, row: Row, image: Array, mask: Array | None) -> None:
         source, box, shape, channels = row.source, row.box, row.source.geometry.shape, row.source.geometry.channels
-        # One channel may be stored with a channel axis or without; both come in one batch.
+        # One channel may be stored with or without a channel axis, even within a batch.
         image = image.reshape(*box.size, *(() if channels is None else (channels,)))
         if box.inside(shape):
             source.read(box.window, image, mask, self._mask_depth(box))
@@ -235,8 +235,8 @@ class BatchMaker:
             )
 
     def _as_images(self, images: Array, size: tuple[int, ...], channels: int | None) -> Array:
-        """Give the axes their places: a D of 1 is left out; a D that is the channel axis stays last, with the channels
-        of each slice side by side."""
+        """Arrange the axes: a D of 1 is removed; a D that is the channel axis is last, merged with the channels of each
+        slice."""
         n, h, w, d = (len(images), *size)
         if channels is not None and (d == 1 or self.windows.depth_is_channel):
             return images.reshape(n, h, w, d * channels)
@@ -246,15 +246,14 @@ class BatchMaker:
         return masks[:, :, :, 0] if masks.shape[3] == 1 else masks
 
     def _common_size(self, rows: Sequence[Row]) -> tuple[tuple[int, ...], int | None]:
-        """Return the size that all rows have, and their channels."""
+        """Return the common size of all rows, and their channels."""
         first = rows[0]
         size, channels = first.box.size, first.source.geometry.channels
         for row in rows[1:]:
             if row.box.size != size or (row.source.geometry.channels or 1) != (channels or 1):
                 raise ShapeError(
                     f"One batch has elements of different sizes: {_described(first)}, and {_described(row)}. Set "
-                    "IMG_SIZE "
-                    "to a size that all fit in (smaller ones are padded), or use a batch size of 1."
+                    "IMG_SIZE to a size that fits all elements (smaller ones are padded), or use a batch size of 1."
                 )
         return size, channels
 
@@ -262,7 +261,7 @@ class BatchMaker:
         if self.pipeline is None:
             return images, masks
         results = [
-            # A transform may work in place; the raw images must survive it.
+            # Copy, because a transform may work in place.
             self.pipeline(image.copy() if self.keeps_raw else image, mask, row.rng())
             for image, mask, row in zip(images, masks, rows, strict=True)
         ]
@@ -276,7 +275,7 @@ def _stack(arrays: Sequence[Array], what: str) -> Array:
             f"The transforms made {what} of different shapes in one batch: {', '.join(map(str, sorted(shapes)))}. "
             "Crop or pad them to one shape, or use a batch size of 1."
         )
-    # Into a new array, as numpy.stack keeps the memory order of what a transform has flipped or turned.
+    # Stack into a C-contiguous array: numpy.stack would keep the memory order of flipped or transposed arrays.
     return np.stack(arrays, out=np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype))
 
 

@@ -1,4 +1,4 @@
-"""Collate masks: from the stored channels, bits or labels of a voxel to the selected categories."""
+"""Collate masks: convert the stored channels, bits or labels of voxels to the selected categories."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     from medsegpy_core.typing import Array
 
 
-# convert(stored, out): voxels x bytes to voxels x categories.
+# convert(stored, out): voxels x bytes -> voxels x categories
 Convert = Callable[["Array", "Array"], None]
 
-# Channels that fit in a byte, of which a table has 256 rows.
+# Channels that fit into the bits of a byte, so that a table has 256 rows.
 _TABLE_CHANNELS: Final = 8
-# Bytes that are compared with 0 at once.
+# Bytes to compare with 0 at once.
 _WORD: Final = 8
-# The share of words with foreground up to which it is faster to look for them than to convert all voxels.
+# Up to this share of words with foreground, finding them is faster than converting all voxels.
 _SPARSE: Final = 0.15
-# Bytes of scratch memory that a thread keeps.
+# Bytes of scratch memory to keep per thread.
 _KEPT: Final = 64 << 20
 
 _local = threading.local()
 
 
 def scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return an array of this thread's scratch memory, valid until the next call: fresh memory costs page faults."""
+    """Return an array in this thread's scratch memory, valid until the next call. Fresh memory costs page faults."""
     size = math.prod(shape) * dtype.itemsize
     memory: Array | None = getattr(_local, "memory", None)
     if memory is None or len(memory) < size:
@@ -60,16 +60,16 @@ def scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def convert_voxels(stored: Array, convert: Convert, out: Array, background: bool) -> None:
-    """Convert voxels, only those that are not empty if they are few, as in most masks.
+    """Convert voxels. If few are not empty, as in most masks, convert only those.
 
-    Eight bytes are compared with 0 at a time. Voxels are taken in groups that begin and end with such a word: for 6
-    bytes a voxel, 4 voxels in 3 words.
+    Words of 8 bytes are compared with 0. Voxels are processed in groups of whole words: with 6 bytes per voxel, 4
+    voxels are 3 words.
 
     Args:
-        stored: ... x bytes of a voxel, C-contiguous, one byte an element; 0 is empty.
-        convert: Converts voxels, the empty ones too.
+        stored: ... x bytes per voxel, C-contiguous, of a type of one byte; 0 is empty.
+        convert: Converts voxels, including empty ones.
         out: ... x categories.
-        background: Whether the first category is the background, which is 1 where a voxel is empty.
+        background: Whether the first category is the background, which is 1 for empty voxels.
     """
     per_voxel, categories = stored.shape[-1], out.shape[-1]
     common = math.gcd(per_voxel, _WORD)
@@ -120,13 +120,13 @@ def _combine(planes: Array, out: Array, category_ids: Sequence[CategoryId], back
 
 
 def mark_unknown(out: Array, unknown: Array, background: bool) -> None:
-    """Mark what is unknown in collated voxels (... x categories, 0 and 1).
+    """Mark unknown values in collated voxels (... x categories, 0 and 1).
 
-    Where a category is 1 it stays 1. The background is unknown where no category is 1 and any is unknown.
+    A category that is 1 stays 1. The background is unknown if no category is 1 and any is unknown.
 
     Args:
-        out: The categories, with the background first where there is one.
-        unknown: For each category, without the background, whether any of its channels is unknown; of a shape that
+        out: The categories, including the background if there is one.
+        unknown: Whether any channel of a category is unknown, for each category except the background; its shape
             broadcasts to that of the categories.
         background: Whether the first category is the background.
     """
@@ -139,10 +139,10 @@ def mark_unknown(out: Array, unknown: Array, background: bool) -> None:
 
 
 def _codes(planes: Array) -> Array:
-    """Pack up to eight channels into a byte: ... x C to ... x 1.
+    """Pack up to 8 channels into a byte: ... x C to ... x 1.
 
-    All bits are packed as one stream, which takes a tenth of the time of packing voxel by voxel. For 6 channels, 4
-    voxels are then in 3 bytes, each voxel at its own place.
+    All bits are packed as one stream, which is ten times faster than packing voxel by voxel. With 6 channels, 3 bytes
+    of the stream then contain 4 voxels at different bit offsets.
     """
     channels = planes.shape[-1]
     common = math.gcd(channels, _WORD)
@@ -168,7 +168,7 @@ def convert_bits(bits: Array, out: Array, category_ids: tuple[CategoryId, ...], 
     """Collate a bit field (... x ceil(C/8); channel c is bit c % 8 of byte c // 8) into `out` (... x categories)."""
     first, *others = _bit_tables(category_ids, background, out.dtype, bits.shape[-1])
     if not others and out.flags.c_contiguous:
-        # `mode` saves a copy of the output that the default would make to be able to raise.
+        # The default mode would copy the output, so that it can raise.
         np.take(first, bits[..., 0], axis=0, out=out, mode="clip")
         return
     out[...] = first[bits[..., 0]]
@@ -179,7 +179,7 @@ def convert_bits(bits: Array, out: Array, category_ids: tuple[CategoryId, ...], 
 
 
 def bit_table(category_ids: tuple[CategoryId, ...], background: bool, dtype: np.dtype[Any]) -> Array:
-    """Return what each combination of up to eight channels becomes: 256 x categories."""
+    """Return the categories of each combination of up to 8 channels: 256 x categories."""
     return _bit_tables(category_ids, background, dtype, 1)[0]
 
 
@@ -187,7 +187,7 @@ def bit_table(category_ids: tuple[CategoryId, ...], background: bool, dtype: np.
 def _bit_tables(
     category_ids: tuple[CategoryId, ...], background: bool, dtype: np.dtype[Any], size: int
 ) -> tuple[Array, ...]:
-    """Return for each byte of a voxel the collated categories of its 256 values."""
+    """Return, for each byte of a voxel, the collated categories of its 256 values."""
     values = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=-1, bitorder="little")
     tables = []
     for byte in range(size):
@@ -204,13 +204,13 @@ _BYTES_AT_ONCE: Final = 256 << 20
 
 @frozen
 class Collation:
-    """Which channels make which category.
+    """The mapping from channels to categories.
 
     Attributes:
-        category_ids: The categories in their order; several channels are collated by logical OR, so that the mask
-            stays binary where structures overlap.
-        background: Whether "none of the selected" comes first.
-        unknown: Whether voxels may be unknown. Where they may not, a file that says so is refused.
+        category_ids: The categories in order; several channels are collated by logical OR, so that the mask stays
+            binary if structures overlap.
+        background: Whether a background category ("none of the selected") comes first.
+        unknown: Whether voxels may be unknown; if not, files with unknown voxels are rejected.
     """
 
     category_ids: tuple[CategoryId, ...]
@@ -219,7 +219,7 @@ class Collation:
 
     @property
     def channels(self) -> int:
-        """How many channels the collated mask has."""
+        """The number of channels of the collated mask."""
         return len(self.category_ids) + self.background
 
     def read(self, mask: LazyArray, selection: Selection, out: Array, path: Path | None) -> None:
@@ -228,13 +228,13 @@ class Collation:
         Args:
             mask: H x W [x D] x C of the file.
             selection: The box, without the channel axis.
-            out: Of the shape of the box and `channels`; set to 0 and 1, and to -1 (255 as uint8) where it is unknown.
+            out: Receives the shape of the box x `channels`: 0, 1, or -1 (uint8: 255) for unknown.
             path: The file, for messages.
 
         Raises:
-            CategoryError: A category needs a channel that the file does not have.
-            ReadError: The mask holds values other than 0 and 1, or a label map values that are no labels.
-            RecordError: The mask is a bit field with unknown voxels, and there may be none.
+            CategoryError: A category refers to a channel that the file does not have.
+            ReadError: A mask has values other than 0 and 1, or a label map has undeclared values.
+            RecordError: The mask is a bit field with unknown voxels, which are not allowed.
         """
         if isinstance(mask, LabelMapView):
             self._read_labels(mask, selection, out, path)
@@ -265,7 +265,7 @@ class Collation:
         """Collate channels: `planes` (... x channels of the file, C-contiguous) into `out` (... x `channels`).
 
         Raises:
-            ReadError: There are values other than 0 and 1.
+            ReadError: The mask has values other than 0 and 1.
         """
 
         def convert(some: Array, target: Array) -> None:
@@ -280,9 +280,9 @@ class Collation:
             convert(planes, out)
 
     def place(self, mask: LazyArray, selection: Selection) -> tuple[Place, int | None] | None:
-        """Say where a box of a mask lies in a file, and how many channels a voxel has there, a byte each; None: the
-        bits of one byte. None for both if no `table` collates such a mask."""
-        # A label map is not asked for its shape: it may have to be read whole to know its channels.
+        """Return the place of a box of a mask in a file, and the number of channels of one byte each (None: the
+        channels are the bits of one byte). None if no `table` collates such a mask."""
+        # Do not ask a label map for its shape: counting its channels may require reading all of it.
         if isinstance(mask, LabelMapView | AnnotatedView) or not self._has_table:
             return None
         packed = packed_bits(mask)
@@ -295,7 +295,7 @@ class Collation:
         return None if place is None else (place, None if packed is not None else stored.shape[-1])
 
     def table(self, dtype: np.dtype[Any]) -> Array | None:
-        """Return what each combination of up to eight channels becomes, 256 x `channels`; None: there are more."""
+        """Return the categories of each combination of up to 8 channels, 256 x `channels`; None: too many channels."""
         return bit_table(self.category_ids, self.background, dtype) if self._has_table else None
 
     @property
@@ -303,7 +303,7 @@ class Collation:
         return required_channels(self.category_ids) <= _TABLE_CHANNELS
 
     def _collated(self, stored: Array, bits: bool, out: Array) -> bool:
-        """Collate by the backend; False: it is left to be done."""
+        """Collate with the backend; returns whether it did so."""
         table = self.table(out.dtype)
         return table is not None and not current_backend().collate(stored, bits, out, table)
 
@@ -316,13 +316,12 @@ class Collation:
             if max(channels_of(category_id)) >= channels:
                 raise CategoryError(
                     f"Category id {category_id!r} needs channel {max(channels_of(category_id))}, but the mask in "
-                    f"{path} "
-                    f"has {counted(channels, 'channel')} (ids 0 to {channels - 1}). Check CATEGORIES "
-                    "and the metadata's category_ids."
+                    f"{path} has {counted(channels, 'channel')} (ids 0 to {channels - 1}). Check CATEGORIES and the "
+                    "metadata's category_ids."
                 )
 
     def empty(self, annotated: frozenset[int] | None, dtype: np.dtype[Any]) -> Array:
-        """Return what a voxel becomes in which nothing is: a row of `channels`.
+        """Return the categories of an empty voxel: a row of `channels`.
 
         Args:
             annotated: The channels that are annotated; None: all.
@@ -335,7 +334,7 @@ class Collation:
         return row
 
     def partly_annotated(self, annotated: frozenset[int]) -> Array:
-        """Return for each category whether it has channels that are not annotated."""
+        """Return, for each category, whether it has channels that are not annotated."""
         return np.array([not annotated.issuperset(channels_of(c)) for c in self.category_ids], np.bool_)
 
     def _read_unknown_bits(
@@ -347,7 +346,7 @@ class Collation:
         out: Array,
         path: Path | None,
     ) -> None:
-        """Collate a bit field that is followed by the bits of unknown channels."""
+        """Collate a bit field with bits for unknown values."""
         stored = _read(packed, selection)
         size = stored.shape[-1] // 2
         unknown = stored[..., size:]
@@ -360,8 +359,8 @@ class Collation:
             return
         if not self.unknown:
             raise RecordError(
-                f"{path} has unknown voxels (masks hold -1 there). Train with keep_unlabelled=True, and a loss that "
-                "leaves them out."
+                f"{path} has unknown voxels (-1 in masks). Train with keep_unlabelled=True, and a loss that ignores "
+                "them."
             )
         mark_unknown(out, marked.view(np.bool_), self.background)
 
@@ -372,7 +371,7 @@ class Collation:
         found = mask.read_codes(selection, codes)[..., None]
 
         def convert(some: Array, target: Array) -> None:
-            # `mode` saves a copy of the output that the default would make to be able to raise.
+            # The default mode would copy the output, so that it can raise.
             np.take(rows, some[..., 0], axis=0, out=target, mode="clip")
 
         plain = found.dtype == np.uint8 and out.flags.c_contiguous
@@ -387,7 +386,7 @@ class Collation:
 
 
 def slabs(array: LazyArray) -> Iterator[slice]:
-    """Yield the rows of an array, some at a time, so that no part is larger than 256 MB unless a row is."""
+    """Yield ranges of rows such that no part is larger than 256 MB, unless a row is."""
     rows = array.shape[0]
     row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
     step = max(1, _BYTES_AT_ONCE // row_bytes)
@@ -395,13 +394,13 @@ def slabs(array: LazyArray) -> Iterator[slice]:
 
 
 def check_mask(mask: LazyArray, path: Path | None) -> int | None:
-    """Read a whole mask, and check its values.
+    """Read a whole mask and check its values.
 
     Returns:
-        How many channels it has; None: it is a label map, and nothing declares how many.
+        The number of channels; None: it is a label map without declared labels.
 
     Raises:
-        ReadError: It cannot be read, or holds values other than 0 and 1, or a label map values that are no labels.
+        ReadError: The mask cannot be read, has values other than 0 and 1, or is a label map with undeclared values.
     """
     if isinstance(mask, LabelMapView):
         codes = mask.codes()
@@ -423,7 +422,7 @@ def _label_table(
     selected = {labels.value_of(channel) for category_id in category_ids for channel in channels_of(category_id)}
     known = sorted({*selected, *labels.ignored, *(labels.declared or ())})
     codes = value_codes(tuple(known))
-    # A table of 256 rows is one that compiled kernels take.
+    # At least 256 rows, the size that compiled kernels support.
     rows = np.tile(Collation(category_ids, background).empty(labels.annotated, dtype), (max(256, codes.other + 1), 1))
     code_of = {value: code for code, value in enumerate(known, 1)}
     for position, category_id in enumerate(category_ids, int(background)):
