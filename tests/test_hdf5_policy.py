@@ -444,7 +444,7 @@ def test_elements_of_more_bits_than_they_have(path, bits):
         d.write_direct_chunk(
             (0,), struct.pack("<I", bits) + d.read_direct_chunk((0,))[1][4:] + bytes(64 * bits // 8 % 9999), 0
         )
-    refused(path, match="which have 32")
+    refused(path, match="more than the 32")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

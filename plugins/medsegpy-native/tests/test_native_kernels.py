@@ -333,7 +333,7 @@ def test_chunks_that_do_not_decode_to_their_size_are_refused(tmp_path, library, 
         wrong = zlib.compress(bytes(513)) if how == "an empty one that lies" else damaged(how, stored, 512)
         data.id.write_direct_chunk((8, 16), wrong)
     for box in (np.s_[:, :], np.s_[4:20, 10:30], np.s_[8:16, 16:]):
-        with pytest.raises(ReadError, match="decodes to") as caught:
+        with pytest.raises(ReadError, match=r"chunk [0-9]+: ") as caught:
             open_array(path, "data")[box]
         assert caught.value.path == path
     np.testing.assert_array_equal(open_array(path, "data")[:8], values[:8])
