@@ -19,7 +19,7 @@ from medsegpy_core.plugins.manager import PluginManager, use_manager
 
 @pytest.fixture(params=["kernels", "numpy"])
 def backend(request, monkeypatch):
-    """Run the test twice: with the compiled kernels of medsegpy-native, and with NumPy alone.
+    """Run the test twice: with the compiled kernels of medsegpy-native, and with NumPy only.
 
     A module whose tests read files asks for it: ``pytestmark = pytest.mark.usefixtures("backend")``. The choice is made
     in the environment, so that it also holds in the processes that the test starts. A loader keeps what it
@@ -53,7 +53,7 @@ def asked_helper(monkeypatch):
 
 
 class FakeSite:
-    """A folder like site-packages, with distributions that exist for one test. A module beside a dist-info folder with
+    """A folder like site-packages, with distributions for one test. A module beside a dist-info folder with
     an `entry_points.txt` is all that an installed plugin is."""
 
     def __init__(self, folder):
@@ -62,7 +62,7 @@ class FakeSite:
         self.modules = set()
 
     def add(self, plugin, code="", *, distribution=None, version="1.0", module=None, entry_points=None):
-        """Install a plugin. `code` is its module; None: there is no module."""
+        """Install a plugin. `code` is its module; None: no module."""
         distribution = distribution or f"medsegpy-{plugin}"
         module = module or f"fake_{distribution}_{plugin}".replace("-", "_").replace(".", "_")
         if code is not None:
@@ -83,7 +83,7 @@ class FakeSite:
         return PluginManager(self.entry_points())
 
     def run(self, code, *flags, **environ):
-        """Run code in a new interpreter in which these distributions are installed, among the real ones."""
+        """Run code in a new interpreter with these distributions, in addition to the real ones."""
         path = os.pathsep.join([str(self.folder), str(Path(__file__).parent.parent)])
         env = {**os.environ, "PYTHONPATH": path, **environ}
         command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
@@ -105,7 +105,7 @@ def site(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plugins(site):
-    """Let the plugins of `site`, and no others, be the installed ones; the result loads them afresh when called."""
+    """Make the plugins of `site` the only installed ones; a call of the result loads them again."""
     stack = []
 
     def load():

@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """Yield the blocks of a page, hidden ones too."""
+    """Yield the blocks of a page, including hidden ones."""
     directive, end = ("", ""), 0
     for piece in _PIECE.finditer(text):
         line = text.count("\n", 0, piece.start()) + 2
@@ -60,7 +60,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def run_console(code: str) -> None:
-    """Run the commands, and look for what they should print."""
+    """Run the commands, and check their output."""
     for command in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
         line, _, expected = re.sub(r"\\\n", " ", command).partition("\n")
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
@@ -105,7 +105,7 @@ def _lines(text: str) -> str:
 
 
 def run_block(block: Block, namespace: dict[str, object], page: Path) -> bool:
-    """Do with a block what it and its comment say, and return whether it ran."""
+    """Process a block according to its comment, and return whether it ran."""
     if block.language not in RUN + QUIET:
         raise AssertionError(f"{page}, line {block.line}: {block.language!r} is none of {', '.join(RUN + QUIET)}")
     if block.directive == "file":

@@ -1,4 +1,4 @@
-"""Scans in files, written with h5py alone, and what NumPy alone says of their batches: what tests of loaders share."""
+"""Helpers for tests of loaders: scans in files, written with plain h5py, and the expected batches, with plain NumPy."""
 
 import itertools
 import multiprocessing
@@ -18,7 +18,7 @@ def make_scan(shape=(6, 5, 7), channels=3, seed=0):
 
 
 def settle(*paths):
-    """Wait until files are no longer young: until then each read is confirmed by a second one."""
+    """Wait until files are no longer young; until then, a second read confirms each read."""
     for path in paths:
         while is_young(Path(path).stat()):
             time.sleep(0.01)
@@ -33,7 +33,7 @@ def save(path, **arrays):
 
 
 def save_slices(root, image, mask, subject=1, scan_id=None, labelled=None, present=None, **keys):
-    """Write `.im` and `.seg` files; `labelled` and `present` say which slices (from 1), None: all."""
+    """Write `.im` and `.seg` files; `labelled` and `present` are slice numbers (from 1), None: all."""
     root.mkdir(exist_ok=True)
     depth, scan_id = image.shape[2], scan_id or f"{subject:07d}_V00"
     dicts = []
@@ -74,7 +74,7 @@ def collated(mask, categories, background=False):
 
 
 def padding_of(size, patch, pad):
-    """Return how many voxels an axis is padded by on each side."""
+    """Return the padding of an axis on each side."""
     if size + 2 * pad < patch:
         before = (patch - size) // 2
         return before, patch - size - before
@@ -99,7 +99,7 @@ def everything(loader):
 
 
 def same(batches, others):
-    """Say whether two lists of batches are equal bit for bit."""
+    """Return whether two lists of batches are equal bit for bit."""
     batches, others = list(batches), list(others)
     return len(batches) == len(others) and all(
         len(one) == len(other)
@@ -112,9 +112,9 @@ def same(batches, others):
 
 
 def sent_by_child(method, target, *arguments):
-    """Return what a function sends in a process that is forked or spawned: `target(*arguments, connection)`.
+    """Return what a function sends from a forked or spawned process: `target(*arguments, connection)`.
 
-    A child that dies is an EOFError, not a wait without end.
+    If the child dies, this raises EOFError instead of waiting forever.
     """
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe(duplex=False)

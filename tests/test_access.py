@@ -1,4 +1,4 @@
-"""`mmap` and `isolate`: the same values as ever, and what a file can no longer do to this process."""
+"""`mmap` and `isolate`: the values are the same, and files cannot harm this process."""
 
 import gc
 import os
@@ -50,7 +50,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def helper():
-    """The process of the helper, which is running when the test begins."""
+    """The helper process, started before the test."""
     isolation._stop()
 
     def process():
@@ -67,7 +67,7 @@ def start(path):
 
 @pytest.mark.parametrize("access", [Access(mmap=True), ISOLATED, Access(mmap=True, isolate=True)])
 @pytest.mark.parametrize("way", WAYS)
-def test_values_are_those_of_h5py(tmp_path, way, access):
+def test_values_equal_those_of_h5py(tmp_path, way, access):
     path = write(tmp_path / "a.h5", **WAYS[way])
     with h5py.File(path) as f:
         expected = f["data"][...].astype(np.float32)
@@ -82,7 +82,7 @@ def test_values_are_those_of_h5py(tmp_path, way, access):
     assert array.said.spacing == (0.5, 0.5, 2.0)
 
 
-def test_the_choice_holds_in_its_block_and_thread(path):
+def test_the_choice_applies_to_its_block_and_thread(path):
     with accessing(ISOLATED):
         with accessing(Access()):
             assert not current_access().isolate
@@ -122,7 +122,7 @@ def test_batches_are_the_same(dicts, kind, options, workers):
     assert np.array_equal(scan[0]["x"], expected[0]["x"])
 
 
-def test_the_library_is_not_even_loaded(dicts):
+def test_the_library_is_not_loaded(dicts):
     code = f"""
         import sys
         from medsegpy_core import Config, build_loader
@@ -136,7 +136,7 @@ def test_the_library_is_not_even_loaded(dicts):
 
 
 class Sums:
-    """What a child process makes of a loader."""
+    """Sums of batches that a child process reads."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -177,13 +177,13 @@ def test_there_is_one_helper_for_all_threads(tmp_path, helper):
 
 
 def helpers():
-    """Return the helpers of this process."""
+    """Return the helper processes of this process."""
     listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
     return [int(pid) for pid, parent, what in rows if int(parent) == os.getpid() and "isolation_worker" in what]
 
 
-def test_a_file_that_is_known_costs_nothing(path, helper):
+def test_a_known_file_needs_no_request(path, helper):
     settle(path)
     start(path)
     os.kill(helper().pid, signal.SIGSTOP)  # it cannot answer any more
@@ -195,7 +195,7 @@ def freeze(helper):
     os.kill(helper().pid, signal.SIGSTOP)
 
 
-def test_a_hang_ends_in_time_and_is_remembered(path, tmp_path, helper):
+def test_a_hang_times_out_and_is_remembered(path, tmp_path, helper):
     start(path)
     freeze(helper)
     other = write(tmp_path / "b.h5", IMAGE[:4])
@@ -212,7 +212,7 @@ def test_a_hang_ends_in_time_and_is_remembered(path, tmp_path, helper):
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGKILL])
-def test_a_crash_is_an_error_of_its_file(path, tmp_path, number, helper, asked_helper):
+def test_a_crash_is_an_error_for_its_file(path, tmp_path, number, helper, asked_helper):
     start(path)
     freeze(helper)
     asked_helper.clear()
@@ -235,7 +235,7 @@ def test_a_crash_is_an_error_of_its_file(path, tmp_path, number, helper, asked_h
         assert np.array_equal(open_array(write(tmp_path / "c.h5", IMAGE[:3]), "data")[...], IMAGE[:3])
 
 
-def test_a_helper_that_was_killed_meanwhile_is_replaced(path, tmp_path, helper):
+def test_a_killed_helper_is_replaced(path, tmp_path, helper):
     start(path)
     helper().kill()
     helper().wait()
@@ -252,7 +252,7 @@ def test_too_little_memory_is_an_error(tmp_path, helper):
         assert not open_array(path, "data")[:2].any()
 
 
-def test_errors_are_those_of_the_library_here(tmp_path, monkeypatch):
+def test_errors_equal_those_without_isolation(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as f:
         f["other"] = IMAGE[:3]
@@ -294,7 +294,7 @@ def test_nothing_is_left_when_the_process_ends(path):
 
 
 def running(pid):
-    """Say whether a process is there that does something; one that ended may wait for init to take note."""
+    """Return whether a process is running; an ended one may still be a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -322,7 +322,7 @@ def test_maps_hold_no_file_open_and_are_bounded(tmp_path, monkeypatch):
         assert str(paths[1]) not in Path("/proc/self/maps").read_text()
 
 
-def test_a_mapped_file_that_is_replaced_is_read_anew(path, tmp_path):
+def test_a_replaced_mapped_file_is_read_again(path, tmp_path):
     with accessing(Access(mmap=True)):
         array = open_array(path, "data")
         array[0]
@@ -347,8 +347,8 @@ def test_a_mapped_chunk_beyond_the_end(path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_while_the_helper_is_at_work(path, tmp_path, helper, asked_helper):
-    """The thread that waits for the helper is not in the child, nor is its lock."""
+def test_a_fork_while_the_helper_is_busy(path, tmp_path, helper, asked_helper):
+    """The thread that waits for the helper does not exist in the child; its lock must be free there."""
     start(path)
     process = helper()
     freeze(helper)
@@ -380,7 +380,7 @@ def test_a_fork_while_the_helper_is_at_work(path, tmp_path, helper, asked_helper
 
 @pytest.mark.parametrize("inside", ["built", "read", "both"])
 @pytest.mark.parametrize(("given", "around"), [(None, True), (None, False), (False, True), (True, False)])
-def test_a_loader_isolates_as_its_option_says_else_as_accessing_says(given, around, inside, tmp_path, asked_helper):
+def test_isolate_of_the_loader_overrides_accessing(given, around, inside, tmp_path, asked_helper):
     dicts = save_slices(tmp_path, *make_scan((6, 5, 4)))
     said, silent = Access(isolate=around), Access()
     cfg = Config(CATEGORIES=[0], NUM_WORKERS=0)
@@ -391,7 +391,7 @@ def test_a_loader_isolates_as_its_option_says_else_as_accessing_says(given, arou
     assert asked_helper.is_set() == (around if given is None else given)
 
 
-def test_a_loader_keeps_what_else_is_said_where_it_is_built(tmp_path):
+def test_a_loader_keeps_the_other_settings_from_when_it_was_built(tmp_path):
     dicts = save_slices(tmp_path, *make_scan((6, 5, 4)))
     with accessing(Access(isolate=True, seconds=7)):
         opener = build_loader(Config(CATEGORIES=[0]), dicts, mmap=True, isolate=False).setup.files[0].opener

@@ -1,4 +1,4 @@
-"""What users of MedSegPy rely on: its names, constructors, grids and values, by this package's names."""
+"""Names, constructors, grids and values that users of MedSegPy rely on."""
 
 import inspect
 import itertools
@@ -41,7 +41,7 @@ def config(size, **keys):
     return cfg
 
 
-def test_a_config_of_no_name():
+def test_a_config_without_a_name():
     assert Config("").MODEL_NAME == ""
     assert Config("unet").MODEL_NAME == "unet"
 
@@ -64,7 +64,7 @@ def test_patches_of_one_slice_are_the_slices_in_order(dicts):
         np.testing.assert_array_equal(np.squeeze(seg, axis=0), MASK[:, :, depth, cfg.CATEGORIES])
 
 
-def test_windows_without_padding_leave_the_ends_out(dicts):
+def test_windows_without_padding_omit_the_ends(dicts):
     cfg = config((10, 20, 5))
     loader = N5dDataLoader(cfg, dicts, is_test=False, shuffle=False)
     assert len(loader) == SHAPE[2] - 4
@@ -170,7 +170,7 @@ def test_compute_patches_is_how_the_loader_cuts(dicts):
 
 
 @pytest.mark.parametrize("keys", [{"pad_size": (1, 1)}, {"strides": (1, 1)}, {"pad_size": 5}, {"patch_size": (5, 5)}])
-def test_compute_patches_of_what_does_not_fit(keys):
+def test_compute_patches_rejects_inconsistent_arguments(keys):
     with pytest.raises(ValueError):
         compute_patches(SHAPE, **{"patch_size": (5, 5, 5), **keys})
 

@@ -66,7 +66,7 @@ def test_a_dataset_of_the_process(plugins):
 
 
 @pytest.mark.parametrize("returned", [[], None, "text", [1, 2], {"a": 1}])
-def test_what_the_function_returns_is_not_checked(plugins, returned):
+def test_the_result_of_the_function_is_not_checked(plugins, returned):
     DatasetCatalog.register("odd", lambda: returned)
     assert DatasetCatalog.get("odd") is returned
 
@@ -89,7 +89,7 @@ def test_registered_twice(plugins):
 
 
 @pytest.mark.parametrize(("name", "error"), [("a@b", ValueError), ("", ValueError), (" a", ValueError), (5, TypeError)])
-def test_names_that_are_none(plugins, name, error):
+def test_invalid_names(plugins, name, error):
     with pytest.raises(error):
         DatasetCatalog.register(name, list)
     assert DatasetCatalog.list() == []
@@ -110,7 +110,7 @@ def test_unknown_names_of_any_type(plugins):
     assert 5 not in DatasetCatalog
 
 
-def test_an_error_of_the_function_says_whose_it_is(plugins):
+def test_an_error_of_the_function_names_the_dataset(plugins):
     def broken():
         raise OSError("no disk")
 
@@ -134,7 +134,7 @@ def test_plugins_and_process_in_one_list(site, plugins):
         DatasetCatalog.remove("knee")
 
 
-def test_a_clash_with_a_plugin_shows_on_get(site, plugins):
+def test_a_conflict_with_a_plugin_raises_on_get(site, plugins):
     site.add("knee", KNEE)
     plugins()
     DatasetCatalog.register("knee", lambda: [{"from": "process"}])

@@ -1,4 +1,4 @@
-"""Category ids, and what a loader makes of them, against NumPy."""
+"""Category ids in loaders, compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_an_overlap_stays_binary(tmp_path):
     np.testing.assert_array_equal(masks[0, ..., 0], 0)
 
 
-def test_no_categories_are_those_of_the_metadata_else_of_the_file(scan):
+def test_without_categories_those_of_the_metadata_or_the_file_are_used(scan):
     slices, _ = scan
     _, masks = everything(build_loader(Config(), slices, shuffle=False, batch_size=1))
     np.testing.assert_array_equal(np.moveaxis(masks, 0, 2), MASK)
@@ -80,7 +80,7 @@ def test_an_id_beyond_the_file_names_id_file_and_count(scan, category):
 
 
 @pytest.mark.parametrize("bad", [-1, True, 1.0, "1", None, (), (0, 0), (0, -1), ("a",), (0, (1,)), np.float32(1), b"0"])
-def test_ids_that_are_none(bad):
+def test_invalid_ids(bad):
     with pytest.raises(CategoryError):
         normalize_category_id(bad)
     with pytest.raises(ValueError):
@@ -88,7 +88,7 @@ def test_ids_that_are_none(bad):
 
 
 @pytest.mark.parametrize("bad", ["01", 3, None, [1, 1], [(0, 1), [0, 1]]])
-def test_lists_that_are_none(bad):
+def test_invalid_lists(bad):
     with pytest.raises(CategoryError):
         normalize_category_ids(bad)
 

@@ -1,4 +1,4 @@
-"""Files that change: what was learned of the old content is not used for the new, and no read mixes two versions."""
+"""Changing files: cached data are not used for new content, and no read mixes two versions."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ WAYS = {
 
 
 def write(path, value, key="volume", other="other", **options):
-    """Write a file of a size that does not depend on the value: `value` at `key`, -1 beside it."""
+    """Write a file whose size does not depend on the value: `value` at `key`, and -1 at another key."""
     dtype = options.pop("dtype", "<f4")
     with h5py.File(path, "w") as file:
         for name, number in sorted({key: value, other: -1}.items()):
@@ -44,7 +44,7 @@ def write(path, value, key="volume", other="other", **options):
 
 
 def replaced(path, new, how):
-    """Put other content of the same size and time in the place of a file."""
+    """Replace a file by one with other content but the same size and time."""
     assert path.stat().st_size == new.stat().st_size
     if how == "copied":
         path.unlink()
@@ -101,7 +101,7 @@ def test_other_content_of_the_same_size_and_time(way, how, young, tmp_path):
 
 @pytest.mark.parametrize("how", ["chmod", "link"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_change_time_alone_is_no_error(way, how, tmp_path):
+def test_a_new_change_time_alone_is_no_error(way, how, tmp_path):
     options, access = WAYS[way]
     path = write(tmp_path / "a.h5", 1, **options)
     settle(path)
@@ -118,7 +118,7 @@ def test_a_change_time_alone_is_no_error(way, how, tmp_path):
 
 @pytest.fixture
 def between(monkeypatch):
-    """Have a function called in the middle of each read: between its two halves."""
+    """Call a function in the middle of each read."""
 
     def put(call):
         def in_halves(*arguments):
@@ -208,7 +208,7 @@ def test_a_change_time_that_changes_during_a_read_is_no_error(way, tmp_path, bet
 
 @pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_file_that_is_written_meanwhile_is_never_mixed(way, restored, tmp_path):
+def test_versions_of_a_file_are_never_mixed_during_a_write(way, restored, tmp_path):
     options, access = WAYS[way]
     path = write(tmp_path / "a.h5", 0, **options)
     versions = [write(tmp_path / f"{i}.h5", i, **options).read_bytes() for i in (1, 2)]
@@ -239,8 +239,8 @@ def test_a_file_that_is_written_meanwhile_is_never_mixed(way, restored, tmp_path
 
 
 @pytest.mark.parametrize("isolate", [False, True])
-def test_nothing_is_remembered_of_a_young_file(isolate, tmp_path, monkeypatch):
-    """Its content may change, and its stamp stay the same."""
+def test_young_files_are_not_cached(isolate, tmp_path, monkeypatch):
+    """The content of a young file may change without a new stamp."""
     path = write(tmp_path / "a.h5", 1)
     box = tuple(slice(0, n) for n in SHAPE)
     settle(path)

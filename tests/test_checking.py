@@ -1,4 +1,4 @@
-"""`medsegpy datasets check`: what is wrong with a dataset, file by file, whatever a file does to the HDF5 library."""
+"""`medsegpy datasets check` finds problems file by file, even if a file crashes the HDF5 library."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def dicts(tmp_path):
     return [*slices, volume]
 
 
-def test_a_sound_dataset(dicts):
+def test_a_valid_dataset(dicts):
     found = check()
     assert (found["elements"], found["scans"], found["files"], found["findings"]) == (15, 3, 29, [])
     text = CliRunner().invoke(cli, ["datasets", "check", "mine"])
@@ -72,7 +72,7 @@ def test_a_sound_dataset(dicts):
     assert "subject_id" not in text.stdout
 
 
-def test_unknown_people_are_told_of(dicts, tmp_path):
+def test_unknown_subjects_are_reported(dicts, tmp_path):
     for d in dicts[:-1]:
         d["subject_id"] = None
     found = check()
@@ -146,7 +146,7 @@ def test_one_bad_file_is_one_finding_and_the_others_are_checked(dicts, break_it,
     assert len(check()["findings"]) == len(kinds) + 1
 
 
-def test_a_file_that_many_elements_share_is_told_once(tmp_path):
+def test_a_file_shared_by_many_elements_is_reported_once(tmp_path):
     image, mask = make_scan()
     volume = save_volume(tmp_path / "v", image, mask)
     slices = [{**volume, "slice_id": i, "scan_num_slices": 7} for i in range(1, 8)]
@@ -183,14 +183,14 @@ def mask_pipe(path):
 @pytest.mark.parametrize(
     "spoil", [nan_mask, text_mask, mask_that_no_library_reads, mask_folder, mask_pipe, Path.unlink]
 )
-def test_what_is_wrong_with_a_mask_is_blamed_on_the_mask(dicts, tmp_path, spoil):
+def test_problems_of_a_mask_name_the_mask(dicts, tmp_path, spoil):
     spoil(Path(dicts[3]["sem_seg_file"]))
     finding = only(check())
     assert (finding["kind"], finding["file"]) == ("file", dicts[3]["sem_seg_file"])
 
 
 class Half:
-    """A reader of a plugin, whose arrays fail with errors of their own that name no file."""
+    """A plugin reader whose arrays raise custom errors that name no file."""
 
     name, suffixes = "half", (".half",)
 
@@ -285,7 +285,7 @@ def test_folders(tmp_path):
     assert check(tmp_path / "empty")["elements"] == 0
 
 
-def test_what_is_not_there(tmp_path):
+def test_a_missing_dataset_and_folder(tmp_path):
     result = CliRunner().invoke(cli, ["datasets", "check", str(tmp_path / "nowhere")])
     assert result.exit_code == 1
     assert "Nor is there a folder" in result.stderr

@@ -65,7 +65,7 @@ def test_help_lists_the_core_and_the_plugins(site, plugins, medsegpy):
         assert f"Usage: cli {name}" in result.output
 
 
-def test_commands_of_plugins_run_and_those_of_the_core_win(site, plugins, medsegpy):
+def test_commands_of_plugins_run_but_do_not_replace_those_of_the_core(site, plugins, medsegpy):
     site.add("hello", HELLO)
     plugins()
     assert medsegpy("hello", "--name", "world").output == "hello world\n"
@@ -96,7 +96,7 @@ def test_an_unknown_command_names_the_plugin_that_provides_it(site, plugins, med
     assert "no luck" in result.stderr
 
 
-def test_a_command_of_two_plugins_names_both(site, plugins, medsegpy):
+def test_a_command_that_two_plugins_provide_names_both(site, plugins, medsegpy):
     site.add("one", HELLO)
     site.add("two", HELLO)
     plugins()
@@ -140,7 +140,7 @@ def test_as_a_process():
     assert run("nonsense").returncode == 2
 
 
-def test_a_broken_plugin_is_one_line_and_only_where_plugins_are_loaded(site):
+def test_a_broken_plugin_is_one_line_and_only_if_plugins_are_loaded(site):
     site.add("broken", "raise RuntimeError('no luck')")
     path = os.pathsep.join([str(site.folder), str(Path(__file__).parent.parent)])
     result = run("--version", PYTHONPATH=path)

@@ -1,4 +1,4 @@
-"""``medsegpy datasets``: what it counts, against what the files were made of."""
+"""``medsegpy datasets``: counts, compared with the generated files."""
 
 import json
 
@@ -22,7 +22,7 @@ def show(name, *options):
 
 @pytest.fixture
 def slices(tmp_path):
-    """Two people, one of them with an augmented copy and an unlabelled second visit."""
+    """Two subjects, one of them with an augmented copy and an unlabelled second visit."""
     rng = np.random.default_rng(0)
     image = rng.integers(-1000, 1000, (6, 5, 4)).astype(np.int16)
     mask = (rng.random((6, 5, 4, 3)) < 0.4).astype(np.uint8)
@@ -63,14 +63,14 @@ def test_counts_of_slices(slices):
     assert found["metadata"]["category_ids"] == [0, 2, [0, 1]]
 
 
-def test_fast_counts_no_voxels_and_all_else_the_same(slices):
+def test_fast_counts_everything_except_voxels(slices):
     found, fast = show("mine_train"), show("mine_train", "--fast")
     assert fast.pop("voxels") is None
     found.pop("voxels")
     assert fast == found
 
 
-def test_the_text_says_the_same(slices):
+def test_the_text_output_agrees(slices):
     text = medsegpy("datasets", "show", "mine_train").stdout
     for line in (
         "subjects           2",
@@ -165,7 +165,7 @@ def test_an_empty_dataset_is_counted(plugins):
         ([{"file_name": "/absent/x.h5", "scan_id": "a", "reader": "h5-volumes"}], "/absent/x.h5"),
     ],
 )
-def test_what_cannot_be_read_is_one_message(dicts, message):
+def test_an_unreadable_file_is_one_message(dicts, message):
     DatasetCatalog.register("bad", lambda: dicts)
     result = medsegpy("datasets", "show", "bad")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -21,7 +21,7 @@ def medsegpy(plugins):
     return lambda *args: CliRunner().invoke(cli, args)
 
 
-def test_json_says_all_of_each_plugin(site, plugins, medsegpy, monkeypatch):
+def test_json_lists_everything_about_each_plugin(site, plugins, medsegpy, monkeypatch):
     site.add("knee", GOOD, version="2.1")
     site.add("broken", "import a_module_that_is_not_there")
     site.add("unwanted", GOOD)
@@ -43,7 +43,7 @@ def test_json_says_all_of_each_plugin(site, plugins, medsegpy, monkeypatch):
     assert (unwanted["name"], unwanted["status"]) == ("unwanted", "blocked")
 
 
-def test_the_table_says_why_one_failed(site, plugins, medsegpy):
+def test_the_table_shows_why_a_plugin_failed(site, plugins, medsegpy):
     site.add("knee", GOOD)
     site.add("broken", "raise RuntimeError('no [luck] today')")
     plugins()
@@ -82,7 +82,7 @@ def test_check_fails_for_contested_names(site, plugins, medsegpy):
     assert "medsegpy-other" in line
 
 
-def test_trace_says_what_is_called(site, plugins, medsegpy, monkeypatch):
+def test_trace_shows_the_calls(site, plugins, medsegpy, monkeypatch):
     monkeypatch.setenv("MEDSEGPY_TRACE_PLUGINS", "0")
     site.add("knee", GOOD)
     plugins()

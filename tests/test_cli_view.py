@@ -1,4 +1,4 @@
-"""``medsegpy view``: what is drawn, pixel by pixel where that can be said."""
+"""``medsegpy view``: the drawn pixels."""
 
 import h5py
 import numpy as np
@@ -55,7 +55,7 @@ def test_a_png_in_the_colors_of_the_metadata(volume, tmp_path):
     assert has_color(drawn, GREEN)
 
 
-def test_the_folder_of_the_picture_is_made(volume, tmp_path):
+def test_the_folder_of_the_picture_is_created(volume, tmp_path):
     result = view("pair", "--out", tmp_path / "new" / "v.png")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "new" / "v.png").is_file()
@@ -69,13 +69,13 @@ def test_more_slices_make_more_picture(volume, tmp_path):
     assert one < four == all_of_them
 
 
-def test_the_default_name_is_said(volume, tmp_path, monkeypatch):
+def test_the_default_name_is_printed(volume, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert view("pair").stdout == "Wrote pair-one.png\n"
     assert (tmp_path / "pair-one.png").stat().st_size > 1000
 
 
-def test_a_scan_of_slices_is_chosen_by_name(tmp_path, monkeypatch):
+def test_a_scan_of_slices_is_selected_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "slices"
     for subject, augmentation in ((1, 0), (1, 2), (2, 0)):
@@ -145,7 +145,7 @@ def first_panels(path):
 
 
 def middle(mask):
-    """Return where the middle of what is true lies, from 0 to 1 down and across a square panel of 288 pixels."""
+    """Return the center of the true pixels, from 0 to 1 vertically and horizontally, in a panel of 288 x 288 pixels."""
     return tuple((places.min() + places.max()) / 2 / 287 for places in np.nonzero(mask))
 
 
@@ -167,7 +167,7 @@ def test_a_scan_with_an_affine_is_drawn_upright(tmp_path):
         assert middle((panel[:288] == GREEN).all(axis=-1)) == pytest.approx(front, abs=0.02)
 
 
-def test_label_maps_of_many_values_are_drawn_and_listed_by_what_is_there(tmp_path):
+def test_only_existing_values_of_label_maps_are_drawn_and_listed(tmp_path):
     labels = np.zeros((24, 24, 4), np.uint16)
     labels[4:20, 4:20] = 40
     labels[8:12, 8:12, 1] = 1900
@@ -200,7 +200,7 @@ def test_classes_of_a_label_map_that_share_a_value(tmp_path):
         assert middle((panel[:288] == color).all(axis=-1)) == pytest.approx(place, abs=0.02)
 
 
-def test_slices_that_are_missing_are_said(tmp_path, monkeypatch):
+def test_missing_slices_are_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dicts = write_slices(tmp_path / "gap", np.zeros((6, 5, 4)), np.ones((6, 5, 4, 1)), subject_id=1)
     DatasetCatalog.register("gap", lambda: [d for d in dicts if d["slice_id"] != 2])

@@ -126,7 +126,7 @@ def test_defaults_are_not_shared():
         ("NORMALIZATION_ARGS", [("axis", -1)]),
     ],
 )
-def test_a_value_that_does_not_fit_says_key_value_and_expectation(key: str, value: object):
+def test_an_invalid_value_names_key_value_and_expectation(key: str, value: object):
     cfg = Config()
     with pytest.raises(ConfigError) as caught:
         setattr(cfg, key, value)
@@ -154,7 +154,7 @@ def test_unknown_keys_in_code_name_the_closest():
     assert "N_EPOCHS" in dir(cfg)
 
 
-def test_legacy_names_become_todays():
+def test_legacy_names_become_current_names():
     for tag in ("oai", "oai_2d", "oai_aug", "oai_aug_2d"):
         assert Config(TAG=tag).TAG == "DefaultDataLoader"
     assert Config(TAG="S25dDataLoader").TAG == "S25dDataLoader"
@@ -163,7 +163,7 @@ def test_legacy_names_become_todays():
     assert Config(LOSS=["mine", "softmax"]).LOSS == ("mine", "softmax")
 
 
-def test_three_formats_say_the_same(write):
+def test_three_formats_are_equivalent(write):
     ini, yaml, toml = (
         Config.from_file(write(f"c{s}", t)) for s, t in ((".ini", INI), (".yaml", YAML), (".toml", TOML))
     )
@@ -191,7 +191,7 @@ def test_base_files_are_relative_and_overridden(write):
     assert (cfg.N_EPOCHS, cfg.DROPOUT_RATE, cfg.IMG_SIZE) == (12, 0.3, (384, 384, 1))
 
 
-def test_a_base_in_a_circle_is_an_error(write):
+def test_a_circular_base_is_an_error(write):
     write("a.yaml", "_BASE_: b.yaml\n")
     with pytest.raises(ConfigError, match=r"a.yaml -> b.yaml -> a.yaml"):
         Config.from_file(write("b.yaml", "_BASE_: a.yaml\n").with_name("a.yaml"))
@@ -252,7 +252,7 @@ def test_unknown_keys_in_a_file_warn_and_are_kept(write, tmp_path: Path):
     assert cfg.MY_KEY == [3]
 
 
-def test_a_folder_where_a_dataset_is_named_warns(write):
+def test_a_folder_instead_of_a_dataset_name_warns(write):
     with pytest.warns(ConfigWarning, match="TRAIN_PATH has no effect.*TRAIN_DATASET"):
         cfg = Config.from_file(write("c.ini", "[DEFAULT]\ntrain_path = ./unittest-data\n"))
     assert cfg.TRAIN_PATH == "./unittest-data"
@@ -273,7 +273,7 @@ def test_bad_lists(pairs):
         Config().merge_from_list(pairs)
 
 
-def test_keys_of_ones_own():
+def test_custom_keys():
     cfg = Config().add("MY_KEY", {"a": (1, None)})
     assert cfg.MY_KEY == {"a": (1, None)}
     assert cfg.as_dict()["MY_KEY"] == {"a": (1, None)}
@@ -305,7 +305,7 @@ def test_copies_are_independent_and_checked():
         cfg.copy()
 
 
-def test_numpy_numbers_become_pythons(tmp_path: Path):
+def test_numpy_numbers_become_python_numbers(tmp_path: Path):
     np = pytest.importorskip("numpy")
     cfg = Config(IMG_SIZE=np.array([4, 4]), CATEGORIES=np.arange(3), SEED=np.int64(3), PRELOAD_DATA=np.True_)
     cfg.INITIAL_LEARNING_RATE = np.float32(0.5)

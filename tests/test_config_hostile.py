@@ -1,4 +1,4 @@
-"""Config files and manifests that are broken, hostile, or no files: one message with the name of the file, at once."""
+"""Invalid or hostile config files and manifests give one message with the name of the file, without delay."""
 
 import os
 
@@ -18,7 +18,7 @@ def config_file(folder, name, text):
 
 
 def bomb(levels, merged=False):
-    """Return YAML in which each line stands for nine times the values of the one before."""
+    """Return YAML in which each line expands to nine times the values of the previous one."""
     lines = ["A0: &a0 {x: 1}" if merged else "A0: &a0 [1, 2, 3]"]
     for i in range(1, levels):
         aliases = ", ".join([f"*a{i - 1}"] * 9)
@@ -27,19 +27,19 @@ def bomb(levels, merged=False):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_aliases_that_stand_for_too_much_are_refused(tmp_path, merged):
+def test_aliases_that_expand_too_much_are_rejected(tmp_path, merged):
     path = config_file(tmp_path, "bomb.yaml", bomb(30, merged))
     with pytest.raises(ConfigError, match=r"bomb\.yaml: .*aliases expand to more than 100,000 values"):
         Config.from_file(path)
 
 
-def test_a_value_that_contains_itself_is_refused(tmp_path):
+def test_a_value_that_contains_itself_is_rejected(tmp_path):
     path = config_file(tmp_path, "own.yaml", "CATEGORIES: &a [1, *a]\n")
     with pytest.raises(ConfigError, match=r"own\.yaml: .*line 1 contains itself"):
         Config.from_file(path)
 
 
-def test_aliases_in_moderation_are_fine(tmp_path):
+def test_a_few_aliases_are_accepted(tmp_path):
     text = "BASE: &base {w: 1}\nIMG_SIZE: &size [8, 8, 1]\nIMG_STRIDE: *size\nMINE: {<<: *base, h: 2}\n"
     with pytest.warns(UserWarning, match="BASE|MINE"):
         cfg = Config.from_file(config_file(tmp_path, "fine.yaml", text))
@@ -72,7 +72,7 @@ def test_aliases_in_moderation_are_fine(tmp_path):
     ],
     ids=range(19),
 )
-def test_what_is_wrong_is_one_line_with_file_and_place(tmp_path, name, text, message):
+def test_an_error_is_one_line_with_file_and_position(tmp_path, name, text, message):
     path = config_file(tmp_path, name, text)
     with pytest.raises(ConfigError) as caught:
         Config.from_file(path)
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_one_line_with_file_and_place(tmp_path, name, text, mes
 @pytest.mark.parametrize("name", ["a.yaml", "a.toml", "a.ini"])
 @given(data=st.binary(max_size=60))
 @settings(max_examples=60, deadline=None)
-def test_whatever_bytes_a_file_has_the_error_is_a_config_error(tmp_path_factory, name, data):
+def test_arbitrary_bytes_are_a_config_error(tmp_path_factory, name, data):
     path = config_file(tmp_path_factory.mktemp("any"), name, data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *args, **options: None)
@@ -101,7 +101,7 @@ def test_whatever_bytes_a_file_has_the_error_is_a_config_error(tmp_path_factory,
 
 
 @pytest.mark.timeout(30)
-def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+def test_pipes_and_devices_are_rejected_without_waiting(tmp_path):
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     device = tmp_path / "device.yaml"
@@ -117,7 +117,7 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
             packed_dicts(manifest)
 
 
-def test_links_in_a_circle_are_one_error(tmp_path):
+def test_circular_links_are_one_error(tmp_path):
     (tmp_path / "a.yaml").symlink_to(tmp_path / "b.yaml")
     (tmp_path / "b.yaml").symlink_to(tmp_path / "a.yaml")
     with pytest.raises(OSError, match=r"a\.yaml"):

@@ -1,4 +1,4 @@
-"""Datasets whose files may not lie anywhere else than in their folder."""
+"""Datasets whose files must be inside their folder."""
 
 import os
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_files_inside_are_read(folders):
     assert np.isfinite(images).all()
 
 
-def test_without_being_asked_nothing_is_refused(folders):
+def test_containment_is_off_by_default(folders):
     root, _, outside = folders
     register([outside], root)
     assert load_records("guarded")
@@ -63,7 +63,7 @@ def test_without_being_asked_nothing_is_refused(folders):
 
 
 @pytest.mark.parametrize("way", ["absolute", "dots", "link", "folder link", "mask"])
-def test_a_way_out(folders, way):
+def test_paths_out_of_the_folder_are_rejected(folders, way):
     root, inside, outside = folders
     file = outside["file_name"]
     if way == "absolute":
@@ -95,7 +95,7 @@ def test_links_that_stay_inside_are_followed(folders, tmp_path):
     assert len(load_records("guarded")) == 2
 
 
-def test_a_folder_whose_name_begins_alike_is_another(folders, tmp_path):
+def test_a_folder_with_the_same_prefix_is_outside(folders, tmp_path):
     root, _, outside = folders
     twin = tmp_path / "root2"
     Path(outside["file_name"]).parent.rename(twin)

@@ -1,4 +1,4 @@
-"""Files that were built to crash the HDF5 library: each is refused or read, in a process that lives on."""
+"""Files made to crash the HDF5 library: each is rejected or read, and the process survives."""
 
 import json
 import struct
@@ -53,7 +53,7 @@ def places(data, signature):
 
 
 def looping_trees(path):
-    """B-trees of version 1, of groups and of chunks, each node of them once its own child."""
+    """Version 1 B-trees of groups and of chunks, in which a node is its own child."""
     data = write(path, groups=40, chunks=(2, 2))
     for at in places(data, b"TREE"):
         key = 8 if data[at + 4] == 0 else 8 + 8 * 3
@@ -68,7 +68,7 @@ def looping_trees(path):
 
 
 def overflowing_virtual_datasets(path):
-    """Virtual datasets that claim so many sources that the library's numbers overflow."""
+    """Virtual datasets with so many sources that numbers in the library overflow."""
     for libver in ("earliest", "latest"):
         with h5py.File(path, "w", libver=libver) as file:
             file["group/data"] = np.zeros(3)
@@ -88,7 +88,7 @@ def overflowing_virtual_datasets(path):
 
 
 def deep_trees(path):
-    """B-trees of version 2 that claim to be so deep that the library calls itself too often."""
+    """Version 2 B-trees with such a depth that recursion in the library overflows the stack."""
     data = write(path, "latest", groups=40, chunks=(2, 2), maxshape=(None, None))
     for at in places(data, b"BTHD"):
         for depth in (2, 65, 65535):
@@ -102,7 +102,7 @@ CRAFTED = [looping_trees, overflowing_virtual_datasets, deep_trees]
 
 
 def read_all(paths):
-    """Read files in one process; returns what it said of each, or fails where it died."""
+    """Read files in one process; returns the result of each, or fails if the process died."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(READ)],
         input="".join(f"{path}\n" for path in paths), capture_output=True, text=True, check=False, timeout=150,
@@ -132,8 +132,8 @@ def test_no_crafted_file_ends_the_process(craft, tmp_path):
 @pytest.mark.parametrize("libver", ["earliest", "latest", ("earliest", "v110"), ("v108", "latest")])
 @pytest.mark.parametrize("user_block", [0, 1024])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_what_objects_are_is_told_from_their_headers(libver, user_block, ordered, tmp_path):
-    """Against the library, in files of all versions: small and large groups, many attributes, all kinds of storage."""
+def test_kinds_of_objects_are_read_from_their_headers(libver, user_block, ordered, tmp_path):
+    """Compared with the library, in files of all versions: small and large groups, attributes, all kinds of storage."""
     from medsegpy_core.hdf5.files import list_links, open_file
 
     path = str(tmp_path / "a.h5")

@@ -1,4 +1,4 @@
-"""Dicts from the catalog know their dataset, in whatever list they are put."""
+"""Dicts from the catalog contain the name of their dataset, in any list."""
 
 import collections
 import pickle
@@ -55,7 +55,7 @@ def register(name, dicts, names=("a",), **metadata):
 
 @pytest.fixture
 def depth_first(tmp_path):
-    """A dataset whose metadata say that its files are D x H x W, and what is right for a batch of all slices."""
+    """A dataset whose metadata declare D x H x W files, and the expected batch of all slices."""
     dicts, right = [], []
     for subject in range(3):
         image, mask = make_scan((6, 5, 4), channels=2, seed=subject)
@@ -72,7 +72,7 @@ def depth_first(tmp_path):
 
 @pytest.fixture
 def tagged(site, plugins, tmp_path):
-    """Two datasets of a plugin of one list, in which files called `copy` are augmented, as only the tag hook knows."""
+    """Two datasets of a plugin with one list, in which only the tag hook marks files called `copy` as augmented."""
     dicts = []
     for subject in range(6):
         for ending in ("", "_copy"):
@@ -95,7 +95,7 @@ def medsegpy_register_readers():
 # -- what the catalog returns
 
 
-def test_each_mapping_is_a_copy_that_knows_its_dataset():
+def test_each_mapping_is_a_copy_with_its_dataset():
     class Strict(dict):
         def __setitem__(self, key, value):
             raise TypeError("cannot be changed")
@@ -120,7 +120,7 @@ def test_any_iterable_of_dicts(form):
     assert isinstance(DatasetCatalog.get("x"), tuple) == (form is tuple)
 
 
-def test_a_dataset_of_another_ones_dicts_is_its_own(depth_first):
+def test_a_dataset_with_dicts_of_another_one_is_separate(depth_first):
     register("part", None, ("a", "b"), image_axes="DHW", sem_seg_axes="DHW", label_map=True)
     whole = DatasetCatalog.get("depth_first")
     DatasetCatalog.register("part", lambda: whole[:1], replace=True)
@@ -148,7 +148,7 @@ def lists():
     yield [record.to_dict() for record in load_records("depth_first")]
 
 
-def test_file_layouts_hold_in_any_list(depth_first):
+def test_file_layouts_apply_in_any_list(depth_first):
     order = np.concatenate([image for image, _ in depth_first])
     for dicts in lists():
         by_scan = sorted(dicts, key=lambda d: d["scan_id"])
@@ -162,7 +162,7 @@ def test_file_layouts_hold_in_any_list(depth_first):
             assert list(loader.setup.metadata) == ["depth_first"]
 
 
-def test_file_layouts_hold_for_one_dict(depth_first):
+def test_file_layouts_apply_to_a_single_dict(depth_first):
     d = DatasetCatalog.get("depth_first")[1]
     with open_scan(d) as scan:
         assert np.array_equal(np.moveaxis(scan.image[...], 2, 0), depth_first[1][0])
@@ -198,7 +198,7 @@ def test_categories_come_from_the_metadata(depth_first):
 # -- the tag hook
 
 
-def test_the_tag_hook_is_asked_in_any_list(tagged):
+def test_the_tag_hook_is_called_for_any_list(tagged):
     dicts = DatasetCatalog.get("tagged")
     assert len(filter_dicts(dicts, "augmentation", [0])) == len(filter_dicts(dicts, "augmentation", [3])) == 6
     assert len(filter_dicts(tagged, "augmentation", [0])) == 12
@@ -210,7 +210,7 @@ def test_the_tag_hook_is_asked_in_any_list(tagged):
         DefaultDataLoader(Config(), dicts, is_test=True)
 
 
-def test_splits_keep_copies_out_of_evaluation_that_only_the_tag_hook_knows(tagged):
+def test_splits_keep_copies_known_to_the_tag_hook_out_of_evaluation(tagged):
     with pytest.warns(DataWarning, match="copy"):
         parts = split_by_subject(DatasetCatalog.get("tagged"))
     copies = {name: sum("copy" in d["file_name"] for d in part) for name, part in parts.items()}
@@ -222,7 +222,7 @@ def test_splits_keep_copies_out_of_evaluation_that_only_the_tag_hook_knows(tagge
 # -- guards
 
 
-def test_evaluation_datasets_refuse_augmented_dicts(tagged):
+def test_evaluation_datasets_reject_augmented_dicts(tagged):
     copies = filter_dicts(DatasetCatalog.get("tagged"), "augmentation", [3])
     for cfg in (Config(VAL_DATASET="tagged"), Config(TEST_DATASET=("other", "tagged"))):
         with pytest.raises(AugmentationError, match="'tagged'"):

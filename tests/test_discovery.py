@@ -14,7 +14,7 @@ from medsegpy_core.plugins.discovery import EntryPoint, find_entry_points, insta
 
 
 def reference(path=None):
-    """What importlib_metadata says, in our words."""
+    """The result of importlib_metadata, in our format."""
     if path is None:
         found = importlib_metadata.entry_points(group="medsegpy")
     else:
@@ -85,7 +85,7 @@ STATES = ("complete", "empty", "without METADATA", "without entry points")
         max_size=7,
     )
 )
-def test_folders_that_an_upgrade_left_incomplete_hide_nothing(site, tmp_path_factory, monkeypatch, folders):
+def test_incomplete_folders_of_an_upgrade_hide_nothing(site, tmp_path_factory, monkeypatch, folders):
     sites = [type(site)(tmp_path_factory.mktemp("site")) for _ in range(2)]
     for plugin, version, second, state in folders:
         chosen = sites[second]
@@ -104,7 +104,7 @@ def test_folders_that_an_upgrade_left_incomplete_hide_nothing(site, tmp_path_fac
         assert {(e.name, e.value) for e in find_entry_points(path)} == expected
 
 
-def test_a_plugin_behind_an_empty_folder_is_installed(site):
+def test_a_plugin_after_an_empty_folder_is_installed(site):
     site.add("knee", version="2.0")
     for version in ("1.0", "3.0", "4.0", "0.5"):  # some of them are listed first
         (site.folder / f"medsegpy_knee-{version}.dist-info").mkdir()
@@ -167,7 +167,7 @@ def test_unusual_folders(site):
     assert found == (EntryPoint("x", "y", "only", "2.0"), EntryPoint("no module", "", "only", "2.0"))
 
 
-def test_finders_of_other_kinds_are_asked(monkeypatch, site):
+def test_other_kinds_of_finders_are_called(monkeypatch, site):
     site.add("knee")
     info = site.folder / "medsegpy_knee-1.0.dist-info"
 

@@ -1,4 +1,4 @@
-"""Every code block of the documentation runs, or says why not; the hook reference is what the hook specs say."""
+"""Every code block of the documentation runs, or states why not; the hook reference matches the hook specs."""
 
 import doctest
 import importlib
@@ -50,7 +50,7 @@ def test_code_on_the_page_runs(page, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_runner_sees_what_is_wrong(tmp_path, monkeypatch):
+def test_the_runner_detects_errors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "page.md"
 

@@ -1,4 +1,4 @@
-"""Colors that can be told apart, measured; slices that are upright, for every way a scan can lie."""
+"""Colors are distinguishable; slices are upright for every orientation of a scan."""
 
 import itertools
 
@@ -35,11 +35,11 @@ def differences(points):
 
 
 def nearest(colors, vision="normal"):
-    """Return the smallest difference of two colors (Delta E of 1976; 2.3 is just to be seen)."""
+    """Return the smallest difference of two colors (Delta E of 1976; 2.3 is just visible)."""
     return differences(lab(colors, vision)).min()
 
 
-def test_lab_is_measured_right():
+def test_lab_conversion_is_correct():
     assert lab([(255, 255, 255), (255, 0, 0)]) == pytest.approx(
         np.array([[100, 0, 0], [53.24, 80.09, 67.20]]), abs=0.02
     )
@@ -89,7 +89,7 @@ def test_given_colors_win():
 
 
 def phantom():
-    """Return a volume in RAS order with a mark at each end of the patient, and what the marks mean."""
+    """Return a volume in RAS order with a mark at each end of the patient, and the meaning of the marks."""
     volume = np.zeros((5, 5, 5), int)
     marks = {"L": (0, 2, 2), "R": (4, 2, 2), "P": (2, 0, 2), "A": (2, 4, 2), "I": (2, 2, 0), "S": (2, 2, 4)}
     for i, place in enumerate(marks.values()):

@@ -1,4 +1,4 @@
-"""Files that vanish, change or fail while a loader is at work; with real files, limits and file systems."""
+"""Files that disappear, change or fail while a loader runs, with real files, limits and file systems."""
 
 import contextlib
 import os
@@ -123,7 +123,7 @@ def read_what_can_be_read(loader):
 @pytest.mark.parametrize("others", OTHERS)
 @pytest.mark.parametrize("form", ["slices", "volumes"])
 @pytest.mark.parametrize("tag", LOADERS)
-def test_after_other_files_were_in_their_place_for_a_while_a_loader_works_again(tag, form, others, tmp_path):
+def test_a_loader_recovers_from_temporarily_replaced_files(tag, form, others, tmp_path):
     if (tag, form) == ("N5dDataLoader", "slices"):
         pytest.skip("windows of volumes")
     root, away = tmp_path / "data", tmp_path / "away"
@@ -144,7 +144,7 @@ def test_after_other_files_were_in_their_place_for_a_while_a_loader_works_again(
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "link to nowhere", "empty", "text"])
-def test_something_else_takes_the_place_of_a_file(slices, what, options):
+def test_a_file_is_replaced_by_something_else(slices, what, options):
     loader = loader_of(slices, **options)
     list(loader)
     path = Path(slices[3]["file_name"])
@@ -163,7 +163,7 @@ def test_something_else_takes_the_place_of_a_file(slices, what, options):
 
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
-def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, compression):
+def test_a_file_truncated_during_a_read_never_gives_zeros(tmp_path, compression):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         options = {"compression": compression, "chunks": (8, 128, 128)} if compression else {}
@@ -174,7 +174,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, c
     done = threading.Event()
 
     def wait_for_reads(count):
-        """Wait until so many more reads have ended: the last of two began after this was called."""
+        """Wait until this many more reads have ended; the last of two started after this call."""
         wanted = len(outcomes) + count
         while len(outcomes) < wanted and not done.is_set():
             time.sleep(0.0005)
@@ -210,7 +210,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_never_gives_zeros(tmp_path, c
 @pytest.mark.parametrize("settled", [False, True])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_voxels_of_two_writes_are_never_mixed(tmp_path, compression, settled, writes, restored, monkeypatch):
-    """Somebody writes into the file in the middle of the read; it may even look as before, but for its change time."""
+    """The file is written in the middle of a read; it may even look unchanged, except for its change time."""
     path, shape = tmp_path / "a.h5", (8, 32, 32)
     versions = []
     for value in (1, 2):
@@ -257,7 +257,7 @@ def test_voxels_of_two_writes_are_never_mixed(tmp_path, compression, settled, wr
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("stored", "compression"), [("slices", None), ("volume", None), ("volume", "gzip")])
-def test_a_loader_reads_no_more_at_once_than_is_allowed(tmp_path, stored, compression, workers, options, monkeypatch):
+def test_a_loader_respects_the_limit_of_one_read(tmp_path, stored, compression, workers, options, monkeypatch):
     image, mask = make_scan((16, 16, 4), channels=8)
     if stored == "slices":
         dicts = write_slices(tmp_path, image, mask, subject_id=1)
@@ -280,8 +280,8 @@ def test_a_loader_reads_no_more_at_once_than_is_allowed(tmp_path, stored, compre
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy"], indirect=True)  # the kernels leave what lies in one piece to it
-def test_more_than_one_call_of_the_system_can_read(tmp_path):
-    """Linux reads 2,147,479,552 bytes at most in one call: a short read, as often as anybody needs one."""
+def test_reads_larger_than_one_system_call(tmp_path):
+    """Linux reads at most 2,147,479,552 bytes per call, which reliably causes a short read."""
     path = tmp_path / "a.h5"
     shape = (2, 1100, 1000, 1000)
     with h5py.File(path, "w") as file:
@@ -302,7 +302,7 @@ def memory_free():
 
 @contextlib.contextmanager
 def failing_disk(folder, data):
-    """Mount a file system whose disk ends in the middle of the file `data`: reading there is an I/O error."""
+    """Mount a file system whose disk ends in the middle of the file `data`, so that reading it is an I/O error."""
     tools = [
         shutil.which(tool, path=f"{os.environ['PATH']}:/sbin:/usr/sbin") for tool in ("mkfs.ext4", "mount", "umount")
     ]
@@ -363,7 +363,7 @@ def run(code, **options):
 
 
 @pytest.mark.slow
-def test_hundreds_of_files_with_64_open_at_a_time(tmp_path):
+def test_hundreds_of_files_with_64_descriptors(tmp_path):
     image, mask = make_scan((4, 4, 300), channels=1)
     save_slices(tmp_path / "slices", image, mask)
     volumes = [save_volume(tmp_path / "volumes", *make_scan((4, 4, 3), seed=i), subject=i) for i in range(1, 100)]
@@ -388,7 +388,7 @@ def test_hundreds_of_files_with_64_open_at_a_time(tmp_path):
 
 @contextlib.contextmanager
 def read_only_folder(folder):
-    """Yield a folder to be filled, and a function that makes it read-only; root needs a file system for that."""
+    """Yield a folder to fill, and a function that makes it read-only; as root, this needs a file system."""
     folder.mkdir()
     if os.geteuid() != 0:
         yield lambda: folder.chmod(0o555)

@@ -1,4 +1,4 @@
-"""Full disks and killed processes, in the middle of every kind of write: nothing half-written is seen."""
+"""Full disks and killed processes in the middle of every kind of write leave no partial files."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ from medsegpy_core.diagnostics import check_dataset
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """Mount a file system of so many bytes."""
+    """Mount a file system of this size in bytes."""
     folder.mkdir()
     mount, unmount = shutil.which("mount"), shutil.which("umount")
     command = [mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
         assert os.listdir(disk) == ["a.h5"]
 
 
-def test_packing_on_a_full_disk_goes_on_when_there_is_room(tmp_path):
+def test_packing_continues_after_a_full_disk(tmp_path):
     register(tmp_path / "source", 6)
     with small_disk(tmp_path / "small", 400 << 10) as disk:
         with pytest.raises(OSError, match=r"No space left|space"):
@@ -134,7 +134,7 @@ WRITERS = {
 
 
 def killed(code, after, *arguments):
-    """Run code, and kill it so many seconds after it said that it begins."""
+    """Run code, and kill it this many seconds after it reports its start."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "begins\n"
@@ -147,7 +147,7 @@ def killed(code, after, *arguments):
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("what", WRITERS)
 def test_a_writer_that_is_killed(tmp_path, what, compression):
-    """All that has its name is whole; the next writer is not in its way."""
+    """All files with a final name are complete, and the next writer succeeds."""
     code = f"""
         import itertools, sys
         import numpy as np
@@ -175,7 +175,7 @@ def test_a_writer_that_is_killed(tmp_path, what, compression):
 
 
 @pytest.mark.slow
-def test_packing_that_is_killed_goes_on_where_it_stopped(tmp_path):
+def test_killed_packing_continues_where_it_stopped(tmp_path):
     register(tmp_path / "source", 8)
     code = """
         import json, sys
@@ -199,7 +199,7 @@ def test_packing_that_is_killed_goes_on_where_it_stopped(tmp_path):
     assert same_as_source(pack_dataset("mine", out).manifest)
 
 
-def test_a_config_is_saved_whole_or_not_at_all(tmp_path):
+def test_a_config_is_saved_completely_or_not_at_all(tmp_path):
     path = tmp_path / "config.yaml"
     code = """
         import sys
@@ -254,7 +254,7 @@ def test_two_writers_of_one_file(tmp_path):
 
 @pytest.fixture
 def forgetful_disk(monkeypatch):
-    """Let the disk change one byte of a file right after the file was synced: a function that says where.
+    """Return a function that makes the disk change one byte of a file right after a sync.
 
     `at` is called with the bytes of each synced file, and returns a position or None. The result is the list of files
     that were changed.
@@ -280,7 +280,7 @@ def forgetful_disk(monkeypatch):
 
 
 def place_of(values):
-    """Return a function that finds voxels among the bytes of a file."""
+    """Return a function that finds voxels in the bytes of a file."""
     wanted = np.ascontiguousarray(values).tobytes()
     assert len(wanted) >= 16
     return lambda stored: None if (found := stored.find(wanted)) < 0 else found + len(wanted) // 2
@@ -298,7 +298,7 @@ VOXELS = {
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("what", "array"), VOXELS)
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_the_disk_lost_is_noticed_before_the_file_appears(
+def test_disk_errors_are_detected_before_the_file_appears(
     tmp_path, what, array, overwrite, forgetful_disk, monkeypatch
 ):
     monkeypatch.setattr("medsegpy_core.hdf5.write._CHECKED_BYTES", 1 << 14)  # read back in several parts
@@ -322,7 +322,7 @@ def test_what_the_disk_lost_is_noticed_before_the_file_appears(
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("compression", ["gzip", "lzf"])
 @pytest.mark.parametrize("what", ["slices", "volume"])
-def test_what_the_disk_lost_of_compressed_files_is_noticed(tmp_path, what, compression, forgetful_disk):
+def test_disk_errors_in_compressed_files_are_detected(tmp_path, what, compression, forgetful_disk):
     (tmp_path / "sound").mkdir()
     write(what, tmp_path / "sound", compression=compression)
     path = max((tmp_path / "sound").iterdir(), key=lambda path: path.stat().st_size)
@@ -340,8 +340,8 @@ def test_what_the_disk_lost_of_compressed_files_is_noticed(tmp_path, what, compr
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("which", ["the first scan", "the last scan", "the whole"])
-def test_what_the_disk_lost_of_a_packed_set_is_noticed(tmp_path, which, forgetful_disk):
-    """The scans are written one by one, and then put together: neither may be other than the source."""
+def test_disk_errors_in_a_packed_set_are_detected(tmp_path, which, forgetful_disk):
+    """The scans are written one by one, and then merged: both must equal the source."""
     register(tmp_path / "source", 3)
     voxels = make_scan((64, 64, 6), seed=1 if which == "the first scan" else 3)[0]
     find, seen = place_of(voxels[32, :16, 3]), []

@@ -1,4 +1,4 @@
-"""Grids: spacing, directions and alignment, against plain arithmetic with the places of voxels."""
+"""Grids: spacing, directions and alignment, compared with the positions of voxels."""
 
 import itertools
 
@@ -50,13 +50,13 @@ def affines(draw):
 
 
 def places(shape, affine):
-    """Return where each voxel lies, shape x 3."""
+    """Return the position of each voxel, shape x 3."""
     index = np.moveaxis(np.indices(shape), 0, -1)
     return index @ affine[:3, :3].T + affine[:3, 3]
 
 
 def stored_otherwise(array, affine, order, flips):
-    """Return an array and its affine with axes permuted and reversed: each voxel stays where it is."""
+    """Return an array and its affine with permuted and reversed axes; each voxel keeps its position."""
     moved = np.eye(4)[:, [*order, 3]]  # from the new index to the old one
     for axis in flips:
         old = order[axis]
@@ -66,7 +66,7 @@ def stored_otherwise(array, affine, order, flips):
 
 
 @given(affines(), SIZES, st.sampled_from(PERMUTATIONS), st.sets(st.integers(0, 2)))
-def test_an_array_stored_otherwise_is_put_right(affine, shape, order, flips):
+def test_permuted_and_reversed_arrays_are_realigned(affine, shape, order, flips):
     array = np.arange(np.prod(shape)).reshape(shape)
     other, other_affine = stored_otherwise(array, affine, order, sorted(flips))
     np.testing.assert_allclose(
@@ -94,7 +94,7 @@ def test_a_shift_is_measured_in_voxels_of_the_image(affine, shape, shift, axis, 
 
 
 @given(SIZES, affines(), affines())
-def test_the_offset_is_that_of_the_corner_farthest_off(shape, image, mask):
+def test_the_offset_is_that_of_the_farthest_corner(shape, image, mask):
     index = np.array(list(itertools.product(*[range(n) for n in shape])))
     there = index @ mask[:3, :3].T + mask[:3, 3]
     seen = (there - image[:3, 3]) @ np.linalg.inv(image[:3, :3]).T
@@ -102,7 +102,7 @@ def test_the_offset_is_that_of_the_corner_farthest_off(shape, image, mask):
     assert corner_offset(Grid(shape, image), Grid(shape, mask)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_spacings_are_compared_where_affines_are_not_known():
+def test_spacings_are_compared_if_affines_are_unknown():
     coarse, fine = Grid((11, 11, 3), spacing=(1, 1, 5)), Grid((11, 11, 3), spacing=(1.02, 1, 5))
     assert corner_offset(coarse, fine) == pytest.approx(0.2)
     assert corner_offset(coarse, Grid((11, 11, 3))) is None
@@ -147,7 +147,7 @@ def test_directions_are_the_closest_ones(affine):
     assert axis_codes(straight) == tuple(pair[int(straight[i, i] > 0)] for i, pair in enumerate(("LR", "PA", "IS")))
 
 
-def test_what_a_file_states_comes_in_one_form():
+def test_metadata_of_files_are_normalized():
     affine = np.array([[0, -3, 0, 1], [-2, 0, 0, 2], [0, 0, 5, 3], [0, 0, 0, 1.0]])
     assert stated({}) == ({}, None)
     assert stated({"spacing": [1, 2, 3], "mine": 4}) == ({"spacing": (1.0, 2.0, 3.0), "mine": 4}, None)
@@ -165,7 +165,7 @@ def test_what_a_file_states_comes_in_one_form():
     assert stated({"affine": single})[0]["spacing"] == (2, 3, 0.7)
 
 
-def test_what_cannot_be_one_counts_as_not_stated():
+def test_invalid_metadata_count_as_missing():
     for spacing in ((1, 2), (1, 2, 3, 4), (0, 1, 1), (1, -1, 1), (1, np.nan, 1), "abc", None, 3.0, [[1, 1, 1]], {}):
         assert stated({"spacing": spacing}) == ({}, None)
         assert checked_spacing(spacing) is None
@@ -180,7 +180,7 @@ def test_what_cannot_be_one_counts_as_not_stated():
         assert checked_affine(affine) is None
 
 
-def test_a_file_of_two_axes_says_nothing_of_the_third():
+def test_a_file_with_two_axes_declares_nothing_about_the_third():
     # Programs fill the third column with 1.
     filled = {"spacing": (0.5, 0.6), "affine": np.diag([0.5, 0.6, 1, 1])}
     assert "spacing" not in stated(filled)[0]
@@ -188,7 +188,7 @@ def test_a_file_of_two_axes_says_nothing_of_the_third():
     assert stated({"spacing": (0.5, 0.6), "affine": np.diag([0.5, 0.6, 3, 1])})[0]["spacing"] == (0.5, 0.6, 3)
 
 
-def test_grids_in_words():
+def test_descriptions_of_grids():
     assert describe(Grid((4, 3))) == "4 x 3 voxels"
     affine = [[0, -3, 0, 1.25], [-2, 0, 0, 2], [0, 0, 5, 3], [0, 0, 0, 1]]
     assert describe(Grid((4, 3, 2), affine)) == (

@@ -1,4 +1,4 @@
-"""What files state of spacing and affine comes for the axes H, W, D; image, mask and metadata are compared."""
+"""Spacing and affine of files refer to the axes H, W, D; image, mask and metadata are compared."""
 
 import itertools
 import json
@@ -98,7 +98,7 @@ def test_attributes_are_for_the_stored_axes(tmp_path, axes, said, place):
     assert MetadataCatalog.get(name).for_scan(inputs).spacing == SPACING
 
 
-def test_slices_state_the_geometry_of_their_scan(tmp_path):
+def test_slices_declare_the_geometry_of_their_scan(tmp_path):
     dicts = save_slices(tmp_path, IMAGE, MASK)
     for d in dicts:
         with h5py.File(d["file_name"], "a") as file:
@@ -254,7 +254,7 @@ def test_a_mask_on_another_grid_is_an_error(tmp_path, kind):
 
 
 @pytest.mark.parametrize("where", ["dict", "metadata"])
-def test_trust_geometry_lifts_it(tmp_path, where):
+def test_trust_geometry_disables_the_check(tmp_path, where):
     keys = {"trust_geometry": True} if where == "dict" else {}
     for number, dicts in enumerate(volume_and_slices(tmp_path, AFFINE, mirrored(), **keys)):
         name = register(f"a{number}", dicts, **({} if keys else {"trust_geometry": True}))
@@ -269,7 +269,7 @@ def test_trust_geometry_lifts_it(tmp_path, where):
         MetadataCatalog.get("x").set(trust_geometry="yes")
 
 
-def test_a_mask_that_is_a_little_off_is_reported_once(tmp_path):
+def test_a_slightly_shifted_mask_is_reported_once(tmp_path):
     for number, dicts in enumerate(volume_and_slices(tmp_path, AFFINE, moved(0.3))):
         name = register(f"a{number}", dicts)
         with warnings.catch_warnings(record=True) as caught:
@@ -286,7 +286,7 @@ def test_a_mask_that_is_a_little_off_is_reported_once(tmp_path):
 
 @given(shift=st.floats(0, 2), axis=st.integers(0, 2), axes=st.sampled_from(ORDERS), mask_axes=st.sampled_from(ORDERS))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_grids_are_compared_in_whatever_order_they_are_stored(tmp_path, shift, axis, axes, mask_axes):
+def test_grids_are_compared_in_any_stored_order(tmp_path, shift, axis, axes, mask_axes):
     order, mask_order = (["HWD".index(letter) for letter in letters] for letters in (axes, mask_axes))
     d = write(
         tmp_path / "a.h5",
@@ -331,7 +331,7 @@ def test_mixed_orientations_are_a_finding(tmp_path):
     assert check_dataset(register("alike", dicts[:2])).findings == []
 
 
-def test_slices_of_a_scan_that_state_different_things_are_findings(tmp_path):
+def test_contradictory_slices_of_a_scan_are_findings(tmp_path):
     dicts = save_slices(tmp_path, IMAGE, MASK)
     for i, d in enumerate(dicts):
         with h5py.File(d["file_name"], "a") as file:
@@ -414,7 +414,7 @@ def test_writers_store_geometry(tmp_path, given, channels):
     ],
     ids=str,
 )
-def test_writers_refuse_what_is_no_geometry(tmp_path, values):
+def test_writers_reject_invalid_geometry(tmp_path, values):
     with pytest.raises(ValueError, match=r"spacing|affine"):
         write_volume(tmp_path / "a.h5", IMAGE, MASK, **values)
     with pytest.raises(ValueError, match=r"spacing|affine"):
@@ -422,7 +422,7 @@ def test_writers_refuse_what_is_no_geometry(tmp_path, values):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_manifests_of_the_first_format_are_read_as_they_were_written(tmp_path):
+def test_manifests_of_the_first_format_are_read(tmp_path):
     d = write(tmp_path / "a.h5", IMAGE, MASK, {"spacing": SPACING, "affine": AFFINE})
     manifest = pack_dataset(register("a", [d], spacing=SPACING), tmp_path / "out").manifest
     said = json.loads(manifest.read_text())

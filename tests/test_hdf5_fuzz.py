@@ -1,4 +1,4 @@
-"""Damaged files, by the hundred: each is read as it is, or is a `ReadError`; nothing else, and the process lives."""
+"""Each of hundreds of damaged files is read as stored or raises `ReadError`, and the process survives."""
 
 import subprocess
 import sys

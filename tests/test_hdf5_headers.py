@@ -1,4 +1,4 @@
-"""The index of chunks in the header of a dataset, against what the library was told to write."""
+"""The chunk index in the header of a dataset, compared with what the library wrote."""
 
 import itertools
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 @pytest.mark.parametrize("libver", ["earliest", "latest", ("earliest", "v110")])
 @pytest.mark.parametrize("limit", [(4, 5, 6), (9, 5, 6), (None, 5, 6), (None, None, 6)])
-def test_room_of_an_index(tmp_path, libver, limit):
+def test_size_of_a_chunk_index(tmp_path, libver, limit):
     ways = itertools.product((None, "gzip"), (0, 1024), (0, 40), (True, False))
     for number, (compression, user_block, attributes, ordered) in enumerate(ways):
         path = tmp_path / f"{number}.h5"
@@ -34,7 +34,7 @@ def test_room_of_an_index(tmp_path, libver, limit):
         assert not array[2:].any()
 
 
-def test_what_is_no_header(tmp_path):
+def test_invalid_headers(tmp_path):
     path = tmp_path / "noise"
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""h5py's lock is held wherever h5py itself does not take it."""
+"""h5py's lock is held for calls in which h5py does not take it."""
 
 import h5py
 import numpy as np
@@ -9,7 +9,7 @@ from medsegpy_core import open_scan, write_volume
 
 
 @pytest.mark.parametrize("name", ["size", "get", "remove", "append"])
-def test_the_list_of_plugin_folders_is_touched_under_the_lock_of_h5py(name, tmp_path, monkeypatch):
+def test_the_list_of_plugin_folders_is_changed_under_the_lock_of_h5py(name, tmp_path, monkeypatch):
     d = write_volume(tmp_path / "scan.h5", np.zeros((4, 3, 2), np.int16), compression="lzf")
     original, owned = getattr(h5py.h5pl, name), []
 

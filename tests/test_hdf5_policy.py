@@ -1,4 +1,4 @@
-"""Odd and hostile HDF5 files: each is refused with a `ReadError` that names the path and what is wrong."""
+"""Odd and hostile HDF5 files are rejected with a `ReadError` that names the path and the problem."""
 
 import os
 import socket
@@ -57,7 +57,7 @@ def test_what_is_not_a_regular_file(path, kind, monkeypatch):
     refused(path, match="not a regular file")
 
 
-def test_a_pipe_that_took_the_place_of_a_file(path):
+def test_a_pipe_that_replaced_a_file(path):
     with h5py.File(path, "w") as f:
         f["data"] = IMAGE
     array = open_array(path, "data")
@@ -68,7 +68,7 @@ def test_a_pipe_that_took_the_place_of_a_file(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(4000)])
-def test_what_is_no_hdf5(path, content):
+def test_files_that_are_not_hdf5(path, content):
     path.write_bytes(content)
     refused(path)
 
@@ -83,7 +83,7 @@ def test_a_truncated_file_at_every_length(path, options):
         refused(path)
 
 
-def test_missing_keys_are_told_with_what_is_there(path):
+def test_missing_keys_list_existing_ones(path):
     with h5py.File(path, "w") as f:
         f["volume"] = IMAGE
         f["0000001_V00/volume"] = IMAGE
@@ -232,13 +232,13 @@ def unknown_filter(f):
         (unknown_filter, "filter 31999"),
     ],
 )
-def test_what_no_image_is(path, make, reason):
+def test_datasets_that_are_not_images(path, make, reason):
     with h5py.File(path, "w") as f:
         make(f)
     refused(path, match=reason)
 
 
-def test_a_small_window_of_something_enormous_can_be_read(path):
+def test_a_small_window_of_an_enormous_dataset_can_be_read(path):
     with h5py.File(path, "w") as f:
         claims_terabytes(f)
     assert not open_array(path, "data")[5:7, 5:7].any()
@@ -261,7 +261,7 @@ def test_the_limit_of_one_read(path, monkeypatch, limit, fits):
 
 
 @pytest.mark.parametrize("limit", ["many", "8GX", "-1", "0"])
-def test_a_limit_that_is_none(path, monkeypatch, limit):
+def test_an_invalid_limit(path, monkeypatch, limit):
     with h5py.File(path, "w") as f:
         f["data"] = IMAGE
     monkeypatch.setenv("MEDSEGPY_MAX_READ", limit)
@@ -327,7 +327,7 @@ FILTERS = {
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("rows", [30, 120])
 def test_chunks_that_do_not_decode_to_their_size(path, name, rows):
-    """A sound chunk of another dataset, with fewer or more rows, put in the place of the right one."""
+    """A valid chunk of another dataset, with fewer or more rows, replaces the right one."""
     options = FILTERS[name]
     other = np.zeros((rows, 80), np.float32)
     with h5py.File(path.with_name("other.h5"), "w") as f:
@@ -339,14 +339,14 @@ def test_chunks_that_do_not_decode_to_their_size(path, name, rows):
 
 
 @pytest.mark.parametrize("name", ["lzf", "Blosc", "Blosc2", "Zstd", "LZ4", "Bitshuffle", "BZip2"])
-def test_chunks_of_other_filters_that_are_noise(path, name):
+def test_noise_in_chunks_of_other_filters(path, name):
     options = {"compression": "lzf" if name == "lzf" else getattr(hdf5plugin, name)()}
     with_chunk(path, np.random.default_rng(0).bytes(100), **options)
     refused(path)
 
 
 @pytest.mark.parametrize("number", [5, 6])
-def test_filters_that_only_the_library_undoes(path, number):
+def test_filters_that_only_the_library_decodes(path, number):
     """nbit and scaleoffset, on integers of 20 bits and of 32."""
     values = np.arange(48, dtype="<i4").reshape(6, 8)
     kind = h5py.h5t.STD_I32LE.copy()
@@ -388,7 +388,7 @@ def szip():
 
 
 def with_cut_chunk(path, kind, plan, cut, values, filters=()):
-    """Write one chunk of `values`, and take the last `cut` bytes away from it; returns what h5py reads of all of it."""
+    """Write one chunk of `values` without its last `cut` bytes; returns what h5py reads from the complete chunk."""
     plan.set_chunk(values.shape)
     for number, parameters in filters:
         plan.set_filter(number, 0, parameters)
@@ -420,8 +420,8 @@ SMALL = {
 
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize("name", SMALL)
-def test_chunks_that_only_the_library_decodes_are_whole(name, isolate, tmp_path):
-    """The library stores a byte more than it needs, and reads on behind what is too short."""
+def test_chunks_that_only_the_library_decodes_are_checked(name, isolate, tmp_path):
+    """The library stores one byte more than it needs, and reads past the end of short data."""
     values = (np.arange(64).reshape(8, 8) * 29 % 2047).astype("<i4")
     with accessing(Access(isolate=isolate)):
         for cut in (0, 1, 2, 3, 9, 40):
@@ -449,7 +449,7 @@ def test_elements_of_more_bits_than_they_have(path, bits):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["nbit", "scaleoffset", "floats"]), st.integers(1, 40), st.integers(16, 30), st.integers(0, 90))
-def test_no_chunk_that_is_too_short_is_read_and_none_that_is_whole_refused(tmp_path, filtered, size, bits, cut):
+def test_truncated_chunks_are_rejected_and_complete_ones_read(tmp_path, filtered, size, bits, cut):
     path = tmp_path / "a.h5"
     values = np.random.default_rng(size).integers(0, 1 << bits, size).astype("<i4")
     if filtered == "nbit":
@@ -470,14 +470,14 @@ def test_no_chunk_that_is_too_short_is_read_and_none_that_is_whole_refused(tmp_p
 
 
 @pytest.mark.parametrize("filters", [[(2, (4,))], [(3, ())], [(1, (4,))]])
-def test_what_comes_after_these_filters_is_undone_first(path, filters):
+def test_later_filters_are_decoded_first(path, filters):
     values = np.arange(64, dtype="<i4")
     whole = with_cut_chunk(path, *scaleoffset(0), 0, values, filters)
     assert np.array_equal(open_array(path, "data")[...], whole)
 
 
 @pytest.mark.parametrize("isolate", [False, True])
-def test_szip_is_read_only_if_that_is_asked_for(path, isolate, tmp_path):
+def test_szip_is_read_only_on_request(path, isolate, tmp_path):
     values = np.arange(64, dtype="<i4").reshape(8, 8)
     whole = with_cut_chunk(path, *szip(), 0, values)
     with accessing(Access(isolate=isolate)):
@@ -493,7 +493,7 @@ def test_szip_is_read_only_if_that_is_asked_for(path, isolate, tmp_path):
             array[...]
 
 
-def test_flipped_bytes_do_not_pass_a_checksum(path):
+def test_flipped_bytes_fail_the_checksum(path):
     with h5py.File(path, "w") as f:
         d = f.create_dataset("data", data=IMAGE, chunks=(6, 8), fletcher32=True)
         at = d.id.get_chunk_info(0).byte_offset
@@ -503,7 +503,7 @@ def test_flipped_bytes_do_not_pass_a_checksum(path):
     refused(path, match="checksum")
 
 
-def test_booleans_that_are_neither(path):
+def test_invalid_booleans(path):
     with h5py.File(path, "w") as f:
         d = f.create_dataset("data", data=np.ones((2, 3), bool))
         at = d.id.get_offset()
@@ -513,7 +513,7 @@ def test_booleans_that_are_neither(path):
     refused(path, match="byte is 2")
 
 
-def test_an_enumeration_is_its_integers(path):
+def test_an_enumeration_is_read_as_integers(path):
     with h5py.File(path, "w") as f:
         kind = h5py.enum_dtype({"background": 0, "liver": 1, "spleen": 2}, basetype="i2")
         f.create_dataset("data", (2, 2), kind)[...] = [[0, 1], [2, 1]]
@@ -524,7 +524,7 @@ def test_an_enumeration_is_its_integers(path):
 
 
 @pytest.mark.parametrize("offset", [0, 512, 1024, 2048])
-def test_the_signature_is_found_behind_a_user_block(path, offset):
+def test_the_signature_is_found_after_a_user_block(path, offset):
     with h5py.File(path, "w", userblock_size=offset) as f:
         f["data"] = IMAGE
     assert is_hdf5(path)
@@ -538,7 +538,7 @@ def test_files_without_the_signature(path):
     assert not is_hdf5(path.parent)
 
 
-def test_a_file_that_is_replaced_is_located_anew(path):
+def test_a_replaced_file_is_located_again(path):
     with h5py.File(path, "w") as f:
         f["data"] = IMAGE
     array = open_array(path, "data")
@@ -558,7 +558,7 @@ def test_a_file_that_is_replaced_is_located_anew(path):
         array[...]
 
 
-def test_a_file_that_is_cut_short_under_an_open_array(path):
+def test_a_file_truncated_under_an_open_array(path):
     with h5py.File(path, "w") as f:
         f["data"] = IMAGE
     array = open_array(path, "data")
@@ -588,7 +588,7 @@ def run(code, *arguments, **environment):
 
 
 def test_filters_are_not_loaded_from_folders(path, tmp_path):
-    """A library in HDF5_PLUGIN_PATH would be loaded by anything that asks the library for a filter it does not know."""
+    """Any lookup of an unknown filter would load a library in HDF5_PLUGIN_PATH."""
     with h5py.File(path, "w") as f:
         unknown_filter(f)
     (tmp_path / "libevil.so").write_bytes(b"not even a library")

@@ -1,4 +1,4 @@
-"""Every way of reading a box gives, bit for bit, what h5py gives."""
+"""Every way of reading a box gives the same bits as h5py."""
 
 import h5py
 import hdf5plugin

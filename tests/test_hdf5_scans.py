@@ -1,4 +1,4 @@
-"""`open_h5_scan`: from a record to arrays, by default keys and in all the layouts that are read."""
+"""`open_h5_scan`: the arrays of a record, with default keys and in all supported layouts."""
 
 import pickle
 import threading
@@ -122,7 +122,7 @@ def test_layouts_of_slices(tmp_path, image, mask, expected, more, files):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1)])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_slices_that_are_one_pixel_wide_stay_so(tmp_path, shape, channels):
+def test_slices_that_are_one_pixel_wide_keep_their_axes(tmp_path, shape, channels):
     image = RNG.normal(size=(*shape, 1))
     mask = np.ones((*shape, 1, channels), np.uint8)
     a, b = save(tmp_path / "a.im", data=image), save(tmp_path / "a.seg", data=mask)
@@ -139,7 +139,7 @@ def test_a_volume_of_one_slice_keeps_its_axis(tmp_path):
         assert scan.mask.shape == (5, 6, 1, 3)
 
 
-def test_slices_that_cannot_be_understood(tmp_path):
+def test_ambiguous_slices_are_rejected(tmp_path):
     path = save(tmp_path / "a.im", data=VOLUME[..., :3])
     with pytest.raises(ReadError, match="image_axes='HWC'"), opened(file_name=path, slice_id=1):
         pass
@@ -148,7 +148,7 @@ def test_slices_that_cannot_be_understood(tmp_path):
         pass
 
 
-def test_what_the_file_says(tmp_path):
+def test_metadata_of_the_file(tmp_path):
     affine = np.diag([0.3, 0.3, 0.7, 1])
     attrs = [("volume", "spacing", [0.3, 0.3, 0.7]), ("/", "spacing", [1, 1, 1]), ("/", "affine", affine)]
     path = save(tmp_path / "a.h5", volume=VOLUME, attrs=attrs)
@@ -160,13 +160,13 @@ def test_what_the_file_says(tmp_path):
 @pytest.mark.parametrize(
     "spacing", ["wide", [0, 1, 1], [-1, 1, 1], [np.nan, 1, 1], [1], [[1, 1, 1]], 3.0, np.ones(5000)]
 )
-def test_a_spacing_that_cannot_be_one_says_nothing(tmp_path, spacing):
+def test_an_invalid_spacing_is_ignored(tmp_path, spacing):
     attrs = [("volume", "spacing", spacing), ("volume", "affine", np.zeros((4, 4)))]
     with opened(file_name=save(tmp_path / "a.h5", volume=VOLUME, attrs=attrs)) as scan:
         assert scan.metadata == {}
 
 
-def test_indexing_as_numpy_does(tmp_path):
+def test_indexing_works_as_in_numpy(tmp_path):
     array = open_array(save(tmp_path / "a.h5", data=VOLUME), "data")
     for selection in (
         ...,
@@ -229,7 +229,7 @@ def test_eight_threads(tmp_path):
     assert not wrong
 
 
-def test_only_the_chunks_that_are_touched_are_read(tmp_path):
+def test_only_the_needed_chunks_are_read(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as f:
         d = f.create_dataset("data", data=VOLUME, chunks=(5, 6, 1), compression="gzip")

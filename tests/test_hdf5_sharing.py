@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 @pytest.fixture
 def decoded(monkeypatch, backend):
-    """The stored chunks that are decoded, in order: by Python, or by compiled kernels, many at once."""
+    """The stored chunks in the order of decoding, by Python or by compiled kernels (many at once)."""
     seen = []
 
     def counting(stored, *rest, decode=chunks.decode):
@@ -57,7 +57,7 @@ def test_slices_of_one_volume_decode_each_chunk_once_a_batch(volume, decoded, wo
     assert len(decoded) == len(set(decoded)) == 8
 
 
-def test_what_is_kept_ends_with_the_batch(volume, decoded):
+def test_chunks_are_kept_until_the_end_of_the_batch(volume, decoded):
     dicts, *_ = volume
     loader = build_loader(Config(NUM_WORKERS=0), dicts, batch_size=4, shuffle=False)
     loader[0]
@@ -67,7 +67,7 @@ def test_what_is_kept_ends_with_the_batch(volume, decoded):
     assert len(decoded) == 2 * first
 
 
-def test_a_file_that_changes_is_not_read_from_what_was_kept(volume, tmp_path):
+def test_kept_chunks_are_not_used_for_a_changed_file(volume, tmp_path):
     dicts, image, _ = volume
     loader = build_loader(Config(NUM_WORKERS=0), dicts, batch_size=4, shuffle=False)
     before = loader[0][0].copy()
@@ -80,7 +80,7 @@ def test_a_file_that_changes_is_not_read_from_what_was_kept(volume, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"fletcher32": True}, {"shuffle": True}])
-def test_chunks_that_are_stored_as_they_are_survive_the_next_read(tmp_path, options):
+def test_uncompressed_chunks_survive_the_next_read(tmp_path, options):
     image = np.arange(1600, dtype=np.uint16).astype(np.uint8).reshape(40, 40) + np.arange(40, dtype=np.uint8)[:, None]
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", data=image, chunks=(10, 40), **options)

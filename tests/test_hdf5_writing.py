@@ -1,4 +1,4 @@
-"""`write_slices`, `write_volume`, `atomic_h5`: what they write, and that they write all of it or nothing."""
+"""`write_slices`, `write_volume` and `atomic_h5` write complete and correct files, or nothing."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def test_a_volume_as_plain_h5py_reads_it(tmp_path, compression, dtype):
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_channels_come_back_by_the_dicts_and_are_refused_without(tmp_path, compression, channels):
+def test_channels_need_the_axes_in_the_dicts(tmp_path, compression, channels):
     # As many channels as slices: the last axis must not be taken for the depth of the scan.
     image = np.stack([IMAGE + k for k in range(channels)], axis=-1)
     d = write_volume(tmp_path / "knee.h5", image, MASK, compression=compression)
@@ -106,7 +106,7 @@ def test_without_a_mask(tmp_path):
     assert min(os.listdir(tmp_path / "slices")) == "12345678_V00-Aug00_001.im"
 
 
-def test_what_is_there_stays(tmp_path):
+def test_existing_files_are_kept(tmp_path):
     write_volume(tmp_path / "a.h5", IMAGE)
     with pytest.raises(FileExistsError, match=r"a\.h5"):
         write_volume(tmp_path / "a.h5", IMAGE + 1)
@@ -136,7 +136,7 @@ def test_what_is_there_stays(tmp_path):
         (IMAGE, MASK.astype(object), TypeError, "object"),
     ],
 )
-def test_arrays_that_are_refused(tmp_path, image, mask, error, match):
+def test_invalid_arrays_are_rejected(tmp_path, image, mask, error, match):
     with pytest.raises(error, match=match):
         write_slices(tmp_path / "x", image, mask, subject_id=1)
     with pytest.raises(error, match=match):
@@ -145,7 +145,7 @@ def test_arrays_that_are_refused(tmp_path, image, mask, error, match):
 
 
 @pytest.mark.parametrize("compression", ["zip", 10, -1, True, 4.0])
-def test_a_compression_that_is_unknown(tmp_path, compression):
+def test_an_unknown_compression(tmp_path, compression):
     with pytest.raises(ValueError, match="compression is"):
         write_volume(tmp_path / "v.h5", IMAGE, compression=compression)
 
@@ -158,7 +158,7 @@ def test_a_block_that_fails_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_nobody_is_overwritten_who_came_in_between(tmp_path):
+def test_a_file_that_appears_in_the_meantime_is_not_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="appeared"), atomic_h5(tmp_path / "a.h5") as file:  # noqa: PT012
         file["data"] = IMAGE
         (tmp_path / "a.h5").write_text("theirs")
@@ -169,7 +169,7 @@ def test_nobody_is_overwritten_who_came_in_between(tmp_path):
 @pytest.mark.parametrize("what", ["slices", "volume"])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_a_full_disk_leaves_nothing(tmp_path, what, compression):
-    """A limit on the size of files stands in for the disk: the system refuses the write all the same."""
+    """A limit on the file size replaces a full disk: the system rejects the write in the same way."""
     code = """
         import os, resource, signal, sys
         import numpy as np
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, what, compression):
 
 
 @pytest.mark.parametrize("ids", [{"subject_id": "sub-01"}, {"subject_id": 1, "time_point": "baseline"}])
-def test_slice_files_hold_no_text_ids(tmp_path, ids):
+def test_slice_files_cannot_have_text_ids(tmp_path, ids):
     with pytest.raises(ValueError, match=r"(sub-01|baseline).*convert.*numbers subjects and stores the table"):
         write_slices(tmp_path, np.zeros((3, 3, 2)), **ids)
     with pytest.raises(TypeError):
@@ -206,7 +206,7 @@ def test_slice_files_hold_no_text_ids(tmp_path, ids):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_process_that_is_killed_leaves_no_file_of_that_name(tmp_path):
+def test_a_killed_process_leaves_no_file_with_that_name(tmp_path):
     code = """
         import os, signal, sys
         import numpy as np
@@ -224,7 +224,7 @@ def test_a_process_that_is_killed_leaves_no_file_of_that_name(tmp_path):
     assert np.array_equal(open_array(tmp_path / "a.h5", "data")[...], IMAGE)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_without_write_permission(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         write_slices(tmp_path / "file", IMAGE, subject_id=1)
@@ -254,7 +254,7 @@ def test_bit_fields(tmp_path):
 
 
 @pytest.mark.parametrize(("channels", "format_"), [(17, 1), (0, 1), (8, 1), (1.5, 1), (11, 2), (11, 3)])
-def test_bit_fields_that_cannot_be(tmp_path, channels, format_):
+def test_invalid_bit_fields(tmp_path, channels, format_):
     path = tmp_path / "a.h5"
     with atomic_h5(path) as f:
         f["seg"] = np.zeros((5, 4, 2), np.uint8)

@@ -1,4 +1,4 @@
-"""Names and messages from files and plugins reach a terminal escaped, whole, and in any encoding."""
+"""Names and messages from files and plugins are escaped and complete on a terminal with any encoding."""
 
 import json
 import re
@@ -22,7 +22,7 @@ DANGEROUS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\
 
 
 def shown(result):
-    """Return all that a run printed, after a look for what must not be in it."""
+    """Return the output of a run, after a check that it contains no control characters."""
     text = result.stdout + result.stderr
     assert not DANGEROUS.search(text), ascii(text)
     return text
@@ -34,7 +34,7 @@ def medsegpy(site, *args, **environ):
 
 
 @given(st.text(st.characters(exclude_categories=[])))
-def test_what_is_printable_is_printable_and_stays_so(text):
+def test_printable_text_is_unchanged(text):
     once = printable(text)
     assert not DANGEROUS.search(once)
     assert "\n" not in once
@@ -44,7 +44,7 @@ def test_what_is_printable_is_printable_and_stays_so(text):
     once.encode("utf-8")
 
 
-def test_what_can_be_seen_stays():
+def test_visible_characters_are_kept():
     for text in ("größe", "肝臓", "a\\b [x]", "кость", "a\u00a0b", "é", "🫀"):
         assert printable(text) == text
     assert printable("a\n\tb\x1b") == "a\\n\\tb\\x1b"
@@ -62,7 +62,7 @@ def test_errors_and_warnings_are_safe_to_show():
 
 @pytest.fixture
 def hostile(site):
-    """Plugins whose every name and message is hostile."""
+    """Plugins with hostile names and messages."""
     head = f"from medsegpy_core import DatasetSpec, hookimpl\nHOSTILE, MARKUP = {HOSTILE!r}, {MARKUP!r}\n"
     hook = "@hookimpl\ndef medsegpy_register_datasets():\n    "
     site.add(
@@ -106,13 +106,13 @@ def test_hostile_names_reach_no_terminal(hostile, args, status, expected, encodi
 
 
 def texts(value):
-    """Return every text in what JSON holds."""
+    """Return every text in a JSON value."""
     if isinstance(value, dict):
         return [text for pair in value.items() for part in pair for text in texts(part)]
     return [text for part in value for text in texts(part)] if isinstance(value, list) else [str(value)]
 
 
-def test_json_is_plain_ascii_and_says_names_as_they_are(hostile):
+def test_json_is_ascii_and_keeps_names(hostile):
     for args in (["datasets", "list"], ["plugins"], ["datasets", "show", f"n{HOSTILE}"]):
         result = medsegpy(hostile, *args, "--json", PYTHONIOENCODING="ascii")
         assert result.stdout.isascii()
@@ -157,7 +157,7 @@ def test_scan_ids_and_categories_are_escaped(site, tmp_path, monkeypatch):
     assert (tmp_path / "v.png").is_file()
 
 
-def test_names_are_whole_at_any_width(site):
+def test_names_are_complete_at_any_width(site):
     long = "a_dataset_with_a_name_of_sixty_characters_" + "x" * 40
     site.add(
         "long",

@@ -59,7 +59,7 @@ def test_names_of_loaders_and_transforms_need_no_numpy(site):
     assert not loaded & {"numpy", "h5py", "click", "rich", "yaml", "medsegpy_core.loading", "medsegpy_core.transforms"}
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     assert sorted(medsegpy_core.__all__) == medsegpy_core.__all__
     assert len(set(medsegpy_core.__all__)) == len(medsegpy_core.__all__)
     for name in medsegpy_core.__all__:
@@ -69,7 +69,7 @@ def test_every_public_name_is_there():
 
 
 @pytest.mark.parametrize("package", ["", ".data", ".plugins", ".reading", ".testing"])
-def test_types_and_run_time_agree_about_the_public_names(package):
+def test_stubs_and_run_time_have_the_same_public_names(package):
     module = importlib.import_module(f"medsegpy_core{package}")
     stub = Path(module.__file__).with_suffix(".pyi").read_text()
     declared = {}

@@ -1,4 +1,4 @@
-"""Inference: whole scans put together from windows."""
+"""Inference: predictions of whole scans, merged from windows."""
 
 import itertools
 import threading
@@ -38,7 +38,7 @@ def middle(x, depth_is_channel):
 
 
 class Identity:
-    """Predicts the (middle) image, once for each category, times 1, 2, 3, ..."""
+    """Predicts the (middle) image once per category, times 1, 2, 3, ..."""
 
     def __init__(self, tag, channels=3):
         self.windowed, self.factors = tag in ("S25dDataLoader", "N5dDataLoader"), np.arange(1, channels + 1)
@@ -64,7 +64,7 @@ def test_the_whole_scan_is_covered(both, tag, batch_size, preload):
 
 
 def cover(size, patch, pad, stride):
-    """The starts of patches that cover an axis, the slow way."""
+    """The starts of patches that cover an axis, by brute force."""
     stride = min(patch, stride)
     if size + 2 * pad < patch:
         return [-((patch - size) // 2)]
@@ -79,7 +79,7 @@ def cover(size, patch, pad, stride):
     stride=st.one_of(st.none(), st.tuples(*[st.integers(2, 9)] * 3)),
     batch_size=st.integers(1, 9),
 )
-def test_overlaps_are_averaged_and_padding_is_cut_off(both, patch, pad, stride, batch_size):
+def test_overlaps_are_averaged_and_padding_is_removed(both, patch, pad, stride, batch_size):
     calls = []
 
     def model(x):
@@ -171,7 +171,7 @@ def noise(image, mask, rng):
     return image + rng.normal(size=image.shape), mask
 
 
-def test_a_sharded_loader_infers_every_nth_scan_as_the_whole_one_does(tmp_path):
+def test_a_sharded_loader_infers_every_nth_scan(tmp_path):
     dicts = [save_volume(tmp_path, IMAGE + n, MASK, subject=n) for n in range(5)]
     loader = make(dicts, transform=noise)
     whole = list(loader.inference(Identity("")))
@@ -194,7 +194,7 @@ def test_transforms_are_for_the_model_only(both):
     np.testing.assert_array_equal(outputs["y_pred"], -IMAGE[..., None] * np.float32([1, 2, 3]))
 
 
-def test_what_is_said_of_a_scan_comes_back(tmp_path):
+def test_metadata_of_a_scan_are_returned(tmp_path):
     dicts = save_slices(tmp_path, IMAGE, MASK, scan_site="here", scan_spacing=(1, 1, 3), other=5, time_point=2)
     ((inputs, _),) = make(dicts).inference(Identity(""))
     assert {k: v for k, v in inputs.items() if k.startswith("scan_")} == {
@@ -206,7 +206,7 @@ def test_what_is_said_of_a_scan_comes_back(tmp_path):
     assert "other" not in inputs
 
 
-def test_the_dict_overrides_what_the_file_says(tmp_path):
+def test_the_dict_overrides_the_file(tmp_path):
     volume = save_volume(tmp_path, IMAGE, MASK)
     with h5py.File(volume["file_name"], "a") as file:
         file["volume"].attrs["spacing"] = (0.5, 0.5, 2.0)
@@ -243,7 +243,7 @@ def test_labels(both):
         make(both[0]).inference(model, output="label")
 
 
-def test_it_may_be_abandoned_or_run_twice_at_once(tmp_path):
+def test_inference_may_be_abandoned_or_run_twice_at_once(tmp_path):
     dicts = [save_volume(tmp_path, IMAGE + n, MASK, subject=n) for n in range(4)]
     loader = make(dicts, "PatchDataLoader", NUM_WORKERS=2)
     model = Identity("PatchDataLoader")
@@ -274,7 +274,7 @@ def test_it_may_be_abandoned_or_run_twice_at_once(tmp_path):
         np.testing.assert_array_equal(images, before)
 
 
-def test_too_much_memory_is_refused_before_it_is_allocated(both, monkeypatch):
+def test_the_memory_limit_is_checked_before_allocation(both, monkeypatch):
     voxels = int(np.prod(SHAPE))
     for limit, enough in ((voxels * 3, False), (voxels * 40, True)):
         monkeypatch.setenv("MEDSEGPY_MEMORY", str(limit))
@@ -289,13 +289,13 @@ def test_too_much_memory_is_refused_before_it_is_allocated(both, monkeypatch):
                 assert called == []
 
 
-def test_preloading_is_limited_too(both, monkeypatch):
+def test_the_memory_limit_applies_to_preloading(both, monkeypatch):
     monkeypatch.setenv("MEDSEGPY_MEMORY", "100")
     with pytest.raises(MemoryError, match="PRELOAD_DATA"):
         make(both[0], PRELOAD_DATA=True)
 
 
-def test_what_a_model_raises_comes_through(both):
+def test_errors_of_a_model_are_propagated(both):
     def model(x):
         raise RuntimeError("out of luck")
 

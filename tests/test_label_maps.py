@@ -1,4 +1,4 @@
-"""Label maps, values that are ignored and channels that are not annotated, against a plain NumPy definition."""
+"""Label maps, ignored values and channels that are not annotated, compared with a plain NumPy definition."""
 
 import json
 import warnings
@@ -49,7 +49,7 @@ TAGS = {
 
 
 def channels_of_labels(labels, values, ignored=(), annotated=None):
-    """What the channels of a label map are: 1, 0, and 255 where it is unknown."""
+    """Return the channels of a label map: 1, 0, and 255 for unknown."""
     mask = np.stack([labels == value for value in values], axis=-1).astype(np.uint8)
     if annotated is not None:
         mask[..., [c for c in range(len(values)) if c not in annotated]] = 255
@@ -58,7 +58,7 @@ def channels_of_labels(labels, values, ignored=(), annotated=None):
 
 
 def collated(mask, category_ids, background=False):
-    """What categories are made of channels with 0, 1 and 255: -1 where it is unknown."""
+    """Return the categories of channels with 0, 1 and 255; unknown is -1."""
     parts = [mask[..., np.atleast_1d(category_id)] for category_id in category_ids]
     planes = [np.where((p == 1).any(-1), 1, np.where((p == 255).any(-1), -1, 0)) for p in parts]
     if background:
@@ -108,7 +108,7 @@ def test_values_ignored_and_annotated(tmp_path, dtype, where):
             np.testing.assert_array_equal(loader[0][1][0], np.where(expected < 0, 255, expected))
 
 
-def test_the_dict_wins(tmp_path):
+def test_the_dict_overrides_the_metadata(tmp_path):
     wrong = {"label_map": True, "label_values": (1, 2, 3), "ignore_values": (17,), "annotated": [0]}
     keys = {"label_values": VALUES, "ignore_values": IGNORED, "annotated": [0, 1, 2]}
     register("d", tmp_path, metadata=wrong, **keys)
@@ -165,7 +165,7 @@ def test_unknown_voxels_are_never_drawn_as_foreground(tmp_path):
         np.testing.assert_array_equal(masks[0, ..., 0], 1)
 
 
-def test_inference_says_what_is_unknown(tmp_path):
+def test_inference_marks_unknown_voxels(tmp_path):
     register("d", tmp_path, label_map=True, label_values=VALUES, ignore_values=IGNORED, annotated=[0, 2])
     mask = channels_of_labels(LABELS, VALUES, IGNORED, {0, 2})
     loader = loader_of("d", keep_unlabelled=False, is_test=True)
@@ -193,7 +193,7 @@ def test_annotated_channels_of_a_binary_mask(tmp_path, dtype):
                 np.testing.assert_array_equal(loader[0][1][0], collated(mask, ids, background))
 
 
-def test_a_binary_mask_with_other_values_is_refused_whatever_is_annotated(tmp_path):
+def test_a_binary_mask_with_other_values_is_rejected(tmp_path):
     planes = (RNG.random((*SHAPE, 2)) < 0.3).astype(np.uint8) * 255
     register("d", tmp_path, planes, annotated=[0])
     with pytest.raises(ReadError, match=r"0 and 255.*ignore_values"):
@@ -203,7 +203,7 @@ def test_a_binary_mask_with_other_values_is_refused_whatever_is_annotated(tmp_pa
 
 
 @pytest.mark.parametrize("key", [{"ignore_values": [255]}, {"annotated": [0, 2]}])
-def test_training_on_unknown_voxels_has_to_be_asked_for(tmp_path, key):
+def test_training_on_unknown_voxels_needs_keep_unlabelled(tmp_path, key):
     register("d", tmp_path, np.minimum(abs(LABELS), 3), label_map=True, **key)
     with pytest.raises(RecordError, match=rf"'d'.*{next(iter(key))}.*keep_unlabelled=True"):
         loader_of("d", keep_unlabelled=False)
@@ -217,7 +217,7 @@ def test_training_on_unknown_voxels_has_to_be_asked_for(tmp_path, key):
 
 
 def told(function):
-    """Return the messages of the warnings that a function gives."""
+    """Return the messages of the warnings of a function."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         function()
@@ -226,7 +226,7 @@ def told(function):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4"])
-def test_values_that_nobody_declares_are_background_with_one_warning(tmp_path, dtype):
+def test_undeclared_values_are_background_with_one_warning(tmp_path, dtype):
     labels = np.zeros(SHAPE, dtype)
     labels[0], labels[1], labels[2] = 1, 3, 7
     ids = {"category_ids": [0, 1], "categories": ["a", "b"], "category_id_to_contiguous_id": {0: 0, 1: 1}}
@@ -247,7 +247,7 @@ def test_values_that_nobody_declares_are_background_with_one_warning(tmp_path, d
         np.testing.assert_array_equal(load_scan("d", "s")[1], expected)
 
 
-def test_values_that_are_declared_and_not_selected_are_background_without_a_word(tmp_path):
+def test_declared_values_that_are_not_selected_are_background(tmp_path):
     labels = np.where(LABELS < 0, 0, LABELS)
     register("d", tmp_path, labels, label_map=True, label_values=(*VALUES, 255))
     assert told(lambda: loader_of("d", CATEGORIES=[1])[0]) == []
@@ -262,7 +262,7 @@ def test_a_category_beyond_the_values_is_an_error(tmp_path):
         loader_of("d")[0]
 
 
-def test_dicts_alone_say_how_many_channels_there_are(tmp_path):
+def test_dicts_alone_declare_the_number_of_channels(tmp_path):
     d = register("d", tmp_path, label_map=True, label_values=VALUES, ignore_values=IGNORED)
     MetadataCatalog.remove("d")
     DatasetCatalog.remove("d")
@@ -272,7 +272,7 @@ def test_dicts_alone_say_how_many_channels_there_are(tmp_path):
     np.testing.assert_array_equal(loader[0][1][0], collated(channels_of_labels(LABELS, VALUES, IGNORED), [0, 1, 2]))
 
 
-def test_a_mask_is_read_to_count_channels_only_if_they_are_asked_for(tmp_path):
+def test_channels_are_counted_only_on_request(tmp_path):
     path = save(tmp_path / "a.h5", volume=IMAGE, seg=np.full(SHAPE, 0.5))
     d = {"file_name": path, "sem_seg_file": path, "scan_id": "a", "label_map": True}
     with open_scan(d) as scan:
@@ -284,7 +284,7 @@ def test_a_mask_is_read_to_count_channels_only_if_they_are_asked_for(tmp_path):
         assert scan.mask.shape == (*SHAPE, 3)
 
 
-def test_a_check_reports_values_that_nobody_declares(tmp_path):
+def test_a_check_reports_undeclared_values(tmp_path):
     register("d", tmp_path, np.minimum(abs(LABELS), 9), label_map=True)
     (found,) = check_dataset("d").findings
     assert (found.kind, found.file) == ("labels", str(tmp_path / "d.h5"))
@@ -336,7 +336,7 @@ def test_floats_are_labels_if_they_are_whole_numbers(tmp_path, dtype):
         ({"annotated": [-1]}, "annotated"),
     ],
 )
-def test_keys_that_do_not_fit(tmp_path, keys, what):
+def test_invalid_keys(tmp_path, keys, what):
     with pytest.raises(RecordError, match=what):
         Record.from_dict({"file_name": "a.h5", "scan_id": "s", "label_map": True, **keys})
     with pytest.raises(MetadataError, match=what):
@@ -419,7 +419,7 @@ def test_bits_with_unknown_voxels(tmp_path_factory, channels, ids, background, a
     np.testing.assert_array_equal(out, np.where(expected < 0, 255, expected) if dtype == "uint8" else expected)
 
 
-def test_training_on_unknown_bits_has_to_be_asked_for(tmp_path):
+def test_training_on_unknown_bits_needs_keep_unlabelled(tmp_path):
     mask = np.zeros((*SHAPE, 2), np.uint8)
     mask[0, 0, 0, 1] = 255
     d = register("d", tmp_path, pack_bitfield(mask, unknown=True))
@@ -434,7 +434,7 @@ def test_training_on_unknown_bits_has_to_be_asked_for(tmp_path):
     np.testing.assert_array_equal(outputs["y_true"], mask)
 
 
-def test_bits_of_the_future_and_bits_that_are_cut_short(tmp_path):
+def test_newer_and_truncated_bit_fields(tmp_path):
     d = register("d", tmp_path, np.zeros((*SHAPE, 1), np.uint8))
     for number, what in ((2, "two uint8"), (3, "newer")):
         with h5py.File(d["file_name"], "a") as file:
@@ -445,7 +445,7 @@ def test_bits_of_the_future_and_bits_that_are_cut_short(tmp_path):
 
 @pytest.mark.parametrize("layout", ["slices", "patches"])
 @pytest.mark.parametrize("case", ["bits", "labels", "binary", "nothing"])
-def test_packing_keeps_what_is_unknown(tmp_path, layout, case):
+def test_packing_keeps_unknown_voxels(tmp_path, layout, case):
     keys = {"label_map": True, "label_values": tuple(np.array(VALUES)), "ignore_values": tuple(np.array(IGNORED))}
     keys["annotated"] = [0, np.int64(2)]
     mask = LABELS.astype(np.int32)

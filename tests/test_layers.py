@@ -14,7 +14,7 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["import
 
 
 def copy_of_the_packages(folder):
-    """Copy all sources of the packages that the contracts are about, and the contracts."""
+    """Copy the contracts, and all sources of their packages."""
     for package in CONTRACTS["root_packages"]:
         (source,) = [path for path in (ROOT / package, *ROOT.glob(f"plugins/*/{package}")) if path.is_dir()]
         for file in source.rglob("*.py"):
@@ -25,7 +25,7 @@ def copy_of_the_packages(folder):
 
 
 def broken_contracts(folder):
-    """Run the linter on a copy; return the ids of the contracts that are broken, and what it wrote."""
+    """Run the linter on a copy; return the ids of the broken contracts, and its output."""
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     command = [sys.executable, "-c", code, "--no-cache"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

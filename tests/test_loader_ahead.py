@@ -1,4 +1,4 @@
-"""Files are asked for ahead while batches wait for the disk: each of them once, and those of the batches to come."""
+"""While batches wait for the disk, the files of the next batches are prefetched, each once."""
 
 from contextlib import contextmanager
 
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The files that are asked for, in order."""
+    """The prefetched files, in order."""
     found = []
     monkeypatch.setattr(prefetch, "read_ahead", found.extend)
     return found
 
 
 class Clock:
-    """Stands in for the module `time`: real clocks also count what other processes take from this one."""
+    """Replaces the module `time`, because real clocks also measure the load of other processes."""
 
     def __init__(self):
         self.wall = self.processor = 0.0
@@ -61,7 +61,7 @@ def files(loader, batch):
     return {str(file) for e in loader.elements(batch) for file in (e.record.file_name, e.record.sem_seg_file)}
 
 
-def test_a_pass_that_waits_asks_for_the_next_batches_each_once(dicts, asked, monkeypatch):
+def test_a_waiting_pass_prefetches_each_batch_once(dicts, asked, monkeypatch):
     monkeypatch.setattr(Waiting, "measure", lambda self: contextmanager(lambda: (yield))())
     loader = loader_of(dicts)
     batches = iter(loader)
@@ -73,7 +73,7 @@ def test_a_pass_that_waits_asks_for_the_next_batches_each_once(dicts, asked, mon
     assert sorted(asked) == sorted({str(d[key]) for d in dicts for key in ("file_name", "sem_seg_file")})
 
 
-def test_a_pass_that_is_resumed_asks_from_there(dicts, asked):
+def test_a_resumed_pass_prefetches_from_its_position(dicts, asked):
     first = iter(loader_of(dicts))
     for _ in range(7):
         next(first)
@@ -85,7 +85,7 @@ def test_a_pass_that_is_resumed_asks_from_there(dicts, asked):
     assert set(asked) == set.union(*(files(loader, i) for i in range(7, 10)))
 
 
-def test_what_takes_the_processor_asks_no_more(dicts, asked, clock):
+def test_cpu_bound_batches_stop_prefetching(dicts, asked, clock):
     def busy(image, mask):
         clock.work(0.01)
         return image, mask
@@ -101,7 +101,7 @@ def test_what_takes_the_processor_asks_no_more(dicts, asked, clock):
 @pytest.mark.parametrize(
     ("worked", "waited", "expected"), [(1, 0, False), (0, 1, True), (3, 0.9, False), (3, 1.1, True)]
 )
-def test_waiting_is_seen(clock, worked, waited, expected):
+def test_waiting_is_measured(clock, worked, waited, expected):
     waiting = Waiting()
     for _ in range(2):
         with waiting.measure():
@@ -110,7 +110,7 @@ def test_waiting_is_seen(clock, worked, waited, expected):
         assert waiting.expected == expected
 
 
-def test_a_disk_that_becomes_slow_is_noticed(dicts, asked, clock):
+def test_a_disk_that_becomes_slow_is_detected(dicts, asked, clock):
     seconds = [clock.work]
 
     def transform(image, mask):
@@ -129,7 +129,7 @@ def test_a_disk_that_becomes_slow_is_noticed(dicts, asked, clock):
 
 
 class Attached:
-    """A reader whose arrays may be read only while their record is open, and which counts how often that is."""
+    """A reader whose arrays can be read only while their record is open; counts how often it is opened."""
 
     name, suffixes = "attached", (".att",)
 
@@ -147,7 +147,7 @@ class Attached:
             yield type("Scan", (), {"image": scan.image[...], "mask": scan.mask[...], "metadata": {}})
 
 
-def test_a_record_that_has_to_be_open_is_opened_once_for_each_read(dicts):
+def test_a_record_that_must_be_open_is_opened_once_per_read(dicts):
     from medsegpy_core import register_reader
 
     reader = Attached()

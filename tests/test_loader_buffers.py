@@ -1,4 +1,4 @@
-"""The memory of batches: a batch stays what it is while anybody holds any part of it, and serves again after that."""
+"""The memory of batches: a batch does not change while any part of it is referenced; then its memory is reused."""
 
 import os
 import threading
@@ -45,7 +45,7 @@ HOLDERS = {
 
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_what_is_held_stays_what_it_is(dicts, holder, workers):
+def test_referenced_batches_do_not_change(dicts, holder, workers):
     loader = loader_of(dicts, workers)
     held, expected = [], []
     for number in range(3):
@@ -60,7 +60,7 @@ def test_what_is_held_stays_what_it_is(dicts, holder, workers):
             np.testing.assert_array_equal(np.array(part), copy)
 
 
-def test_all_batches_of_an_epoch_may_be_held(dicts):
+def test_all_batches_of_an_epoch_may_be_kept(dicts):
     one, other = list(loader_of(dicts)), [[a.copy() for a in batch] for batch in loader_of(dicts)]
     for batch, wanted in zip(one, other, strict=True):
         for array, copy in zip(batch, wanted, strict=True):
@@ -69,7 +69,7 @@ def test_all_batches_of_an_epoch_may_be_held(dicts):
     assert len(set(addresses)) == len(addresses)
 
 
-def test_batches_that_were_changed_in_place_leave_no_trace(dicts):
+def test_changes_of_a_batch_do_not_affect_others(dicts):
     wanted = [[a.copy() for a in batch] for batch in loader_of(dicts)]
     for batch, expected in zip(loader_of(dicts), wanted, strict=True):
         for array, copy in zip(batch, expected, strict=True):
@@ -77,7 +77,7 @@ def test_batches_that_were_changed_in_place_leave_no_trace(dicts):
             array[...] = 77
 
 
-def test_memory_that_nobody_holds_is_taken_again():
+def test_unreferenced_memory_is_reused():
     take = ReturnedBuffers(4)
     seen = {take("images", (4, 100), np.float32).ctypes.data for _ in range(20)}
     assert len(seen) == 1
@@ -94,7 +94,7 @@ def test_memory_that_nobody_holds_is_taken_again():
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.sampled_from(["f4", "u1"])), max_size=60), st.data()
 )
-def test_no_memory_is_given_out_twice(asked, data):
+def test_memory_is_not_shared_between_batches(asked, data):
     take, held = ReturnedBuffers(3), []
     for number, (rows, size, dtype) in enumerate(asked):
         array = take("images", (rows, size), dtype)
@@ -109,7 +109,7 @@ def test_no_memory_is_given_out_twice(asked, data):
             assert (part == value).all()
 
 
-def test_threads_never_get_the_same_memory():
+def test_threads_never_share_memory():
     take, wrong = ReturnedBuffers(8), []
 
     def work(number):
@@ -127,7 +127,7 @@ def test_threads_never_get_the_same_memory():
     assert sum(map(len, take._memory.values())) <= 8
 
 
-def test_memory_goes_with_the_iterator(dicts):
+def test_memory_is_freed_with_the_iterator(dicts):
     loader = loader_of(dicts)
     batches = iter(loader)
     list(batches)
@@ -137,7 +137,7 @@ def test_memory_goes_with_the_iterator(dicts):
     assert own() is None  # at once: no thread, and nothing of the loader, holds it
 
 
-def test_an_interpreter_without_its_lock_allocates(monkeypatch):
+def test_an_interpreter_without_the_gil_allocates(monkeypatch):
     assert isinstance(returned_buffers(3), ReturnedBuffers)
     monkeypatch.setattr(buffers.sys, "_is_gil_enabled", lambda: False, raising=False)
     assert returned_buffers(3) is fresh_buffer

@@ -1,4 +1,4 @@
-"""What a loader checks when it is built: augmented elements, subjects in two splits, categories that differ."""
+"""Checks when a loader is built: augmented elements, subjects in two splits, differing categories."""
 
 import itertools
 
@@ -42,7 +42,7 @@ def register(tmp_path):
 # -- augmentation
 
 
-def test_augmented_elements_are_refused_where_models_are_judged(register):
+def test_augmented_elements_are_rejected_in_evaluation(register):
     dicts = register("set", augmentation=2)
     for options, cfg in (
         ({"is_test": True}, Config()),
@@ -62,7 +62,7 @@ def test_augmented_elements_are_refused_where_models_are_judged(register):
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_the_split_of_the_spec_counts(split, site, plugins, tmp_path):
+def test_the_split_of_the_spec_is_used(split, site, plugins, tmp_path):
     volume = save_volume(tmp_path, *make_scan((3, 3, 2), 2), augmentation=1)
     site.add(
         "sets",
@@ -139,7 +139,7 @@ def test_other_datasets_are_not_checked(register):
     build_loader(Config(**ROLES), "other")
 
 
-def test_collections_tell_people_apart(register):
+def test_collections_distinguish_subjects(register):
     for name in ("train", "test"):
         register(name, (1,))
     cfg = Config(TRAIN_DATASET="train", TEST_DATASET="test")
@@ -179,7 +179,7 @@ def test_the_collection_is_the_distribution_of_the_plugin(site, plugins, registe
         build_loader(cfg, "one_train")
 
 
-def test_the_scan_stands_in_for_the_subject(tmp_path):
+def test_the_scan_id_replaces_a_missing_subject(tmp_path):
     dicts = [{k: v for k, v in d.items() if k != "subject_id"} for d in save_slices(tmp_path, *make_scan((3, 3, 2), 1))]
     for name, listed in (("train", dicts), ("test", dicts), ("val", [{**d, "scan_id": "other"} for d in dicts])):
         DatasetCatalog.register(name, lambda listed=listed: listed)
@@ -192,7 +192,7 @@ def test_the_scan_stands_in_for_the_subject(tmp_path):
     build_loader(Config(TRAIN_DATASET="train"), "train")  # nothing is compared
 
 
-def test_subjects_are_compared_as_given(register):
+def test_subjects_are_compared_unchanged(register):
     register("train", (1, "sub-01"))
     register("val", ("1", "sub-1", "SUB-01"))
     register("test", ("sub-01",))
@@ -201,7 +201,7 @@ def test_subjects_are_compared_as_given(register):
         build_loader(Config(TRAIN_DATASET="train", TEST_DATASET="test"), "train")
 
 
-def test_a_partner_that_cannot_be_listed_gives_a_warning(register):
+def test_an_unlistable_dataset_of_the_config_gives_a_warning(register):
     register("train")
 
     def broken():
@@ -227,7 +227,7 @@ def test_a_dataset_is_listed_once(register):
     assert len(calls) == 1
 
 
-def test_custom_dicts_for_custom_loaders_are_checked_as_they_are(site, plugins):
+def test_custom_dicts_of_custom_loaders_are_checked_for_leakage(site, plugins):
     site.add(
         "custom",
         """
@@ -262,7 +262,7 @@ def test_datasets_that_are_loaded_together_agree_in_categories(register):
             build_loader(Config(CATEGORIES=[0]), pair)
 
 
-def test_metadata_that_are_missing_are_all_listed_when_they_are_needed(register):
+def test_all_missing_metadata_are_listed(register):
     dicts = register("one")
     DatasetCatalog.register("bare", lambda: dicts)
     with pytest.raises(MetadataError, match=r"'bare'.*category_ids"):
@@ -276,7 +276,7 @@ def test_no_categories_anywhere(tmp_path):
         build_loader(Config(), [volume], is_test=True)
 
 
-def test_a_dict_that_is_broken(register):
+def test_an_invalid_dict(register):
     dicts = register("one")
     DatasetCatalog.register("broken", lambda: [dicts[0], {"file_name": "x"}])
     with pytest.raises(RecordError, match=r"'broken', element 1.*scan_id"):
@@ -284,7 +284,7 @@ def test_a_dict_that_is_broken(register):
 
 
 @pytest.mark.parametrize(("returned", "what"), [(None, "None"), (5, "a int"), ({"a": 1}, "a dict"), ("a", "a str")])
-def test_a_function_that_returns_no_list(returned, what):
+def test_a_function_that_does_not_return_a_list(returned, what):
     DatasetCatalog.register("x", lambda: returned)
     with pytest.raises(RecordError, match=f"dataset 'x' returned {what}, expected a list"):
         build_loader(Config(), "x")
@@ -292,7 +292,7 @@ def test_a_function_that_returns_no_list(returned, what):
         load_scan("x", "s")
 
 
-def test_options_that_do_not_fit(tmp_path):
+def test_invalid_options(tmp_path):
     dicts = save_slices(tmp_path, *make_scan((4, 3, 2), channels=1))
     for size in (0, 1.5, True, "8"):
         with pytest.raises(ConfigError, match=f"The batch size is {size!r}, expected an int"):

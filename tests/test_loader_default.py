@@ -1,4 +1,4 @@
-"""The default loader: batches of slices from both formats, equal to what h5py reads; who else may make them."""
+"""The default loader: batches of slices from both formats, equal to what h5py reads; other threads and processes."""
 
 import pickle
 import threading
@@ -108,7 +108,7 @@ def test_batches_by_number(both):
             loader[i]
 
 
-def test_elements_say_what_the_rows_are(both):
+def test_elements_describe_the_rows(both):
     for dicts in both:
         loader = DefaultDataLoader(Config(SEED=3), dicts, batch_size=5)
         for i in range(len(loader)):
@@ -208,13 +208,13 @@ def test_an_unknown_loader_names_the_closest(both):
 
 
 @pytest.mark.parametrize("value", ["float64", "int64", "bool", np.float32, None])
-def test_mask_types_that_there_are_not(both, value):
+def test_unknown_mask_types(both, value):
     with pytest.raises(ValueError, match="mask_dtype"):
         build_loader(Config(), both[0], mask_dtype=value)
 
 
 @pytest.mark.parametrize("value", [0, -1])
-def test_batch_sizes_that_there_are_not(both, value):
+def test_invalid_batch_sizes(both, value):
     with pytest.raises(ValueError, match="batch size"):
         build_loader(Config(), both[0], batch_size=value)
 
@@ -247,7 +247,7 @@ def test_filter_dicts_knows_augmentations_as_loaders_do(tmp_path):
 
 
 class Probing:
-    """A reader of ".h5" files, as the plugin's, that knows its own by their content."""
+    """A second reader of ".h5" files that recognizes its files by their content."""
 
     name, suffixes = "probing", (".h5",)
 
@@ -261,7 +261,7 @@ class Probing:
             yield SimpleNamespace(image=file["mine"][...] + 1000, mask=file["labels"][...], metadata={})
 
 
-def test_where_suffixes_do_not_decide_each_file_is_looked_at(tmp_path):
+def test_files_are_probed_if_suffixes_are_ambiguous(tmp_path):
     register_reader(Probing())
     image, mask = SCANS[1]
     theirs = save_volume(tmp_path, image, mask, subject=1)
@@ -318,7 +318,7 @@ def _slowly(image, mask):
 
 
 @pytest.mark.parametrize("reuse", [False, True])
-def test_a_child_goes_on_with_the_pass_of_its_parent(both, reuse):
+def test_a_child_continues_the_pass_of_its_parent(both, reuse):
     cfg = Config(SEED=1, NUM_WORKERS=3)
     loader = build_loader(cfg, both[0], batch_size=1, transform=_slowly, reuse_buffers=reuse)
     expected = [[array.tobytes() for array in batch] for batch in loader]
@@ -330,7 +330,7 @@ def test_a_child_goes_on_with_the_pass_of_its_parent(both, reuse):
 
 
 @pytest.mark.parametrize("tag", ["DefaultDataLoader", "RandomPatchDataLoader"])
-def test_a_loader_pickles_with_its_position(both, tag):
+def test_a_pickled_loader_keeps_its_position(both, tag):
     cfg = Config(SEED=1, TAG=tag, IMG_SIZE=(6, 5, 2) if tag != "DefaultDataLoader" else ())
     loader = build_loader(cfg, both[0], batch_size=2)
     list(loader)

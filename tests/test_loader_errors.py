@@ -1,4 +1,4 @@
-"""Files that are missing or broken: the process that iterates gets a `ReadError`, in its turn, and nothing hangs."""
+"""Missing and damaged files: the iterating process gets a `ReadError` in order, and nothing hangs."""
 
 import os
 import pickle
@@ -115,7 +115,7 @@ def registered(dicts, name="my_set"):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("which", ["file_name", "sem_seg_file"])
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_the_error_comes_in_its_turn(tmp_path, damage, which, workers):
+def test_the_error_is_raised_in_order(tmp_path, damage, which, workers):
     dicts = save_slices(tmp_path, IMAGE, MASK)
     whole = [
         batch
@@ -174,7 +174,7 @@ def test_preloading_and_whole_scans(tmp_path):
         load_scan(name, "0000001_V00")
 
 
-def test_whole_scans_that_do_not_fit_together(tmp_path):
+def test_whole_scans_with_inconsistent_slices(tmp_path):
     dicts = save_slices(tmp_path, IMAGE, MASK)
     name = registered(dicts[:2] + dicts[3:])
     with pytest.raises(RecordError, match="3"):
@@ -186,7 +186,7 @@ def test_whole_scans_that_do_not_fit_together(tmp_path):
     assert "3 x 3" in str(caught.value)
 
 
-def test_an_error_in_a_transform_comes_through(tmp_path):
+def test_an_error_in_a_transform_is_propagated(tmp_path):
     def transform(image, mask):
         raise KeyError("what is this")
 
@@ -239,7 +239,7 @@ def test_ctrl_c(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("is_test", [False, True])
 @pytest.mark.parametrize("tag", ["DefaultDataLoader", "PatchDataLoader"])
-def test_a_reused_batch_is_valid_until_the_next_but_one_is_asked_for(tmp_path, workers, is_test, tag):
+def test_a_reused_batch_is_valid_until_two_more_have_been_requested(tmp_path, workers, is_test, tag):
     dicts = save_slices(tmp_path, IMAGE, MASK)
     cfg = Config(NUM_WORKERS=workers, TAG=tag, IMG_SIZE=(4, 3, 1))
     options = {"shuffle": False, "batch_size": 1, "is_test": is_test}

@@ -46,7 +46,7 @@ def names(loader, epoch=None):
     return [[e.number for e in loader.elements(i)] for i in range(len(loader))]
 
 
-def test_zero_is_a_seed(dicts):
+def test_zero_is_a_valid_seed(dicts):
     assert names(make(dicts)) == names(make(dicts))
     assert names(make(dicts)) != names(make(dicts, seed=1))
     assert names(make(dicts), 0) != names(make(dicts), 1)
@@ -68,7 +68,7 @@ def test_every_epoch_has_every_element_once(dicts):
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_the_order_knows_nothing_of_workers_or_of_the_past(dicts, tag, batch_size):
+def test_the_order_does_not_depend_on_workers_or_history(dicts, tag, batch_size):
     expected = []
     for epoch in range(3):
         loader = make(dicts, tag, batch_size=batch_size)
@@ -93,7 +93,7 @@ def test_the_batch_size_does_not_change_an_element(dicts):
         assert all(np.array_equal(other[number], image) for number, image in found[0].items())
 
 
-def test_the_library_leaves_the_global_random_numbers_alone(dicts):
+def test_global_random_numbers_are_not_used(dicts):
     before = str(np.random.get_state()), random.getstate()  # noqa: NPY002
     list(make(dicts, "RandomPatchDataLoader"))
     assert (str(np.random.get_state()), random.getstate()) == before  # noqa: NPY002
@@ -134,7 +134,7 @@ def test_all_batches_delivered_is_not_exhausted(dicts):
     assert loader.epoch == 1
 
 
-def test_iter_starts_at_the_beginning_and_getitem_moves_nothing(dicts):
+def test_iter_starts_at_the_beginning_and_getitem_keeps_the_position(dicts):
     loader = make(dicts, workers=2)
     one, other = iter(loader), iter(loader)
     batch = next(one)
@@ -154,7 +154,7 @@ def test_two_passes_of_one_epoch(dicts):
     assert loader.epoch >= 1
 
 
-def test_epochs_that_there_are_not(dicts):
+def test_invalid_epochs(dicts):
     for epoch in (-1, 1.5, None):
         with pytest.raises(ValueError, match=f"no epoch {epoch}"):
             make(dicts).set_epoch(epoch)
@@ -211,7 +211,7 @@ def test_a_pass_is_resumed_bit_for_bit(dicts, tag, seed, epochs, taken, workers,
     assert same(other, after)
 
 
-def test_a_state_is_used_once(dicts):
+def test_a_loaded_state_is_used_once(dicts):
     loader = make(dicts)
     whole = list(loader)
     loader.load_state_dict({**loader.state_dict(), "epoch": 0, "batches": 2})
@@ -226,7 +226,7 @@ def test_the_state_after_an_epoch_is_the_beginning_of_the_next(dicts):
     assert (loader.state_dict()["epoch"], loader.state_dict()["batches"]) == (1, 0)
 
 
-def test_an_older_iterator_does_not_count(dicts):
+def test_an_older_iterator_does_not_change_the_position(dicts):
     loader = make(dicts, workers=1)
     old = iter(loader)
     next(old)
@@ -238,7 +238,7 @@ def test_an_older_iterator_does_not_count(dicts):
     assert loader.state_dict()["batches"] == 1
 
 
-def test_states_that_do_not_fit(dicts):
+def test_invalid_states(dicts):
     loader = make(dicts)
     state = loader.state_dict()
     with pytest.raises(ValueError, match="batches"):

@@ -1,4 +1,4 @@
-"""Sizes of slices: what fits in one batch, what is padded, and what is an error."""
+"""Sizes of slices: batches, padding and errors."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def centered(array, size, mode):
     return np.pad(array, widths + [(0, 0)] * (array.ndim - 2), mode)
 
 
-def test_one_batch_has_one_size(both):
+def test_all_elements_of_a_batch_have_one_size(both):
     for dicts in both:
         loader = build_loader(Config(), dicts, batch_size=6, shuffle=False)
         with pytest.raises(ShapeError) as caught:
@@ -56,7 +56,7 @@ def test_one_batch_has_one_size(both):
     tag=st.sampled_from(sorted(TAGS)),
     background=st.booleans(),
 )
-def test_smaller_ones_are_padded_to_the_size_centered(both, size, mode, tag, background):
+def test_smaller_slices_are_padded_on_both_sides(both, size, mode, tag, background):
     depth = TAGS[tag]
     cfg = Config(IMG_SIZE=(*size, depth), IMG_PAD_MODE=mode, TAG=tag, INCLUDE_BACKGROUND=background, NUM_WORKERS=0)
     images, masks = [], []
@@ -93,7 +93,7 @@ def test_inference_undoes_the_padding(both, tag):
 
 
 @pytest.mark.parametrize("size", [(6, 6, 1), (7, 5, 1), (3, 20, 1)])
-def test_larger_ones_are_an_error(both, size):
+def test_larger_slices_are_an_error(both, size):
     for dicts in both:
         loader = build_loader(Config(IMG_SIZE=size), dicts, batch_size=1, shuffle=False)
         with pytest.raises(ShapeError, match=r"7 x 6|4 x 5") as caught:
@@ -130,7 +130,7 @@ def test_image_against_mask_is_a_read_error(tmp_path):
         assert part in str(caught.value)
 
 
-def test_channels_differ(tmp_path):
+def test_slices_with_different_channels(tmp_path):
     path = save(tmp_path / "x.h5", a=SMALL[0], b=SMALL[0], seg=SMALL[1])
     base = {"file_name": path, "sem_seg_file": path}
     dicts = [{**base, "scan_id": "one", "image_key": ("a", "b")}, {**base, "scan_id": "two", "image_key": "a"}]
@@ -138,7 +138,7 @@ def test_channels_differ(tmp_path):
         build_loader(Config(), dicts, batch_size=6)[0]
 
 
-def test_one_channel_is_one_channel_however_it_is_stored(tmp_path):
+def test_one_channel_with_and_without_an_axis(tmp_path):
     path = save(tmp_path / "x.h5", a=SMALL[0], c=SMALL[0][..., None], seg=SMALL[1])
     base = {"file_name": path, "sem_seg_file": path}
     dicts = [

@@ -1,4 +1,4 @@
-"""Transforms in loaders: order, random numbers, threads, and what they leave alone."""
+"""Transforms in loaders: order, random numbers, threads, and data that they must not change."""
 
 import copy
 import pickle
@@ -109,7 +109,7 @@ def test_random_numbers_come_from_seed_epoch_and_element(dicts):
     assert len({draw.tobytes() for draw in draws}) == 8
 
 
-def test_a_sample_can_be_made_again_from_its_number(dicts):
+def test_a_sample_can_be_reproduced_from_its_number(dicts):
     cfg = Config(NUM_WORKERS=0)
     shuffled = make(dicts, noise, cfg, shuffle=True)
     plain = everything(make(dicts, noise, cfg))[0]
@@ -118,7 +118,7 @@ def test_a_sample_can_be_made_again_from_its_number(dicts):
             np.testing.assert_array_equal(image, plain[element.number])
 
 
-def test_random_numbers_of_a_patch_are_not_those_that_placed_it(tmp_path):
+def test_random_numbers_of_a_patch_differ_from_those_that_placed_it(tmp_path):
     volume = save_volume(tmp_path, np.zeros((9, 9, 9), np.float32), np.zeros((9, 9, 9, 1), np.uint8))
     cfg = Config(TAG="RandomPatchDataLoader", IMG_SIZE=(3, 3, 3), PATCHES_PER_SCAN=50, FOREGROUND_RATIO=0.0)
     drawn = []
@@ -174,7 +174,7 @@ def test_raw_images_are_those_before_the_transforms(dicts, transform, preload):
 @pytest.mark.parametrize("transform", [in_place, swap])
 @pytest.mark.parametrize("tag", ["DefaultDataLoader", "PatchDataLoader"])
 @pytest.mark.parametrize("is_test", [False, True])
-def test_the_truth_is_the_mask_before_the_transforms(dicts, transform, tag, is_test):
+def test_the_ground_truth_is_the_mask_before_the_transforms(dicts, transform, tag, is_test):
     cfg = Config(TAG=tag, IMG_SIZE=() if tag == "DefaultDataLoader" else (4, 3, 4))
     ((inputs, outputs),) = make(dicts, transform, cfg, is_test=is_test).inference(lambda x: x.repeat(2, -1))
     np.testing.assert_array_equal(inputs["x"], IMAGE)
@@ -194,7 +194,7 @@ def test_preloaded_data_survive_transforms_in_place(dicts):
 
 
 class Counting:
-    """Has a buffer of its own, as many transforms have, and knows who uses it."""
+    """Has its own buffer, like many transforms, and records the threads that use it."""
 
     def __init__(self):
         self.threads = set()
@@ -235,7 +235,7 @@ def test_a_thread_safe_transform_is_not_copied(dicts):
     assert transform.threads == {1}
 
 
-def test_what_cannot_be_copied_says_what_to_do(dicts):
+def test_a_transform_that_cannot_be_copied_is_explained(dicts):
     class Locked:
         def __init__(self):
             self.lock = threading.Lock()
@@ -249,7 +249,7 @@ def test_what_cannot_be_copied_says_what_to_do(dicts):
         list(make(dicts, Locked()))
 
 
-def test_a_loader_with_transforms_pickles(dicts):
+def test_a_loader_with_transforms_can_be_pickled(dicts):
     cfg = Config(PREPROCESSING=["Windowing"], PREPROCESSING_ARGS=[{"bounds": (-50, 50)}])
     loader = make(dicts, noise, cfg)
     list(loader)
@@ -270,7 +270,7 @@ def test_shapes_that_differ_in_a_batch(dicts):
 
 
 @pytest.mark.parametrize("result", [None, 3, (1, 2), "ab", (np.zeros((4, 3, 1)),)])
-def test_results_that_are_none(dicts, result):
+def test_invalid_results(dicts, result):
     with pytest.raises(PluginError, match="return"):
         list(make(dicts, lambda image, mask: result))
 
@@ -281,7 +281,7 @@ def test_a_transform_that_changes_the_size_cannot_be_used_for_inference(dicts):
         list(loader.inference(lambda x: x.repeat(2, -1)))
 
 
-def test_what_is_no_transform(dicts):
+def test_invalid_transforms(dicts):
     with pytest.raises(TypeError, match="called"):
         make(dicts, 3)
 
@@ -296,7 +296,7 @@ class MaybeNoise:
 
 @pytest.fixture
 def random_steps(dicts):
-    """A config whose PREPROCESSING has a random step, and a dataset of each role."""
+    """A config with a random step in PREPROCESSING, and one dataset per role."""
     for name, transform in (("Noise", lambda: noise), ("MaybeNoise", MaybeNoise), ("Swap", lambda: swap)):
         register_transform(name, transform)
     for name in ("train", "val", "test", "other"):
@@ -306,7 +306,7 @@ def random_steps(dicts):
 
 
 @pytest.mark.parametrize("step", ["Noise", "MaybeNoise"])
-def test_random_preprocessing_is_refused_where_a_model_is_judged(random_steps, dicts, step):
+def test_random_preprocessing_is_rejected_in_evaluation(random_steps, dicts, step):
     cfg = random_steps
     cfg.PREPROCESSING = ["Swap", step]
     test = {"is_test": True}
@@ -324,7 +324,7 @@ def test_random_preprocessing_is_refused_where_a_model_is_judged(random_steps, d
         loader.inference(lambda batch: batch)
 
 
-def test_a_random_transform_of_the_caller_is_the_callers(random_steps):
+def test_a_random_transform_of_the_caller_is_allowed(random_steps):
     loader = build_loader(random_steps, "test", is_test=True, transform=noise, batch_size=8)
     plain = build_loader(random_steps, "test", is_test=True, batch_size=8)
     assert not np.array_equal(loader[0][0], plain[0][0])
@@ -332,7 +332,7 @@ def test_a_random_transform_of_the_caller_is_the_callers(random_steps):
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train"])
-def test_the_split_of_a_plugins_dataset_counts(split, site, plugins, dicts):
+def test_the_split_of_a_plugin_dataset_is_used(split, site, plugins, dicts):
     site.add("sets", f"""
         from medsegpy_core import DatasetSpec, TransformSpec, hookimpl
         from medsegpy_h5_slices import SlicesReader

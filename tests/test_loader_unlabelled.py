@@ -1,4 +1,4 @@
-"""Slices without labels, and slices that are not there."""
+"""Slices without labels, and missing slices."""
 
 import warnings
 
@@ -42,13 +42,13 @@ def config(**keys):
 
 
 def labels(mask_dtype="float32", background=False):
-    """The mask, -1 (255) where there is none."""
+    """The mask, -1 (uint8: 255) for slices without one."""
     expected = collated(MASK, [0, 1], background).astype(mask_dtype)
     expected[:, :, [3, 5]] = 255 if mask_dtype == "uint8" else -1
     return expected
 
 
-def test_unlabelled_slices_are_no_elements_but_neighbors(partly):
+def test_unlabelled_slices_are_neighbors_but_not_elements(partly):
     images, masks = everything(DefaultDataLoader(config(), partly, shuffle=False))
     np.testing.assert_array_equal(images[..., 0], np.moveaxis(IMAGE, 2, 0)[[0, 1, 2, 4]])
     np.testing.assert_array_equal(masks, np.moveaxis(MASK, 2, 0)[[0, 1, 2, 4]])
@@ -60,7 +60,7 @@ def test_unlabelled_slices_are_no_elements_but_neighbors(partly):
     np.testing.assert_array_equal(images, [IMAGE[:, :, d - 1 : d + 2] for d in (1, 2, 4)])
 
 
-def test_patches_that_reach_into_unlabelled_slices_are_left_out(partly):
+def test_patches_with_unlabelled_slices_are_left_out(partly):
     images, masks = everything(PatchDataLoader(config(IMG_SIZE=(4, 3, 2), IMG_STRIDE=(1, 1, 1)), partly, shuffle=False))
     np.testing.assert_array_equal(images[..., 0], [IMAGE[:, :, d : d + 2] for d in (0, 1)])
     assert set(np.unique(masks)) <= {0, 1}
@@ -111,7 +111,7 @@ def test_an_unlabelled_volume(tmp_path, mode):
         np.testing.assert_array_equal(masks, -1)
 
 
-def test_is_test_batches_have_labelled_slices_only_unless_asked(partly):
+def test_is_test_batches_have_only_labelled_slices_by_default(partly):
     loader = build_loader(config(), partly, is_test=True, batch_size=1)
     assert len(loader) == 4
     assert len(build_loader(config(), partly, is_test=True, batch_size=1, keep_unlabelled=True)) == 6
@@ -153,7 +153,7 @@ def test_no_elements_is_an_error_that_names_the_dataset():
         DefaultDataLoader(config(), [])
 
 
-def test_random_patches_come_from_scans_that_are_labelled_throughout(partly, tmp_path):
+def test_random_patches_come_from_completely_labelled_scans(partly, tmp_path):
     whole = save_slices(tmp_path, IMAGE + 1, MASK, subject=2)
     loader = RandomPatchDataLoader(config(IMG_SIZE=(3, 3, 2), SEED=0), [*partly, *whole], batch_size=8)
     assert loader.num_elements == 8
@@ -192,7 +192,7 @@ def test_a_missing_slice_is_replaced_by_the_nearest_with_one_warning(gappy):
     np.testing.assert_array_equal(masks[0], MASK[:, :, nearest])
 
 
-def test_single_slices_do_not_mind_gaps(gappy):
+def test_single_slices_ignore_gaps(gappy):
     images, _ = everything(DefaultDataLoader(config(), gappy, shuffle=False))
     np.testing.assert_array_equal(images[..., 0], np.moveaxis(IMAGE, 2, 0)[[0, 1, 4, 5]])
 
@@ -218,7 +218,7 @@ def test_inference_on_gaps(gappy, tag, size):
     np.testing.assert_array_equal(outputs["y_pred"], np.repeat(IMAGE[:, :, [0, 1, 4, 5], None], 2, -1))
 
 
-def test_slice_ids_are_said_of_every_scan_where_gaps_are_allowed(gappy, tmp_path):
+def test_slice_ids_are_returned_if_gaps_are_allowed(gappy, tmp_path):
     dicts = [*gappy, *save_slices(tmp_path, IMAGE, MASK, subject=2), save_volume(tmp_path, IMAGE, MASK, subject=3)]
     loader = build_loader(config(), dicts, is_test=True)
     found = [inputs["slice_ids"] for inputs, _ in loader.inference(lambda x: np.repeat(x, 2, -1), allow_gaps=True)]

@@ -1,4 +1,4 @@
-"""2.5D windows and patches, against `numpy.pad` of the whole scan and a cut."""
+"""2.5D windows and patches, compared with crops of the whole scan padded by `numpy.pad`."""
 
 import math
 
@@ -270,7 +270,7 @@ def test_how_many_patches_are_centered_on_foreground(tmp_path, per_scan, ratio, 
         assert sum(centered) == expected
 
 
-def test_patches_of_the_edge_are_moved_inside(tmp_path):
+def test_patches_at_the_edge_are_moved_inside(tmp_path):
     mask = np.zeros((9, 9, 9, 1), np.uint8)
     mask[0, 8, 0] = 1
     dicts = [save_volume(tmp_path, np.zeros((9, 9, 9), np.float32), mask)]
@@ -306,19 +306,19 @@ def test_random_patches_differ_between_epochs_and_seeds_only(both):
 
 @pytest.mark.parametrize("loader", [S25dDataLoader, N5dDataLoader])
 @pytest.mark.parametrize("size", [(), (6, 5), (6, 5, 2), (6, 5, 4)])
-def test_the_number_of_slices_is_odd(both, loader, size):
+def test_the_number_of_slices_must_be_odd(both, loader, size):
     with pytest.raises(ConfigError, match="odd"):
         loader(Config(IMG_SIZE=size), both[0])
 
 
 @pytest.mark.parametrize("loader", [PatchDataLoader, RandomPatchDataLoader])
 @pytest.mark.parametrize("size", [(), (6,), (6, 5, 2, 1, 1)])
-def test_patches_have_three_sizes(both, loader, size):
+def test_patches_need_three_sizes(both, loader, size):
     with pytest.raises(ConfigError, match="IMG_SIZE"):
         loader(Config(IMG_SIZE=size), both[0])
 
 
 @pytest.mark.parametrize("mode", ["mean", "maximum", "linear_ramp"])
-def test_modes_that_invent_values_are_refused(both, mode):
+def test_modes_that_create_values_are_rejected(both, mode):
     with pytest.raises(ConfigError, match="IMG_PAD_MODE"):
         PatchDataLoader(Config(IMG_SIZE=(3, 3, 3), IMG_PAD_MODE=mode), both[0])

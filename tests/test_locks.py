@@ -1,4 +1,4 @@
-"""Locks between processes: on file systems with and without them, and with a file in their place that is no lock."""
+"""Locks between processes: on file systems with and without locks, and with other files in place of the lock file."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ def without_locks(request, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-def test_a_file_system_without_locks_is_said_and_packed_on(original, without_locks):
+def test_packing_on_a_file_system_without_locks_warns(original, without_locks):
     with pytest.warns(UserWarning, match="does not support locks"):
         assert pack_dataset("original", original).scans_packed == 1
     assert not list(original.glob(".*"))[1:]
@@ -47,7 +47,7 @@ def test_two_on_a_file_system_without_locks(original, without_locks):
         assert pack_dataset("original", original).scans_packed == 1
 
 
-def test_a_held_lock_names_who_holds_it(tmp_path):
+def test_a_held_lock_names_its_owner(tmp_path):
     path = tmp_path / "a.lock"
     code = f"""
 from pathlib import Path
@@ -67,7 +67,7 @@ with lock_file(Path({str(path)!r})):
             assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_another_failure_is_not_called_another_process(original, monkeypatch):
+def test_other_failures_do_not_blame_another_process(original, monkeypatch):
     def flock(fd, operation):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

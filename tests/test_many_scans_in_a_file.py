@@ -1,4 +1,4 @@
-"""Many scans in one file: it is opened a few times, not once for each."""
+"""A file with many scans is opened a few times, not once per scan."""
 
 import os
 import time
@@ -19,7 +19,7 @@ COUNT = 40
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The paths of files as the HDF5 library opens them."""
+    """The paths of files that the HDF5 library opens."""
     paths, real = [], policy._open
 
     def open_(h5py, path):
@@ -46,7 +46,7 @@ def loader(dicts, **options):
 
 
 def settle(opened, path):
-    """Wait until the file is not young any more: what is young is opened for each read, to be sure of it."""
+    """Wait until the file is no longer young, because young files are opened for each read."""
     while is_young(Path(path).stat()):
         time.sleep(0.01)
     opened.clear()
@@ -79,7 +79,7 @@ def test_in_the_helper_process(opened, path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("isolate", [False, True])
-def test_what_is_wrong_with_one_scan_is_reported_as_ever(path, tmp_path, isolate):
+def test_an_error_in_one_scan_is_reported(path, tmp_path, isolate):
     dicts = scan_directory(tmp_path)
     dicts[3]["image_key"] = "0000003_V00/image"
     with pytest.raises(ReadError, match=r"no dataset '0000003_V00/image'.*Dataset dict 3"):
@@ -90,7 +90,7 @@ def test_what_is_wrong_with_one_scan_is_reported_as_ever(path, tmp_path, isolate
     assert len(loader(dicts[:3] + dicts[4:], isolate=isolate)) == COUNT - 1
 
 
-def test_a_file_that_is_replaced_is_looked_into_again(path, tmp_path):
+def test_a_replaced_file_is_read_again(path, tmp_path):
     dicts = scan_directory(tmp_path)
     made = loader(dicts)
     made[0]
@@ -104,7 +104,7 @@ def test_a_file_that_is_replaced_is_looked_into_again(path, tmp_path):
         assert np.array_equal(np.moveaxis(again[5][0][..., 0], 0, 2), make_scan(seed=105)[0])
 
 
-def test_image_and_mask_in_one_file_are_found_at_once(opened, tmp_path):
+def test_image_and_mask_in_one_file_are_located_together(opened, tmp_path):
     dicts = [save_volume(tmp_path, *make_scan(seed=n), subject=n) for n in range(5)]
     settle(opened, dicts[-1]["file_name"])
     loader(dicts)

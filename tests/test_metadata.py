@@ -27,7 +27,7 @@ PET = {
 SLICE = {"file_name": "a.im", "scan_id": "s", "slice_id": 1, "scan_num_slices": 2}
 
 
-def test_values_come_back_as_they_were_set():
+def test_values_are_returned_as_set():
     metadata = Metadata("pets")
     assert metadata.set(**PET, spacing=(0.3, 0.3, 0.7), mine=[1, {"a": 2}]) is metadata
     assert metadata.categories == PET["categories"]
@@ -62,7 +62,7 @@ def test_setting_the_same_again_is_fine(first, again):
 @pytest.mark.parametrize(
     ("first", "second"), [([0, 1], [1, 0]), ([0], 0), (np.eye(2), np.eye(3)), ({0: 1}, {0: 1, 1: 2}), ("a", "b")]
 )
-def test_another_value_is_a_conflict_unless_it_replaces(first, second):
+def test_another_value_is_a_conflict_unless_replace_is_set(first, second):
     metadata = Metadata("x").set(mine=first, spacing=(1, 1))
     with pytest.raises(MetadataConflictError, match=r"'mine' of dataset 'x'.*replace=True"):
         metadata.set(mine=second, more=1)
@@ -72,7 +72,7 @@ def test_another_value_is_a_conflict_unless_it_replaces(first, second):
     assert metadata.spacing == (1, 1)
 
 
-def test_a_list_that_its_owner_changes_later_changes_nothing():
+def test_later_changes_of_a_list_have_no_effect():
     ids = [0, 1]
     metadata = Metadata("x").set(category_ids=ids)
     ids.append(0)
@@ -117,14 +117,14 @@ def test_a_list_that_its_owner_changes_later_changes_nothing():
         {"name": "y"},
     ],
 )
-def test_what_does_not_fit_raises_on_set_and_leaves_nothing(values):
+def test_invalid_metadata_raise_and_set_nothing(values):
     metadata = Metadata("x")
     with pytest.raises(MetadataError, match="x"):
         metadata.set(**values, more=1)
     assert metadata.as_dict() == {}
 
 
-def test_contradicting_what_was_set_before_is_refused_too():
+def test_contradicting_earlier_metadata_raises():
     metadata = Metadata("x").set(category_ids=[0, 1])
     with pytest.raises(MetadataError, match="category_ids has 2, categories has 1"):
         metadata.set(categories=["a"])
@@ -147,7 +147,7 @@ def test_arrays_are_sequences():
     metadata.set(category_id_to_contiguous_id={np.int64(0): np.int64(0), 1: 1})
 
 
-def test_none_stands_for_not_given():
+def test_none_means_not_given():
     metadata = Metadata("x").set(spacing=None, mine=None)
     assert metadata.get("spacing", 1) == 1
     assert metadata.mine is None
@@ -157,7 +157,7 @@ def test_none_stands_for_not_given():
     assert "spacing" not in metadata
 
 
-def test_what_is_missing_is_listed_altogether():
+def test_all_missing_keys_are_listed():
     metadata = Metadata("x").set(scan_root="a", spacing=(1, 1))
     with pytest.raises(MetadataError) as caught:
         metadata.require()
@@ -200,7 +200,7 @@ def test_inputs_of_inference_with_arrays():
     assert Metadata("x").set(spacing=(5, 5, 5)).for_scan(inputs).spacing.tolist() == [1, 2, 3]
 
 
-def test_for_scan_asks_the_file_only_where_nobody_said():
+def test_for_scan_reads_the_file_only_if_necessary():
     asked = []
 
     def file_says(scan):
@@ -223,7 +223,7 @@ def test_process_against_plugin():
     assert metadata.set(replace=True, a=2).a == 2
 
 
-def test_contradictions_of_a_plugin_show_on_reading():
+def test_contradictions_of_a_plugin_raise_on_reading():
     metadata = Metadata("x", lambda name: (Layer("plugin 'p'", {"spacing": 0}),))
     metadata.set(a=2)
     with pytest.raises(MetadataError, match=r"spacing.*plugin 'p'"):
@@ -247,7 +247,7 @@ def test_a_view_does_not_follow_later_changes_and_pickles():
     assert sorted(carried) == sorted([*PET, "color", "later"])
 
 
-def test_reserved_keys_are_those_that_attributes_would_hide():
+def test_reserved_keys_would_be_hidden_by_attributes():
     public = {key for cls in (Metadata, MetadataView) for key in dir(cls) if not key.startswith("_")} | {"name"}
     assert public == RESERVED_KEYS
 
@@ -257,7 +257,7 @@ def test_reserved_keys_are_those_that_attributes_would_hide():
         st.tuples(st.booleans(), st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), max_size=3)), max_size=8
     )
 )
-def test_set_does_all_or_nothing(steps):
+def test_set_is_atomic(steps):
     metadata, expected = Metadata("x"), {}
     for replace, values in steps:
         conflict = any(expected.get(key, value) != value for key, value in values.items())

@@ -15,14 +15,14 @@ names = st.builds(SliceName, naturals, naturals, naturals, st.integers(1, 10**6)
 
 
 @given(names)
-def test_a_name_comes_back(name):
+def test_names_round_trip(name):
     assert parse_slice_name(name.stem) == name
     assert name.stem == "%07d_V%02d-Aug%02d_%03d" % (name.subject_id, name.time_point, name.augmentation, name.slice_id)
     assert pickle.loads(pickle.dumps(name)) == name
 
 
 @given(st.text(alphabet="0123456789V_-Aug.\n ٣²", max_size=24))
-def test_what_is_no_name_is_a_value_error(text):
+def test_an_invalid_name_is_a_value_error(text):
     match = re.fullmatch(r"([0-9]+)_V([0-9]+)-Aug([0-9]+)_([0-9]+)", text)
     if match and int(match[4]):
         assert parse_slice_name(text) == SliceName(*map(int, match.groups()))
@@ -61,7 +61,7 @@ def test_names_of_the_convention(text, expected):
         "1_V1-Aug1_" + "9" * 5000,
     ],
 )
-def test_names_that_are_none(text):
+def test_invalid_names(text):
     with pytest.raises(ValueError):
         parse_slice_name(text)
 
@@ -69,7 +69,7 @@ def test_names_that_are_none(text):
 @pytest.mark.parametrize(
     "values", [(-1, 0, 0, 1), (1, -1, 0, 1), (1, 0, -1, 1), (1, 0, 0, 0), (1.0, 0, 0, 1), ("1", 0, 0, 1)]
 )
-def test_numbers_that_have_no_name(values):
+def test_numbers_without_a_name(values):
     with pytest.raises((ValueError, TypeError)):
         SliceName(*values)
 
@@ -103,7 +103,7 @@ def test_names_of_bids(subject, session, augmentation, rest):
 
 
 @given(st.one_of(st.text("sub-ses_V0123Aug. ", max_size=24), st.text(max_size=12)))
-def test_any_name_says_something_sound_or_nothing(name):
+def test_any_name_is_parsed_consistently_or_not_at_all(name):
     found = parse_identity(name)
     assert found.keys() <= {"subject_id", "time_point", "augmentation"}
     if found:
@@ -115,5 +115,5 @@ def test_any_name_says_something_sound_or_nothing(name):
         )
 
 
-def test_names_are_sorted_by_what_they_say():
+def test_names_are_sorted_by_their_numbers():
     assert min([SliceName(2), SliceName(1, 0, 0, 10), SliceName(1, 0, 0, 9)]).slice_id == 9

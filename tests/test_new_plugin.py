@@ -1,4 +1,4 @@
-"""Packages that `medsegpy new-plugin` writes: they install, pass their own tests, and are what the files say."""
+"""Packages that `medsegpy new-plugin` writes: they install, pass their own tests, and match the files."""
 
 import json
 import os
@@ -48,7 +48,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """One package of each kind, installed into one folder; kind -> the package's folder."""
+    """One package of each kind, installed into one folder; kind -> folder of the package."""
     root = tmp_path_factory.mktemp("packages")
     for subject in range(1, 8):
         write_slice_files(root / "slices", subject_id=subject, channels=3)
@@ -70,7 +70,7 @@ def packages(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_packages_are_sound_plugins(packages, tmp_path):
+def test_the_packages_are_valid_plugins(packages, tmp_path):
     _, target = packages
     checked = run("-m", "medsegpy_core", "plugins", "--check", "--json", cwd=tmp_path, target=target)
     assert checked.returncode == 0, checked.stderr
@@ -176,7 +176,7 @@ def test_many_scans_in_a_file_and_another_seed(tmp_path):
     assert sorted(subject for part in splits[0].values() for subject in part) == list(range(12))
 
 
-def test_people_of_bids_names_stay_whole(tmp_path):
+def test_subjects_of_bids_names_stay_in_one_split(tmp_path):
     for person in range(10):
         for session in (1, 2):
             write_volume(tmp_path / "data" / f"sub-{person:02d}_ses-{session}.h5", np.zeros((3, 3, 3)))
@@ -186,7 +186,7 @@ def test_people_of_bids_names_stay_whole(tmp_path):
 
 
 @pytest.mark.parametrize("folders", [("",), ("train", "test")])
-def test_scans_that_may_be_of_one_person_are_told_of(tmp_path, folders):
+def test_scans_that_may_be_of_one_subject_are_reported(tmp_path, folders):
     for number, name in enumerate("abcd"):
         write_volume(tmp_path / "data" / folders[number % len(folders)] / f"{name}.h5", np.zeros((3, 3, 3)))
     with warnings.catch_warnings():
@@ -202,7 +202,7 @@ def test_one_subject_gives_one_split(tmp_path):
     assert 'SPLITS = ("train",)' in module_of(tmp_path, "one")
 
 
-def test_a_subject_in_two_folders_is_refused(tmp_path):
+def test_a_subject_in_two_folders_is_rejected(tmp_path):
     for folder in ("train", "test"):
         write_slice_files(tmp_path / "data" / folder, subject_id=5)
     done = new_plugin("dataset", "leak", "--from", tmp_path / "data", "--out", tmp_path / "out")
@@ -211,7 +211,7 @@ def test_a_subject_in_two_folders_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_scans_is_refused(tmp_path):
+def test_a_folder_without_scans_is_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
     done = new_plugin("dataset", "none", "--from", tmp_path / "empty")
     assert done.exit_code == 1
@@ -242,7 +242,7 @@ def test_a_folder_without_scans_is_refused(tmp_path):
         ("medsegpy.H5_volumes", "There is already a plugin 'h5-volumes'"),
     ],
 )
-def test_names_that_are_refused(name, reason, tmp_path):
+def test_invalid_plugin_names(name, reason, tmp_path):
     done = new_plugin("reader", "--out", tmp_path, "--", name)
     assert done.exit_code == 2
     assert reason in " ".join(done.output.split())

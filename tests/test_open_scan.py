@@ -1,4 +1,4 @@
-"""`open_scan`: whatever the file looks like, the arrays of a dict come in one form, equal to what h5py reads."""
+"""`open_scan`: the arrays of a dict have one form for all file layouts, and equal what h5py reads."""
 
 import itertools
 
@@ -159,7 +159,7 @@ def _loaded(d, name):
     ("axes", "what"),
     [({"image_axes": "HWC"}, "D"), ({"image_axes": "HW"}, "axes"), ({"sem_seg_axes": "HWD"}, "4|axes")],
 )
-def test_axes_that_do_not_fit(tmp_path, axes, what):
+def test_inconsistent_axes(tmp_path, axes, what):
     d = volume(tmp_path, **axes)
     with pytest.raises(ReadError, match=what) as caught:
         arrays(d)
@@ -167,7 +167,7 @@ def test_axes_that_do_not_fit(tmp_path, axes, what):
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 2), (4, 3), (4, 3, 5, 2, 2)], ids=str)
-def test_another_rank_is_refused_with_a_hint(tmp_path, shape):
+def test_another_rank_is_rejected_with_a_hint(tmp_path, shape):
     d = volume(tmp_path, np.zeros(shape, np.float32))
     with pytest.raises(ReadError, match="image_axes") as caught:
         arrays(d)
@@ -176,7 +176,7 @@ def test_another_rank_is_refused_with_a_hint(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5, 2, 2)], ids=str)
-def test_another_rank_of_the_mask_is_refused_with_a_hint(tmp_path, shape):
+def test_another_rank_of_the_mask_is_rejected_with_a_hint(tmp_path, shape):
     with pytest.raises(ReadError, match="sem_seg_axes"):
         arrays(volume(tmp_path, mask=np.zeros(shape, np.uint8)))
 
@@ -248,7 +248,7 @@ def test_a_label_map_with_as_many_labels_as_its_type_has(tmp_path, dtype):
     np.testing.assert_array_equal(loader[0][1][0], np.stack([labels == 1, labels == largest], axis=-1))
 
 
-def test_a_label_map_whose_labels_nobody_knows(tmp_path):
+def test_a_label_map_without_declared_labels(tmp_path):
     slices = save_slices(tmp_path, IMAGE, None)
     for d, labels in zip(slices, np.moveaxis(LABELS, 2, 0), strict=True):
         d.update(sem_seg_file=save(d["file_name"].replace(".im", ".seg"), data=labels), label_map=True)
@@ -258,7 +258,7 @@ def test_a_label_map_whose_labels_nobody_knows(tmp_path):
     np.testing.assert_array_equal(masks, np.moveaxis(planes(LABELS, 3)[..., [0, 2]], 2, 0))
 
 
-def test_label_maps_that_are_none(tmp_path):
+def test_invalid_label_maps(tmp_path):
     with pytest.raises(ReadError, match="whole numbers"):
         arrays(volume(tmp_path, mask=LABELS + np.float32(0.5), label_map=True))
     with pytest.raises(ReadError, match="-1"):
@@ -300,7 +300,7 @@ def test_nan_is_not_binary(tmp_path):
 @pytest.mark.parametrize(
     "options", [{}, {"compression": "gzip", "shuffle": True, "fletcher32": True}, {"compression": "lzf"}], ids=str
 )
-def test_values_are_those_of_h5py(tmp_path, dtype, options):
+def test_values_equal_those_of_h5py(tmp_path, dtype, options):
     rng = np.random.default_rng(1)
     image = (rng.random((4, 3, 5)) * 1000).astype(dtype)
     if dtype in ("<u8", "i8"):
@@ -328,12 +328,12 @@ def test_values_are_those_of_h5py(tmp_path, dtype, options):
     assert images.dtype == masks.dtype == np.float32
 
 
-def test_what_is_no_dataset_dict():
+def test_invalid_dataset_dicts():
     with pytest.raises(RecordError), open_scan({"file_name": "x"}):
         pass
 
 
-def test_files_that_are_not_there_or_broken(tmp_path):
+def test_missing_and_damaged_files(tmp_path):
     d = volume(tmp_path)
     for path, content in (
         ("gone.h5", None),
@@ -350,7 +350,7 @@ def test_files_that_are_not_there_or_broken(tmp_path):
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), ValueError("magic"), RuntimeError("lost")])
-def test_what_a_reader_raises_is_a_read_error(tmp_path, plugins, error):
+def test_errors_of_a_reader_become_read_errors(tmp_path, plugins, error):
     class Failing:
         name = "failing"
         suffixes = (".fail",)
@@ -379,7 +379,7 @@ def test_what_a_reader_raises_is_a_read_error(tmp_path, plugins, error):
     assert caught.value.__cause__ is error
 
 
-def test_what_the_body_raises_is_left_alone(tmp_path):
+def test_errors_of_the_body_are_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError, match="mine"), open_scan(volume(tmp_path)):
         raise FileNotFoundError("mine")
 
@@ -393,7 +393,7 @@ def test_a_slice_of_a_volume_file(tmp_path):
         np.testing.assert_array_equal(mask, MASK[:, :, i])
 
 
-def test_what_the_file_says(tmp_path):
+def test_metadata_of_the_file(tmp_path):
     d = volume(tmp_path)
     with h5py.File(d["file_name"], "a") as file:
         file["volume"].attrs["spacing"] = (0.5, 0.5, 2.0)

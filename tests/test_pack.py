@@ -1,4 +1,4 @@
-"""`medsegpy pack`: the packed set is the same dataset, whatever the loader; the manifest is read as untrusted input."""
+"""`medsegpy pack`: the packed set equals the dataset for all loaders; the manifest is read as untrusted input."""
 
 import itertools
 import json
@@ -127,7 +127,7 @@ def test_inference_covers_the_same_scans(tmp_path):
     image_channels=st.sampled_from([None, 1, 3]),
     seed=st.integers(0, 2**16),
 )
-def test_packed_arrays_hold_what_the_source_holds(
+def test_packed_arrays_equal_the_source(
     tmp_path_factory, dtype, shape, channels, layout, compression, patch, volume, image_channels, seed
 ):
     folder = tmp_path_factory.mktemp("pack")
@@ -168,7 +168,7 @@ def test_packed_arrays_hold_what_the_source_holds(
     assert verify_packed(packed.manifest) == []
 
 
-def test_the_file_is_as_the_format_says(tmp_path):
+def test_the_file_follows_the_format(tmp_path):
     image, mask = make_scan((6, 5, 4), 10)
     register("one", [save_volume(tmp_path, image, mask)], category_ids=[0], categories=["a"],
              category_id_to_contiguous_id={0: 0})  # fmt: skip
@@ -205,7 +205,7 @@ def test_several_files_and_processes_make_the_same_set(tmp_path):
         pack_dataset("original", tmp_path / "three", shards=3)
 
 
-def test_metadata_and_keys_come_along(tmp_path):
+def test_metadata_and_keys_are_packed(tmp_path):
     image, mask = make_scan(SHAPE)
     d = save_volume(tmp_path, image, mask, subject=5, scan_spacing=(1, 2, 3), site="north", time_point=2,
                     augmentation=4)  # fmt: skip
@@ -238,7 +238,7 @@ def test_a_packed_set_keeps_its_split_and_its_collection(tmp_path):
     assert MetadataCatalog.get("packed_test").collection == MetadataCatalog.get("abdomen_slices_test").collection
 
 
-def test_what_the_file_says_of_the_scan_is_kept(tmp_path):
+def test_metadata_of_the_file_are_packed(tmp_path):
     image, mask = make_scan(SHAPE)
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
@@ -252,7 +252,7 @@ def test_what_the_file_says_of_the_scan_is_kept(tmp_path):
         assert np.array_equal(scan.metadata["affine"], np.diag([0.5, 0.6, 0.7, 1]))
 
 
-def test_label_maps_become_bits_or_stay_labels_where_that_is_smaller(tmp_path):
+def test_label_maps_become_bits_unless_labels_are_smaller(tmp_path):
     labels = np.random.default_rng(0).integers(0, 31, (6, 5, 4)).astype(np.uint8)
     image = make_scan((6, 5, 4))[0]
     for channels in (8, 30):
@@ -267,7 +267,7 @@ def test_label_maps_become_bits_or_stay_labels_where_that_is_smaller(tmp_path):
         assert d.get("label_map", False) is (channels == 30)
 
 
-def test_a_scan_that_is_not_complete_keeps_its_slices(tmp_path):
+def test_an_incomplete_scan_keeps_its_slices(tmp_path):
     image, mask = make_scan(SHAPE)
     dicts = save_slices(tmp_path / "gaps", image, mask, 1, present={1, 2, 5, 7})
     dicts += save_slices(tmp_path / "gaps", image, mask, 2, labelled={2, 3})
@@ -283,7 +283,7 @@ def test_a_scan_that_is_not_complete_keeps_its_slices(tmp_path):
         assert_same(window, batches("packed", "S25dDataLoader", keep_unlabelled=True))
 
 
-def test_what_cannot_be_said_is_left_out_with_a_warning(tmp_path):
+def test_unsupported_metadata_are_left_out_with_a_warning(tmp_path):
     image, mask = make_scan(SHAPE)
     dicts = save_slices(tmp_path / "s", image, mask)
     for d in dicts:
@@ -297,7 +297,7 @@ def test_what_cannot_be_said_is_left_out_with_a_warning(tmp_path):
     assert not {"noise", "handle"} & set(packed_dicts(packed.manifest)[0])
 
 
-def test_augmented_copies_and_strange_ids_have_groups_of_their_own(tmp_path):
+def test_augmented_copies_and_unusual_ids_have_separate_groups(tmp_path):
     image, mask = make_scan((3, 3, 2))
     ids = [("a/b", 0), ("a_b", 0), ("a_b", 2), ("0000001_V00-Aug03", 3), ("..", 0)]
     dicts = [
@@ -314,7 +314,7 @@ def test_augmented_copies_and_strange_ids_have_groups_of_their_own(tmp_path):
             assert np.array_equal(scan.image[...], image + i)
 
 
-def test_a_mask_that_is_not_binary_is_refused_and_named(tmp_path):
+def test_a_mask_that_is_not_binary_is_rejected_and_named(tmp_path):
     image, mask = make_scan((3, 3, 2))
     register("bad", [save_volume(tmp_path, image, mask * 255)])
     with pytest.raises(ReadError, match=r"0000001_V00\.h5.*0 and 255"):
@@ -322,7 +322,7 @@ def test_a_mask_that_is_not_binary_is_refused_and_named(tmp_path):
     assert not list((tmp_path / "out").glob("*.h5"))
 
 
-def test_complete_work_is_left_alone_and_other_work_is_not_replaced(tmp_path):
+def test_complete_sets_are_kept_and_other_sets_not_replaced(tmp_path):
     register("original", slices_and_volumes(tmp_path)["volumes"])
     packed = pack_dataset("original", tmp_path / "out")
     before = packed.files[0].stat()
@@ -356,7 +356,7 @@ PLAIN = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(values=st.dictionaries(st.text(min_size=1, max_size=5), PLAIN, max_size=4))
-def test_values_come_back_as_they_were(values):
+def test_values_round_trip(values):
     found = decoded(json.loads(json.dumps(encoded(values, "a test"))))
     assert repr(found) == repr(values)
 
@@ -376,7 +376,7 @@ def test_metadata_keep_their_types(tmp_path, values):
     assert packed_metadata(tmp_path / "out")["spacing"] == (9, 9, 9)
 
 
-def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
+def test_an_unrelated_file_is_not_replaced(tmp_path):
     register("original", slices_and_volumes(tmp_path)["volumes"])
     save(tmp_path / "original.h5", volume=np.zeros(3))
     with pytest.raises(OSError, match="does not belong here"):
@@ -385,7 +385,7 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
         assert list(file) == ["volume"]
 
 
-def test_verify_finds_a_byte_that_was_flipped(tmp_path):
+def test_verify_detects_a_flipped_byte(tmp_path):
     register("original", slices_and_volumes(tmp_path)["volumes"])
     packed = pack_dataset("original", tmp_path / "out")
     with h5py.File(packed.files[0]) as file:
@@ -415,12 +415,12 @@ def changed(manifest, **values):
 
 
 @pytest.mark.parametrize("path", ["../volumes/0000001_V00.h5", "/etc/passwd", "a/../../b.h5", "", "x\0", 7])
-def test_paths_that_leave_the_folder_are_refused(manifest, path):
+def test_paths_out_of_the_folder_of_the_set_are_rejected(manifest, path):
     with pytest.raises(ReadError, match="only files in its own folder are read"):
         packed_dicts(changed(manifest, file_name=path))
 
 
-def test_links_that_leave_the_folder_are_refused(manifest, tmp_path):
+def test_links_out_of_the_folder_of_the_set_are_rejected(manifest, tmp_path):
     (manifest.parent / "link.h5").symlink_to(tmp_path / "volumes" / "0000001_V00.h5")
     with pytest.raises(ReadError, match="a link that leaves its folder"):
         packed_dicts(changed(manifest, sem_seg_file="link.h5"))
@@ -438,7 +438,7 @@ def test_a_set_may_be_moved(manifest, tmp_path):
     assert not any("dataset_name" in d for d in listed)
 
 
-def test_what_is_no_manifest_is_refused(manifest, tmp_path):
+def test_invalid_manifests_are_rejected(manifest, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ReadError, match="expected one manifest"):
         packed_dicts(tmp_path / "empty")
@@ -501,7 +501,7 @@ def test_a_garbled_manifest_is_one_readable_error(manifest, data):
                 catalog.remove("garbled")
 
 
-def test_a_loader_of_a_packed_set_pickles(manifest):
+def test_a_loader_of_a_packed_set_can_be_pickled(manifest):
     register_packed(manifest, "packed")
     loader = build_loader(Config(TRAIN_DATASET="packed", SEED=0, NUM_WORKERS=0), "packed", batch_size=2)
     other = pickle.loads(pickle.dumps(loader))
@@ -530,7 +530,7 @@ def test_the_command(tmp_path):
     assert "--overwrite" in refused.output
 
 
-def test_the_default_place_is_beside_the_datasets(tmp_path):
+def test_the_default_folder_is_next_to_the_datasets(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "medsegpy_core", "pack", "abdomen_volumes_test"],
         env={**os.environ, "MEDSEGPY_DATASETS": str(tmp_path)}, capture_output=True, text=True, check=False,

@@ -1,4 +1,4 @@
-"""What really goes wrong while a dataset is packed: full disks, killed processes, two at once."""
+"""Failures during packing: full disks, killed processes, two processes at once."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def waiting_at(scan):
 
 
 def whole(out, name="original"):
-    """Whether a packed set holds what the source holds."""
+    """Return whether a packed set equals the source."""
     register_packed(out / "original.json", "packed", replace=True)
     assert verify_packed(out / "original.json") == []
     for d in DatasetCatalog.get(name):
@@ -69,7 +69,7 @@ def visible(out):
     return sorted(path.name for path in out.glob("[!.]*"))
 
 
-def test_what_a_killed_process_did_is_not_done_again(dicts, tmp_path):
+def test_work_of_a_killed_process_is_not_repeated(dicts, tmp_path):
     out = tmp_path / "out"
     # The third name is printed before its scan is asked for: the process waits there to be killed.
     process = start(dicts, out, waiting_at("0000002"), stdin=subprocess.PIPE)
@@ -86,7 +86,7 @@ def test_what_a_killed_process_did_is_not_done_again(dicts, tmp_path):
     assert whole(out)
 
 
-def test_killed_at_any_moment_and_begun_again_it_ends_whole(dicts, tmp_path):
+def test_packing_completes_after_being_killed_at_any_time(dicts, tmp_path):
     out = tmp_path / "out"
     rng = np.random.default_rng(0)
     for _ in range(6):
@@ -104,7 +104,7 @@ def test_killed_at_any_moment_and_begun_again_it_ends_whole(dicts, tmp_path):
     assert whole(out)
 
 
-def test_stopped_by_ctrl_c_it_keeps_what_is_done(dicts, tmp_path):
+def test_ctrl_c_keeps_finished_work(dicts, tmp_path):
     out = tmp_path / "out"
     process = start(dicts, out, waiting_at("0000001"), stdin=subprocess.PIPE)
     [process.stdout.readline() for _ in range(2)]
@@ -115,7 +115,7 @@ def test_stopped_by_ctrl_c_it_keeps_what_is_done(dicts, tmp_path):
     assert whole(out)
 
 
-def test_a_second_process_is_told_of_the_first(dicts, tmp_path):
+def test_a_second_process_reports_the_first(dicts, tmp_path):
     out = tmp_path / "out"
     first = start(dicts, out, waiting_at(""), stdin=subprocess.PIPE)
     first.stdout.readline()
@@ -127,7 +127,7 @@ def test_a_second_process_is_told_of_the_first(dicts, tmp_path):
     assert pack_dataset("original", out).scans_packed == 0
 
 
-def test_many_processes_at_once_make_one_whole_set(dicts, tmp_path):
+def test_many_processes_at_once_write_one_complete_set(dicts, tmp_path):
     out = tmp_path / "out"
     processes = [start(dicts, out) for _ in range(3)]
     outputs = [process.communicate() for process in processes]
@@ -145,7 +145,7 @@ def limit_files_to(size):
     return limit
 
 
-def test_a_disk_that_fills_up_leaves_nothing_half_written(dicts, tmp_path):
+def test_a_full_disk_leaves_no_partial_files(dicts, tmp_path):
     out = tmp_path / "out"
     # The parts fit, the file that they are put together into does not.
     process = start(dicts, out, preexec_fn=limit_files_to(120_000))
@@ -180,7 +180,7 @@ def test_a_file_system_that_is_full(dicts, tmp_path, kilobytes):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_source_that_cannot_be_read_is_named_and_the_rest_is_kept(dicts, tmp_path):
+def test_an_unreadable_source_is_named_and_the_rest_is_kept(dicts, tmp_path):
     out = tmp_path / "out"
     source = Path(dicts[4]["file_name"])
     content = source.read_bytes()

@@ -1,4 +1,4 @@
-"""A packed set is tied to the content of its sources: by their stamps, and where those differ, by their hashes."""
+"""A packed set is tied to the content of its sources by their stamps and, if those differ, by their hashes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ OLD = 10**18
 
 @pytest.fixture
 def dicts(tmp_path):
-    """Three scans in slices and three volumes, of which two are in one file."""
+    """Three scans in slices and three volumes, two of them in one file."""
     found = save_slices(tmp_path / "source", *make_scan((6, 5, 3), seed=7), subject=7)
     found += [save_volume(tmp_path / "source", *make_scan(seed=n), subject=n) for n in (1, 2)]
     arrays = {
@@ -42,7 +42,7 @@ def files_of(dicts):
 
 
 def change(path, in_place):
-    """Other voxels, same size, same modification time."""
+    """Write other voxels with the same size and modification time."""
     content = bytearray(path.read_bytes())
     content[-3] ^= 1  # in the last array of the file
     target = path if in_place else path.with_name("new")
@@ -88,7 +88,7 @@ def copy(path):
 
 
 @pytest.mark.parametrize("do", [touch, permit, link, copy])
-def test_the_same_content_is_unchanged_whatever_the_stamps_say(dicts, tmp_path, monkeypatch, do):
+def test_the_same_content_with_other_stamps_is_unchanged(dicts, tmp_path, monkeypatch, do):
     before = pack_dataset("original", tmp_path / "out")
     stamp = before.files[0].stat()
     do(files_of(dicts)[0])
@@ -101,7 +101,7 @@ def test_the_same_content_is_unchanged_whatever_the_stamps_say(dicts, tmp_path, 
 
 
 def interrupted(out, after):
-    """Pack some scans, and stop."""
+    """Pack some scans, then stop."""
 
     def watch(names, _):
         for number, name in enumerate(names, start=1):
@@ -114,7 +114,7 @@ def interrupted(out, after):
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_work_that_goes_on_is_tied_to_content_too(dicts, tmp_path, in_place):
+def test_continued_work_is_tied_to_content(dicts, tmp_path, in_place):
     interrupted(tmp_path / "out", 4)
     change(tmp_path / "source" / "0000001_V00.h5", in_place)
     permit(tmp_path / "source" / "0000002_V00.h5")
@@ -122,7 +122,7 @@ def test_work_that_goes_on_is_tied_to_content_too(dicts, tmp_path, in_place):
     assert holds_the_sources(tmp_path / "out")
 
 
-def test_scans_of_one_file_are_of_one_version(dicts, tmp_path):
+def test_scans_of_one_file_come_from_one_version(dicts, tmp_path):
     interrupted(tmp_path / "out", 4)
     change(tmp_path / "source" / "both.h5", False)
     assert pack_dataset("original", tmp_path / "out").scans_packed == 2
@@ -140,7 +140,7 @@ def test_scans_of_one_file_are_of_one_version(dicts, tmp_path):
     assert holds_the_sources(tmp_path / "again")
 
 
-def test_descriptions_of_parts_that_are_garbled_are_not_relied_on(dicts, tmp_path):
+def test_garbled_descriptions_of_parts_are_ignored(dicts, tmp_path):
     interrupted(tmp_path / "out", 3)
     descriptions = sorted((tmp_path / "out" / ".original.parts").glob("*.json"))
     for path, text in zip(descriptions, ["{", '{"units": 5, "sources": [[1]]}', "[]"], strict=True):
@@ -150,7 +150,7 @@ def test_descriptions_of_parts_that_are_garbled_are_not_relied_on(dicts, tmp_pat
 
 
 class Changing:
-    """A reader whose file is replaced by its next version, if there is one, each time the image has been read."""
+    """A reader whose file is replaced by its next version, if any, after each read of the image."""
 
     name, suffixes = "changing", (".changing",)
     versions = ()
@@ -200,14 +200,14 @@ def test_a_source_that_changes_while_it_is_packed_is_packed_again(tmp_path, monk
 
 
 def as_before(manifest):
-    """Write a manifest as it was written before sources and tuples were noted."""
+    """Write a manifest in the old format without sources and tuples."""
     said = json.loads(manifest.read_text(), object_hook=lambda d: d["__tuple__"] if set(d) == {"__tuple__"} else d)
     del said["sources"]
     manifest.write_text(json.dumps(said | {"fingerprint": "0" * 32, "medsegpy_packed": 1}))
 
 
 def test_manifests_without_sources(dicts, tmp_path, monkeypatch):
-    """They are read as ever, and what was packed decides whether the sources are the same."""
+    """They are read; the packed content decides whether the sources are unchanged."""
     packed = pack_dataset("original", tmp_path / "out")
     as_before(packed.manifest)
     assert holds_the_sources(tmp_path / "out")

@@ -159,7 +159,7 @@ def load(manager):
     return [str(w.message) for w in caught]
 
 
-def test_everything_a_plugin_can_bring(site, plugins):
+def test_everything_a_plugin_can_provide(site, plugins):
     site.add("all", EVERYTHING, version="1.2")
     manager = plugins()
     (info,) = manager.infos()
@@ -191,7 +191,7 @@ def test_everything_a_plugin_can_bring(site, plugins):
 
 
 @pytest.mark.parametrize("way", BROKEN)
-def test_each_way_to_fail_fails_alone(way, site, plugins):
+def test_a_failing_plugin_does_not_affect_the_others(way, site, plugins):
     code, message = BROKEN[way]
     site.add("bad", None if code is None else HEAD + code, version="0.9")
     site.add("good", DATASET.format(name="good"))
@@ -209,7 +209,7 @@ def test_each_way_to_fail_fails_alone(way, site, plugins):
         DatasetCatalog.get("half")
 
 
-def test_the_line_of_the_plugin_is_told(site, plugins):
+def test_the_line_of_the_plugin_is_reported(site, plugins):
     module = site.add("bad", "\n\nx = undefined\n")
     assert f"{module}.py, line 3]" in load(plugins())[0]
 
@@ -244,7 +244,7 @@ def medsegpy_register_datasets():
 """
 
 
-def test_two_plugins_with_one_name(site, plugins):
+def test_two_plugins_with_the_same_name(site, plugins):
     site.add("a", SHARED.format("a_only"))
     site.add("b", SHARED.format("b_only"), version="2.0")
     manager = plugins()
@@ -260,7 +260,7 @@ def test_two_plugins_with_one_name(site, plugins):
     assert [owner.distribution for owner in owners] == ["medsegpy-a", "medsegpy-b"]
 
 
-def test_two_entry_points_of_one_name(site, plugins):
+def test_two_entry_points_with_the_same_name(site, plugins):
     site.add("knee", DATASET.format(name="one"))
     site.add("knee", DATASET.format(name="two"), distribution="other-knee", version="3.0")
     manager = plugins()
@@ -272,7 +272,7 @@ def test_two_entry_points_of_one_name(site, plugins):
     assert list(manager.contested()) == [("plugins", "knee")]
 
 
-def test_two_distributions_with_one_module(site, plugins):
+def test_two_distributions_with_the_same_module(site, plugins):
     site.add("a", DATASET.format(name="one"), module="shared_module")
     site.add("b", None, module="shared_module")
     (warning,) = load(plugins())
@@ -329,7 +329,7 @@ def test_blocked_plugins_are_not_imported(site, plugins, monkeypatch):
     assert load(plugins()) == []
 
 
-def test_an_unknown_name_says_what_there_is(site, plugins):
+def test_an_unknown_name_lists_existing_names(site, plugins):
     site.add("a", EVERYTHING)
     manager = plugins()
     with pytest.raises(KeyError, match=r"no dataset 'd11'. Did you mean 'd1'\? Known datasets: d1, d2\."):
@@ -353,7 +353,7 @@ def medsegpy_dataset_metadata(dataset):
 )
 
 
-def test_the_owner_is_asked_first_and_its_answer_counts(site, plugins):
+def test_the_answer_of_the_owner_has_priority(site, plugins):
     site.add("a", ANSWER.format(name="da", answer="return {'from': 'a'}"))
     site.add("b", ANSWER.format(name="db", answer="return {'from': 'b'} if dataset != 'dsilent' else None"))
     site.add("silent", DATASET.format(name="dsilent"))
@@ -369,7 +369,7 @@ def test_the_owner_is_asked_first_and_its_answer_counts(site, plugins):
 
 
 @pytest.mark.parametrize("answer", ["raise OSError('gone')", "raise SystemExit", "return [1]", "return {1: 2}"])
-def test_one_that_raises_is_skipped(answer, site, plugins):
+def test_a_hook_that_raises_is_skipped(answer, site, plugins):
     site.add("a", ANSWER.format(name="da", answer=answer))
     site.add("b", ANSWER.format(name="db", answer="return {'spacing': (1, 1)}"))
     manager = plugins()
@@ -441,7 +441,7 @@ if builtins.ctrl_c:
 """
 
 
-def test_ctrl_c_while_loading_leaves_the_rest_for_the_next_question(site, plugins, monkeypatch):
+def test_ctrl_c_while_loading_leaves_the_rest_for_the_next_call(site, plugins, monkeypatch):
     staged = "from medsegpy_core import DatasetCatalog\nDatasetCatalog.register('{}', list)\n"
     site.add("a", DATASET.format(name="da"))
     site.add("b", staged.format("db") + CTRL_C)
@@ -509,7 +509,7 @@ def test_fork_while_another_thread_loads(site, plugins):
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_nothing_is_loaded_before_the_first_question(site, plugins):
+def test_nothing_is_loaded_before_the_first_use(site, plugins):
     site.add("bad", "1 / 0")
     plugins()
     DatasetCatalog.register("x", list)
@@ -628,7 +628,7 @@ def test_a_hook_that_returns_none_provides_nothing(site, plugins):
     assert (info.status, info.provides) == ("active", {})
 
 
-def test_api_version_may_be_said():
+def test_api_version_may_be_declared():
     module = types.ModuleType("mine")
     module.medsegpy_api = medsegpy_core.API_VERSION
     assert PluginManager([]).register_plugin(module, "mine").status == "active"

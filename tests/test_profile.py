@@ -1,4 +1,4 @@
-"""`medsegpy profile`, and what `datasets show` says of layouts: what is measured is what is there."""
+"""`medsegpy profile`, and the layouts in `datasets show`: measurements are correct."""
 
 import json
 import sys
@@ -68,7 +68,7 @@ def test_observing_counts_bytes_and_leaves_nothing_behind(tmp_path):
     assert plain.bytes_read == before
 
 
-def test_every_byte_that_a_loader_reads_is_counted_in_all_its_threads(tmp_path, backend):
+def test_every_byte_is_counted_in_all_threads(tmp_path, backend):
     image, mask = make_scan((64, 64, 40))
     dicts = save_slices(tmp_path / "s", image, mask)
     loader = build_loader(Config(NUM_WORKERS=8), dicts, batch_size=2, shuffle=True)
@@ -80,7 +80,7 @@ def test_every_byte_that_a_loader_reads_is_counted_in_all_its_threads(tmp_path, 
     assert seen.bytes_read == image.nbytes + mask.nbytes
 
 
-def test_a_layout_that_reads_what_it_needs_is_not_wasteful(tmp_path, volume):
+def test_an_efficient_layout_is_not_wasteful(tmp_path, volume):
     register_packed(pack_dataset("volume", tmp_path / "s").manifest, "by_slices")
     register_packed(pack_dataset("volume", tmp_path / "p", layout="patches", patch=(32, 32, 24)).manifest, "by_patches")
     slices, patches, plain = costs("by_slices"), costs("by_patches"), costs("volume")
@@ -113,7 +113,7 @@ def test_chunks_that_h5py_chooses_are_wasteful_for_patches(tmp_path):
     assert found["patch"].wasteful
 
 
-def test_stages_add_up_and_a_slow_transform_shows(tmp_path):
+def test_stages_add_up_and_show_a_slow_transform(tmp_path):
     image, mask = make_scan((32, 32, 12))
     register("slices", save_slices(tmp_path / "s", image, mask))
 
@@ -138,7 +138,7 @@ def test_stages_add_up_and_a_slow_transform_shows(tmp_path):
     assert stage_seconds(build_loader(cfg, "slices", batch_size=4), 3)["transform"] == 0
 
 
-def test_decoding_is_told_from_reading(tmp_path):
+def test_decoding_is_separated_from_reading(tmp_path):
     image, mask = make_scan((64, 64, 8))
     dicts = save_slices(tmp_path / "s", image, mask)
     for d in dicts:
@@ -159,7 +159,7 @@ def test_decoding_is_told_from_reading(tmp_path):
 @pytest.mark.parametrize(
     ("tag", "size"), [("DefaultDataLoader", ()), ("S25dDataLoader", (96, 80, 3)), ("PatchDataLoader", (32, 32, 8))]
 )
-def test_a_profile_tries_changes_and_tells_those_that_help(volume, tag, size):
+def test_a_profile_tries_changes_and_suggests_those_that_help(volume, tag, size):
     cfg = Config(TRAIN_DATASET=volume, TAG=tag, IMG_SIZE=size, NUM_WORKERS=1)
     found = profile(cfg, volume, batch_size=4, batches=3)
     assert cfg.SEED is None
@@ -183,7 +183,7 @@ def test_a_profile_tries_changes_and_tells_those_that_help(volume, tag, size):
     assert ["processes" in line for line in found.advice] == ([] if tag == "PatchDataLoader" else [True])
 
 
-def test_a_gain_counts_if_it_is_more_than_the_noise():
+def test_a_gain_must_exceed_the_noise():
     rates = {
         "now": [100, 110, 90, 100, 20],
         "again": [110, 100, 100, 90, 100],
@@ -258,14 +258,14 @@ def test_a_loader_of_a_plugin(site, plugins, tmp_path):
     assert CliRunner().invoke(cli, ["profile", "own", "--tag", "NoLoader"]).exit_code == 1
 
 
-def test_what_cannot_be_profiled_is_one_message(tmp_path):
+def test_a_loader_that_cannot_be_profiled_is_one_message(tmp_path):
     DatasetCatalog.register("empty", list)
     result = CliRunner().invoke(cli, ["profile", "empty"])
     assert (result.exit_code, result.stdout) == (1, "")
     assert "is empty" in result.stderr
 
 
-def test_packing_that_does_not_help_is_not_praised(monkeypatch, volume):
+def test_packing_that_does_not_help_is_not_suggested(monkeypatch, volume):
     same = {"medsegpy pack volume --layout slices": [1.0] * 5}
     monkeypatch.setattr(
         sys.modules[profile.__module__], "_rates", lambda loaders, batches: {name: [1.0] * 5 for name in loaders} | same
@@ -296,7 +296,7 @@ def test_the_command():
     assert run(cli, [*asked, "--size", "3,x,1"]).exit_code == 2
 
 
-def test_it_says_whether_the_kernels_are_there(volume, backend):
+def test_it_reports_whether_the_kernels_are_installed(volume, backend):
     asked = ["profile", "volume", "--batches", "1"]
     shown = CliRunner().invoke(cli, asked).output
     absent = backend == "numpy"
@@ -304,7 +304,7 @@ def test_it_says_whether_the_kernels_are_there(volume, backend):
     assert json.loads(CliRunner().invoke(cli, [*asked, "--json"]).output)["kernels"] != absent
 
 
-def test_show_tells_of_a_wasteful_layout():
+def test_show_reports_a_wasteful_layout():
     run = CliRunner().invoke
     shown = run(cli, ["datasets", "show", "abdomen_volumes_train", "--fast"])
     assert "medsegpy pack abdomen_volumes_train --layout patches avoids that" in shown.output

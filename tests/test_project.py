@@ -39,7 +39,7 @@ def pinned():
 OURS = {canonicalize_name(project(package)["name"]) for package in PACKAGES}
 
 
-def test_every_requirement_is_pinned_to_a_version_that_it_admits():
+def test_every_requirement_is_pinned_to_an_allowed_version():
     pins = pinned()
     for package in PACKAGES:
         for requirement in requirements(package):
@@ -52,11 +52,11 @@ def test_every_requirement_is_pinned_to_a_version_that_it_admits():
             assert requirement.specifier.contains(pin.version), f"{package.name} wants {requirement}, pinned is {pin}"
 
 
-def test_pins_name_no_address():
+def test_pins_have_no_urls():
     assert not re.search(r"://|@|--", (ROOT / "constraints.txt").read_text())
 
 
-def test_the_packages_have_one_version_and_admit_each_other():
+def test_the_packages_have_one_version_and_allow_each_other():
     versions = {project(package)["name"]: project(package)["version"] for package in PACKAGES}
     assert set(versions.values()) == {__version__}
     for package in PLUGINS:
@@ -87,7 +87,7 @@ def test_classifiers_exist():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: project(package)["name"])
-def test_the_wheel_holds_the_package_and_nothing_else(package, tmp_path):
+def test_the_wheel_contains_only_the_package(package, tmp_path):
     command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(package)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -90,7 +90,7 @@ def test_the_longest_suffix_wins(plugins):
     assert find_reader(Record.from_dict(volume("f.nii"))) is nii
 
 
-def test_probe_decides_where_suffixes_do_not(plugins, tmp_path):
+def test_probe_decides_if_suffixes_do_not(plugins, tmp_path):
     a, b = FakeReader("a", ".x", magic=b"A"), FakeReader("b", ".x", magic=b"B")
     register_reader(a)
     register_reader(b)
@@ -128,7 +128,7 @@ def test_the_plugin_that_would_read_it_is_suggested(plugins, tmp_path):
         find_reader(volume(path))
 
 
-def test_a_probe_that_raises_does_not_know_the_file(plugins, tmp_path):
+def test_a_probe_that_raises_rejects_the_file(plugins, tmp_path):
     bad, good = FakeReader("bad", ".x"), FakeReader("good", ".x", magic=b"G")
     bad.probe = lambda path: 1 / 0
     register_reader(bad)
@@ -160,13 +160,13 @@ def test_registered_twice(site, plugins):
 @pytest.mark.parametrize(
     "reader", [FakeReader, FakeReader(""), FakeReader("a", "x"), FakeReader("a", ".X"), object(), None]
 )
-def test_what_is_no_reader_is_refused(plugins, reader):
+def test_an_invalid_reader_is_rejected(plugins, reader):
     with pytest.raises(PluginError):
         register_reader(reader)
     assert reader_names() == []
 
 
-def test_for_scan_takes_what_the_file_says(site, plugins, tmp_path, monkeypatch):
+def test_for_scan_uses_the_metadata_of_the_file(site, plugins, tmp_path, monkeypatch):
     site.add("nii", NIFTI)
     plugins()
     path = tmp_path / "f.nii"
@@ -224,7 +224,7 @@ def test_paths_may_be_path_objects(plugins):
 
 
 class TestKeys:
-    """Files of a suffix that no reader claims, in which arrays may have any name."""
+    """Files with a suffix that no reader declares, with arrays of any name."""
 
     @pytest.fixture
     def scan(self):
@@ -233,7 +233,7 @@ class TestKeys:
     @pytest.mark.parametrize("names", [("img", "lab"), ("data", "volume"), ("volume", "data")])
     @pytest.mark.parametrize("user_block", [0, 512])
     def test_an_image_key_is_enough_for_any_hdf5_file(self, tmp_path, scan, names, user_block):
-        """MATLAB writes 512 bytes of its own before HDF5."""
+        """MATLAB writes a 512-byte header before HDF5."""
         path = tmp_path / "scan.mat"
         with h5py.File(path, "w", userblock_size=user_block) as file:
             file[names[0]], file[names[1]] = scan
@@ -249,7 +249,7 @@ class TestKeys:
             assert np.array_equal(opened.image[...], scan[0][..., 2])
 
     def test_with_and_without_a_key(self, tmp_path, scan):
-        """One loader may hold records of one file that are read by different readers."""
+        """One loader may have records of one file with different readers."""
         path = save(tmp_path / "scan.mat", data=scan[0][..., 0], other=scan[0])
         plain = {"file_name": path, "scan_id": "a", "slice_id": 1, "scan_num_slices": 1}
         assert find_reader(plain).name == "h5-slices"
@@ -258,7 +258,7 @@ class TestKeys:
         loader = build_loader(Config(CATEGORIES=[0]), dicts, is_test=True, batch_size=8, keep_unlabelled=True)
         assert [inputs["x"].shape[2] for inputs, _ in loader.inference(lambda images: images)] == [1, 7]
 
-    def test_what_is_not_there_is_said(self, tmp_path, scan):
+    def test_a_missing_key_is_reported(self, tmp_path, scan):
         path = save(tmp_path / "scan.mat", img=scan[0])
         with pytest.raises(UnknownNameError, match=r"'h5-volumes' can read it if the dict names .* image_key='...'"):
             find_reader(volume(path))
@@ -294,7 +294,7 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".im", ".nii", ".nii.gz", ".hdf5", ".unknown", ".fake", ".failing"])
-def test_a_git_lfs_pointer_is_called_one(tmp_path, suffix):
+def test_a_git_lfs_pointer_is_recognized(tmp_path, suffix):
     class Failing(FakeReader):
         def open(self, record):
             raise {".fake": ReadError("no magic", record.file_name), ".failing": KeyError("magic")}[suffix]
@@ -327,7 +327,7 @@ def test_a_mask_that_is_a_git_lfs_pointer(tmp_path, suffix):
     ("content", "words"),
     [(b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "older version.*-v7.3"), (b"<!DOCTYPE html><html>", "a web page")],
 )
-def test_other_files_that_are_not_what_they_are_taken_for(tmp_path, content, words):
+def test_files_with_a_misleading_suffix(tmp_path, content, words):
     for name in ("scan.mat", "scan.h5", "scan.nii"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ReadError, match=words), open_scan(volume(tmp_path / name)):

@@ -50,7 +50,7 @@ def dicts(draw):
 
 
 @given(dicts())
-def test_a_dict_comes_back(d):
+def test_dicts_round_trip(d):
     before = copy.deepcopy(d)
     record = Record.from_dict(d, "name", 3)
     assert d == before
@@ -141,7 +141,7 @@ def test_a_required_key_that_is_missing(key):
         ("sem_seg_axes", ("H", "W")),
     ],
 )
-def test_a_wrong_type_names_dataset_position_key_and_both_sides(key, value):
+def test_a_wrong_type_names_dataset_position_key_and_both_types(key, value):
     with pytest.raises(RecordError) as caught:
         Record.from_dict({**SLICE, key: value}, "my_set", 7)
     for part in ("'my_set'", "7", repr(key), repr(value)):
@@ -149,7 +149,7 @@ def test_a_wrong_type_names_dataset_position_key_and_both_sides(key, value):
 
 
 @pytest.mark.parametrize("d", [None, 3, "x", ["file_name"], {1: 2}])
-def test_what_is_no_dict(d):
+def test_values_that_are_not_dicts(d):
     with pytest.raises(RecordError):
         Record.from_dict(d)
 
@@ -175,7 +175,7 @@ def test_the_augmentation_is_read_from_the_name(d, expected):
     assert Record.from_dict(d).augmentation == expected
 
 
-def test_the_hook_is_asked_where_neither_dict_nor_name_says_it(plugins, site):
+def test_the_hook_is_called_if_neither_dict_nor_name_has_it(plugins, site):
     site.add(
         "tagger",
         """
@@ -223,14 +223,14 @@ def test_two_elements_that_are_one_slice_are_both_named():
         make_records([VOLUME, VOLUME], ["d", "d"])
 
 
-def test_what_makes_two_scans():
+def test_keys_that_distinguish_scans():
     aug = {**SLICE, "augmentation": 1, "file_name": "b.im"}
     records = make_records([SLICE, SLICE, aug], ["one", "two", "one"])
     assert len({record.scan_key for record in records}) == 3
     assert [record.index for record in records] == [0, 0, 1]
 
 
-def test_the_slices_of_a_scan_agree_in_its_depth():
+def test_the_slices_of_a_scan_must_agree_on_its_depth():
     with pytest.raises(RecordError, match="scan_num_slices"):
         make_records([SLICE, {**SLICE, "slice_id": 3, "scan_num_slices": 6}], ["", ""])
     with pytest.raises(RecordError, match="volume"):
@@ -248,14 +248,14 @@ def test_built_in_loaders_check_dicts_when_they_are_built(tmp_path):
         DefaultDataLoader(Config(), bad)
 
 
-def test_layout_keys_of_the_metadata_hold_where_the_dict_says_nothing():
+def test_layout_keys_of_the_metadata_are_defaults():
     MetadataCatalog.get("d").set(image_axes="DHW", label_map=True)
     one, two = make_records([VOLUME, {**VOLUME, "scan_id": "t", "image_axes": "HWD"}], ["d", "d"])
     assert dict(one.extra) == {"image_axes": "DHW", "label_map": True}
     assert dict(two.extra) == {"image_axes": "HWD", "label_map": True}
 
 
-def test_keys_that_are_nobodys_are_carried_along(tmp_path):
+def test_unknown_keys_are_kept(tmp_path):
     volume = save_volume(tmp_path, *make_scan((3, 3, 2), 1), site="x", scan_age=50)
     loader = DefaultDataLoader(Config(), [volume], shuffle=False)
     (element,) = loader.elements(0)

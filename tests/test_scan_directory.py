@@ -1,4 +1,4 @@
-"""From folders to dataset dicts, over both formats."""
+"""`scan_directory`: dataset dicts of folders in both formats."""
 
 import warnings
 
@@ -32,7 +32,7 @@ def touch(root, *names):
         save(root / name, data=IMAGE[:, :, :1])
 
 
-def test_what_was_written_is_found(tmp_path):
+def test_written_files_are_found(tmp_path):
     written = [
         *write_slices(tmp_path, IMAGE, MASK, subject_id=12, time_point=1),
         *write_slices(tmp_path, IMAGE, MASK, subject_id=12, time_point=1, augmentation=3),
@@ -102,7 +102,7 @@ def test_both_formats_in_one_folder_are_sorted_by_file_name(tmp_path):
     assert len(scan_directory(tmp_path, reader="h5-slices")) == 3
 
 
-def test_slices_are_sorted_by_number_whatever_their_names_sort_like(tmp_path):
+def test_slices_are_sorted_by_number_not_by_name(tmp_path):
     numbers = [1, 2, 99, 100, 101, 999, 1000, 1001, 10000]
     for number in numbers:
         (tmp_path / f"0000001_V00-Aug00_{number:03d}.im").touch()
@@ -121,7 +121,7 @@ def test_slices_are_sorted_by_number_whatever_their_names_sort_like(tmp_path):
     assert [d["scan_id"] for d in merged].index("0000001_V00 extra") == len(numbers)
 
 
-def test_people_and_visits_are_read_from_names_of_bids(tmp_path):
+def test_subjects_and_visits_are_read_from_bids_names(tmp_path):
     names = ["sub-01_ses-1", "sub-01_ses-2_T1w", "sub-01b_run-1", "sub-02", "sub-02_ses-x-Aug03", "0000003_V01-Aug02"]
     unclear = ["BRATS_001", "LIDC-IDRI-0001", "patient1", "sub01", "my_sub-01", "sub-", "Sub-01", "sub-01 left"]
     for name in names + unclear:
@@ -142,7 +142,7 @@ def test_people_and_visits_are_read_from_names_of_bids(tmp_path):
     assert {r.scan_id for r in records if r.augmentation} == {"sub-02_ses-x-Aug03", "0000003_V01-Aug02"}
 
 
-def test_groups_of_a_file_are_of_the_person_that_the_file_names(tmp_path):
+def test_groups_of_a_file_belong_to_the_subject_of_its_name(tmp_path):
     with h5py.File(tmp_path / "sub-07.h5", "w") as file:
         for group in ("early", "sub-08_ses-2"):
             file[f"{group}/volume"] = IMAGE
@@ -151,7 +151,7 @@ def test_groups_of_a_file_are_of_the_person_that_the_file_names(tmp_path):
     assert (other["subject_id"], other["time_point"]) == ("sub-08", "ses-2")
 
 
-def test_what_a_reader_knows_of_a_person_stays(tmp_path):
+def test_the_subject_of_a_reader_is_kept(tmp_path):
     class Knowing:
         name, suffixes = "knowing", (".kno",)
 
@@ -172,7 +172,7 @@ def test_what_a_reader_knows_of_a_person_stays(tmp_path):
     assert (two["subject_id"], two["time_point"]) == ("sub-02", "baseline")
 
 
-def test_subfolders_are_not_looked_into(tmp_path):
+def test_subfolders_are_not_listed(tmp_path):
     save_slices(tmp_path, IMAGE, MASK)
     save_slices(tmp_path / "deeper", IMAGE, MASK, subject=2)
     (tmp_path / "0000005_V00-Aug00_001.im").mkdir()
@@ -213,7 +213,7 @@ def test_a_gap_is_reported_and_the_depth_is_the_highest_number(tmp_path):
     assert {d["scan_num_slices"] for d in found} == {3}
 
 
-def test_other_zeros_keep_their_path_and_two_names_for_one_slice_are_an_error(tmp_path):
+def test_names_with_other_zeros_are_kept_and_duplicates_are_an_error(tmp_path):
     touch(tmp_path, "1_V0-Aug0_1.im", "1_V0-Aug0_01.seg")
     (d,) = scan_directory(tmp_path)
     assert d["scan_id"] == "0000001_V00"
@@ -229,7 +229,7 @@ def test_an_empty_folder_is_no_error(tmp_path):
     assert scan_directory(tmp_path) == []
 
 
-def test_folders_that_are_none(tmp_path, monkeypatch):
+def test_invalid_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ReadError, match="nowhere"):
         scan_directory("nowhere")
@@ -252,7 +252,7 @@ def test_relative_folders(tmp_path, monkeypatch):
         ]
 
 
-def test_a_file_that_no_reader_knows_is_reported(tmp_path):
+def test_a_file_without_a_reader_is_reported(tmp_path):
     (tmp_path / "scan.xyz").write_text("?")
     with pytest.warns(DataWarning, match=r"scan\.xyz"):
         assert scan_directory(tmp_path) == []

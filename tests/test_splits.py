@@ -1,4 +1,4 @@
-"""Splits by subject, by examples and by what must hold for all lists."""
+"""Splits by subject: examples, and properties for all lists."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def subjects_of(parts):
     shares=st.lists(st.integers(1, 20), min_size=1, max_size=5),
     data=st.data(),
 )
-def test_nobody_is_in_two_splits_and_nobody_is_lost(numbers, seed, shares, data):
+def test_every_subject_is_in_exactly_one_split(numbers, seed, shares, data):
     dicts = [{"file_name": f"{s}_{n}.h5", "scan_id": f"{s}_{n}", "subject_id": s} for s, n in numbers]
     fractions = {f"part{i}": share / sum(shares) for i, share in enumerate(shares)}
     parts = split_by_subject(dicts, fractions, seed)
@@ -65,7 +65,7 @@ def test_few_subjects(count, expected):
     assert tuple(len(parts[name]) for name in SPLITS) == expected
 
 
-def test_a_seed_gives_another_split_and_the_same_one_again():
+def test_splits_depend_only_on_the_seed():
     dicts = scans(range(40))
     assert subjects_of(split_by_subject(dicts, seed=1)) == subjects_of(split_by_subject(dicts, seed=1))
     assert subjects_of(split_by_subject(dicts, seed=1)) != subjects_of(split_by_subject(dicts, seed=2))
@@ -87,7 +87,7 @@ def test_the_split_is_the_same_in_other_processes():
     assert outputs == {str([d["scan_id"] for d in split_by_subject(dicts)["test"]]) + "\n"}
 
 
-def test_the_scan_stands_in_for_the_subject():
+def test_the_scan_id_replaces_a_missing_subject():
     dicts = [{"scan_id": "a", "slice_id": n} for n in range(1, 9)] + [{"scan_id": "b", "subject_id": 0}]
     with pytest.warns(DataWarning, match=r"^1 scan without subject_id \(a\): scans stand in for people") as caught:
         parts = split_by_subject(dicts, {"train": 0.5, "test": 0.5})
@@ -116,7 +116,7 @@ def test_augmented_copies_are_in_training_only():
 
 
 @pytest.mark.parametrize("fractions", [{}, {"train": 0.5}, {"train": 1.5, "val": -0.5}, {"train": 1.0, "val": 0.0}])
-def test_fractions_that_are_none(fractions):
+def test_invalid_fractions(fractions):
     with pytest.raises(ValueError, match="positive numbers that sum to 1"):
         split_by_subject(scans([1]), fractions)
 
@@ -131,7 +131,7 @@ def test_scans_that_cannot_be_in_two_splits_need_no_warning():
     visits=st.integers(1, 3),
     seed=st.integers(0, 5),
 )
-def test_ids_are_numbers_or_text_and_compared_as_given(people, visits, seed):
+def test_ids_are_numbers_or_text_and_compared_unchanged(people, visits, seed):
     dicts = [{"scan_id": f"{n} at {v}", "subject_id": p} for n, p in enumerate(people) for v in range(visits)]
     parts = split_by_subject(dicts, seed=seed)
     whose = [{(type(d["subject_id"]), d["subject_id"]) for d in part} for part in parts.values()]
@@ -147,7 +147,7 @@ def test_a_number_is_the_same_subject_whatever_its_type():
     assert subjects_of(split_by_subject(dicts)) == subjects_of(split_by_subject(plain))
 
 
-def test_people_are_read_from_scan_ids_that_leave_no_doubt():
+def test_subjects_are_read_from_unambiguous_scan_ids():
     dicts = [{"scan_id": f"sub-{n:02d}_ses-{s}"} for n in range(10) for s in "abc"]
     dicts += [{"scan_id": f"{n:07d}_V{v:02d}"} for n in range(10) for v in range(3)]
     parts = split_by_subject(dicts)

@@ -1,4 +1,4 @@
-"""Stamps of files, and reading files that somebody writes."""
+"""Stamps of files, and reading files during a write."""
 
 import os
 import pickle
@@ -59,7 +59,7 @@ class TestStamps:
         assert before.same_file(stamp(path))
         assert before != stamp(path)
 
-    def test_what_is_young(self, tmp_path):
+    def test_young_files(self, tmp_path):
         status = written(tmp_path / "a", b"abc").stat()
         changed = status.st_ctime_ns
         assert is_young(status, changed)
@@ -70,7 +70,7 @@ class TestStamps:
 
 
 class TestSettledReads:
-    """What is read meanwhile is decided by the reader itself, so that nothing here depends on time."""
+    """The test's reader itself changes the file, so that nothing depends on time."""
 
     def test_two_versions_are_never_mixed(self, tmp_path):
         path, reads = tmp_path / "a", []
@@ -115,7 +115,7 @@ class TestSettledReads:
 
         assert read_settled(path, read, bytes) == b"abc"
 
-    def test_an_error_counts_only_if_the_file_is_as_it_was(self, tmp_path):
+    def test_an_error_is_raised_only_if_the_file_is_unchanged(self, tmp_path):
         path, reads = tmp_path / "a", []
         path.write_bytes(b"broken")
 
@@ -151,13 +151,13 @@ class TestFileHashes:
         assert before != file_hash(other)
         assert len(before) == 32
 
-    def test_what_cannot_be_read(self, tmp_path):
+    def test_unreadable_files(self, tmp_path):
         with pytest.raises(ReadError):
             file_hash(tmp_path / "nothing")
         with pytest.raises(ReadError, match="directory"):
             file_hash(tmp_path)
 
-    def test_a_file_that_is_written_meanwhile_has_the_hash_of_one_version(self, tmp_path):
+    def test_the_hash_during_a_write_is_that_of_one_version(self, tmp_path):
         path = tmp_path / "a"
         versions = [bytes([value]) * (1 << 20) for value in (1, 2)]
         legal = {file_hash(written(path, version)) for version in versions}

@@ -1,4 +1,4 @@
-"""The suites for plugin authors pass what is sound, and fail what is broken: in the test that is meant for it."""
+"""The suites for plugin authors pass valid plugins, and fail broken ones in the corresponding test."""
 
 import inspect
 import subprocess
@@ -216,7 +216,7 @@ def suite_of(chosen):
 
 
 def failures(suite, folder):
-    """Run a suite as pytest would, and return name and message of the tests that fail."""
+    """Run a suite as pytest does, and return names and messages of the failing tests."""
     failed = {}
     for name, test in inspect.getmembers(suite, inspect.ismethod):
         if name.startswith("test_"):
@@ -230,7 +230,7 @@ def failures(suite, folder):
     return failed
 
 
-def test_a_sound_reader_passes(readers, tmp_path):
+def test_a_correct_reader_passes(readers, tmp_path):
     assert failures(suite_of(readers.NpyReader()), tmp_path) == {}
 
 
@@ -315,7 +315,7 @@ METADATA = {
 
 
 class Broken:
-    """Datasets ``x_train`` and ``x_val``, of what a test makes of sound ones."""
+    """Datasets ``x_train`` and ``x_val``: valid ones that a test may break."""
 
     def __init__(self, train, val):
         self.lists = {"train": train, "val": val}
@@ -357,20 +357,20 @@ def dataset_failures(broken, manager, tmp_path):
     return failures(suite, own)
 
 
-def test_sound_datasets_pass(broken, medsegpy_plugins, tmp_path):
+def test_valid_datasets_pass(broken, medsegpy_plugins, tmp_path):
     assert dataset_failures(broken, medsegpy_plugins, tmp_path) == {}
 
 
 @pytest.fixture
 def anonymous(broken):
-    """The same datasets, of which nothing says who was scanned."""
+    """The same datasets without subjects."""
     for dicts in broken.lists.values():
         for d in dicts:
             del d["subject_id"]
     return broken
 
 
-def test_splits_of_unknown_people_are_not_called_safe(anonymous, medsegpy_plugins):
+def test_splits_of_unknown_subjects_are_not_reported_as_safe(anonymous, medsegpy_plugins):
     medsegpy_plugins.register_plugin(anonymous, "x")
     with pytest.raises(pytest.skip.Exception, match=r"3 scans without subject_id, such as '0000001_V00' of 'x_train'"):
         Suite().test_splits()
@@ -379,12 +379,12 @@ def test_splits_of_unknown_people_are_not_called_safe(anonymous, medsegpy_plugin
     assert "Add subject_id" in found.message
 
 
-def test_one_scan_in_two_splits_fails_whoever_it_is(anonymous, medsegpy_plugins, tmp_path):
+def test_one_scan_in_two_splits_fails(anonymous, medsegpy_plugins, tmp_path):
     anonymous.lists["val"] += anonymous.lists["train"][:6]
     assert "1 subject in two splits" in dataset_failures(anonymous, medsegpy_plugins, tmp_path)["splits"]
 
 
-def test_one_split_of_unknown_people_is_sound(anonymous, medsegpy_plugins, tmp_path):
+def test_one_split_of_unknown_subjects_passes(anonymous, medsegpy_plugins, tmp_path):
     anonymous.lists = {"train": anonymous.lists["train"]}
     medsegpy_plugins.register_plugin(anonymous, "x")
     (found,) = [finding for finding in check_plugin("x") if finding.check == "no subject is in two splits"]
@@ -448,14 +448,14 @@ def test_one_list_for_all_passes_because_the_catalog_copies(broken, medsegpy_plu
     assert "listing" not in dataset_failures(broken, medsegpy_plugins, tmp_path)
 
 
-def test_a_dataset_that_is_not_there_fails(medsegpy_plugins):
+def test_a_missing_dataset_fails(medsegpy_plugins):
     with pytest.raises(CheckError, match="'x_train'"):
         Suite().test_registered()
     with pytest.raises(NotImplementedError, match="needs `names`"):
         DatasetTests().test_registered()
 
 
-def test_the_order_of_a_set_shows_in_a_new_process(site, plugins):
+def test_the_order_of_a_set_is_detected_in_a_new_process(site, plugins):
     site.add(
         "sets",
         """
@@ -510,7 +510,7 @@ def test_the_pytest_plugin_is_light():
     assert not {"numpy", "h5py", "click", "rich", "pluggy._tracing"} & (set(done.stdout.split()) - {"pluggy._tracing"})
 
 
-def test_pytest_starts_without_a_warning_where_the_core_is_imported_already(tmp_path):
+def test_pytest_starts_without_a_warning_if_the_core_is_already_imported(tmp_path):
     (tmp_path / "test_it.py").write_text("import sys\ndef test_it(): assert 'numpy' not in sys.modules\n")
     code = "import medsegpy_core, pytest, sys; sys.exit(pytest.main(['-q', '-W', 'error', '-p', 'no:cacheprovider']))"
     command = [sys.executable, "-W", "error", "-c", code]

@@ -1,4 +1,4 @@
-"""Transforms of one element: the core's three, pipelines from a config, threads, and what may go wrong."""
+"""Transforms of one element: the core's three, pipelines from a config, threads, and errors."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_affine_normalization_by_channel():
     ],
     ids=str,
 )
-def test_arguments_without_sense(cls, arguments):
+def test_invalid_arguments_of_transforms(cls, arguments):
     with pytest.raises(ValueError, match=r"expected|cannot be 0"):
         cls(**arguments)
 
@@ -148,17 +148,17 @@ def test_no_transforms_is_false():
         (["AffineNormalization"], [{"scale": 0}], ConfigError, "cannot be 0"),
     ],
 )
-def test_configs_that_do_not_fit(names, args, error, message):
+def test_invalid_pipelines(names, args, error, message):
     with pytest.raises(error, match=message):
         build_transforms(Config(PREPROCESSING=names, PREPROCESSING_ARGS=args))
 
 
-def test_what_cannot_be_called():
+def test_objects_that_cannot_be_called():
     with pytest.raises(TypeError, match="cannot be called"):
         build_transforms(Config(), 5)
 
 
-def test_rng_is_given_to_those_who_ask():
+def test_rng_is_passed_to_transforms_that_take_it():
     def positional(x, mask, rng):
         return x + np.float32(rng.random()), mask
 
@@ -176,7 +176,7 @@ def test_rng_is_given_to_those_who_ask():
 
 
 class Counter:
-    """Not safe: it counts its calls."""
+    """Not thread-safe: it counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -205,7 +205,7 @@ def test_each_thread_has_its_own_copy_unless_safe():
     assert (own.calls, shared.calls) == (0, 12)
 
 
-def test_a_transform_that_cannot_be_copied_says_the_remedy():
+def test_a_transform_that_cannot_be_copied_names_the_remedy():
     class Locked(Counter):
         def __init__(self):
             super().__init__()
@@ -228,7 +228,7 @@ def test_a_transform_that_cannot_be_copied_says_the_remedy():
         (lambda x, m: (x[..., 0], m[..., 0]), "expected 3 axes"),
     ],
 )
-def test_results_that_are_not_two_arrays_name_the_transform(result, message):
+def test_invalid_results_name_the_transform(result, message):
     with pytest.raises(PluginError, match=message) as caught:
         build_transforms(Config(), result)(image(4, 5, 1), MASK, None)
     assert "<lambda>" in str(caught.value)
@@ -246,7 +246,7 @@ def test_an_error_in_a_transform_keeps_its_type_and_gains_a_note():
 
 @settings(max_examples=20)
 @given(st.sampled_from([np.float64, np.int16, np.bool_, np.float16]), st.sampled_from([np.float32, np.uint8]))
-def test_types_come_out_as_they_went_in(dtype, mask_type):
+def test_types_are_preserved(dtype, mask_type):
     out, mask = build_transforms(Config(), lambda x, m: (x.astype(dtype), m.astype(np.float64)))(
         np.ones((3, 3, 1), np.float32), np.full((3, 3, 1), 1, mask_type), None
     )
@@ -255,7 +255,7 @@ def test_types_come_out_as_they_went_in(dtype, mask_type):
     assert mask.all()
 
 
-def test_pipelines_pickle():
+def test_pipelines_can_be_pickled():
     pipeline = TransformPipeline([("count", Counter()), ("window", Windowing((0, 80)))])
     x = image(3, 3, 1)
     pipeline(x, np.zeros((3, 3, 1), np.float32), None)

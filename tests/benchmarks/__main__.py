@@ -11,7 +11,7 @@ PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
 
 
 def main() -> None:
-    """Print the tables; with ``--write`` also put them into docs/benchmarks.md, between the comments that name them."""
+    """Print the tables; with ``--write`` also write them to docs/benchmarks.md, between the named comments."""
     names = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(

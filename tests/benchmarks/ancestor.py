@@ -1,4 +1,4 @@
-"""What MedSegPy's loaders do to the files, as loops over h5py: open, read, collate by summing, stack, cast."""
+"""The work of MedSegPy's loaders, as loops over h5py: open, read, collate by summing, stack, cast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["collate_by_summing", "patch_batch", "slice_batch"]
 
 
 def collate_by_summing(mask: np.ndarray, categories: Sequence[int | tuple[int, ...]]) -> np.ndarray:
-    """Make a channel of each category: one channel of the file, or the sum of several."""
+    """Make one channel per category: one channel of the file, or the sum of several."""
     planes = [
         mask[..., category] if isinstance(category, int) else np.sum(mask[..., list(category)], axis=-1)
         for category in categories

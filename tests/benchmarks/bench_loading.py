@@ -1,4 +1,4 @@
-"""Batches: 2D slices and 3D patches, against the ancestor, against other libraries, and against memory itself."""
+"""Batches of 2D slices and 3D patches, compared with MedSegPy, other libraries, and memory copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it costs to begin: the import, the listing of a folder, and the memory of what is registered."""
+"""The cost of starting: importing, listing a folder, and the memory of registered dicts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _make_plugins(site: Path) -> None:
 
 
 def _make_names(folder: Path) -> None:
-    """Make empty files: listing looks at names only."""
+    """Create empty files, because listing only uses names."""
     folder.mkdir()
     for subject in range(_SLICES // 160):
         for number in range(1, 161):
@@ -93,7 +93,7 @@ def _make_names(folder: Path) -> None:
 
 
 def _import_ratio(site: Path, rounds: int) -> float:
-    """Return the median ratio of two imports, each over an interpreter that imports nothing."""
+    """Return the median ratio of two imports, each minus the time of an interpreter without imports."""
     path = os.pathsep.join([str(site), str(_ROOT)])
     ratios = []
     for _ in range(max(rounds, 9)):
@@ -103,7 +103,7 @@ def _import_ratio(site: Path, rounds: int) -> float:
 
 
 def _seconds(code: str, path: str) -> float:
-    """Return how long an interpreter runs that does only this, by the processor's time."""
+    """Return the CPU time of an interpreter that does only this."""
     child = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True); t = os.times()"
     done = subprocess.run(
         [sys.executable, "-c", child + "; print(t.children_user + t.children_system)"],

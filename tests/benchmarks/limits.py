@@ -1,4 +1,4 @@
-"""What cannot be beaten: memory copied to memory; and a loop that only reads."""
+"""Upper limits: copies in memory, and a loop that only reads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _pool() -> ThreadPoolExecutor:
 def pack(
     name: str, out: Path, layout: str, patch: tuple[int, int, int] | None = None
 ) -> Callable[[], list[dict[str, Any]]]:
-    """Pack a dataset and return what lists it."""
+    """Pack a dataset and return the function that lists it."""
     packed = pack_dataset(name, out, layout=layout, patch=patch)
     os.sync()
     return lambda: packed_dicts(packed.manifest)
@@ -45,7 +45,7 @@ def random_box(rng: np.random.Generator) -> tuple[slice, ...]:
 
 
 def copy_slices(material: Material, threads: int) -> Callable[[], int]:
-    """Copy what a batch of slices holds from memory to memory: the image, and four classes of float32."""
+    """Copy the content of a batch of slices in memory: the image, and four classes of float32."""
     slices = 3 * BATCH
     image = np.ones((slices, *SHAPE[:2], 1), np.float32)
     mask = np.ones((slices, *SHAPE[:2], 4), np.float32)
@@ -67,7 +67,7 @@ def copy_slices(material: Material, threads: int) -> Callable[[], int]:
 
 
 def read_files(paths: list[Path]) -> Callable[[], int]:
-    """Read whole files with eight threads, which keeps any disk busy; an image and a mask make a slice."""
+    """Read whole files with eight threads, to keep any disk busy; an image and a mask are one slice."""
     local = threading.local()
 
     def read(path: Path) -> None:
@@ -89,7 +89,7 @@ def read_files(paths: list[Path]) -> Callable[[], int]:
 
 
 def crop(material: Material, expand: bool) -> Callable[[], int]:
-    """Cut patches from arrays in memory, one thread: as bits, or expanded to four classes of float32."""
+    """Cut patches from arrays in memory in one thread: as bits, or expanded to four classes of float32."""
     image, bits = material.image, bits_of(material.mask)
     # The bits that each class needs: a voxel belongs to it where one of them is set.
     wanted = np.array([1, 6, 8, 48], np.uint8)
@@ -112,7 +112,7 @@ def crop(material: Material, expand: bool) -> Callable[[], int]:
 
 
 def bare_loop(loader: Any, threads: int, epochs: int) -> Callable[[], int]:
-    """Make the batches of a loader in threads that know in advance what to read, each into its own buffers."""
+    """Make the batches of a loader in threads that know in advance what to read, each with its own buffers."""
     maker = loader.setup.maker
     numbers = [loader._numbers(i) for i in range(len(loader))]
     buffers = [KeptBuffers() for _ in range(threads)]
@@ -126,7 +126,7 @@ def bare_loop(loader: Any, threads: int, epochs: int) -> Callable[[], int]:
 
 
 def read_stored(dicts: list[dict[str, Any]], mmap: bool) -> Callable[[], int]:
-    """Read patches as they are stored, image and bits, with two threads; what a loader does before it expands them."""
+    """Read stored patches (image and bits) with two threads, as a loader does before it expands them."""
     records = make_records(dicts, [""] * len(dicts))
     opener = Opener.of(records)
     starts = [np.random.default_rng(thread) for thread in range(2)]

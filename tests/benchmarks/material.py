@@ -1,4 +1,4 @@
-"""What is read in the benchmarks: scans like those of the OAI, 384 x 384 x 160 float32 with six thin structures."""
+"""The data of the benchmarks: scans like those of the OAI, 384 x 384 x 160 float32 with six thin structures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CATEGORIES = [0, (1, 2), 3, (4, 5)]
 
 
 class Material(NamedTuple):
-    """Where each set lies; each has the same scans."""
+    """The paths of the sets, which contain the same scans."""
 
     slices: Path
     gzip_slices: Path
@@ -30,7 +30,7 @@ class Material(NamedTuple):
 
 
 def make_scan(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
-    """Make an image of smooth fields and noise, with twelve significant bits as scanners give them, and six shells."""
+    """Make an image of smooth fields and noise, with 12 significant bits like those of scanners, and six shells."""
     rng = np.random.default_rng(seed)
     h, w, d = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
     field = np.cos(3 * h)[:, None, None] * np.sin(2 * w)[None, :, None] * np.cos(d)[None, None, :]
@@ -47,7 +47,7 @@ def make_scan(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarra
 
 
 def make_material(folder: Path, scans: int) -> Material:
-    """Write the sets as h5py writes them: contiguous, or with the chunks that it chooses where there is a filter."""
+    """Write the sets with h5py: contiguous or, with a filter, in the chunks that h5py chooses."""
     sets = Material(folder / "slices", folder / "gzip", folder / "volumes", *make_scan(0))
     sets.volumes.mkdir(parents=True)
     sets.gzip_slices.mkdir()
@@ -70,7 +70,7 @@ def bits_of(mask: np.ndarray) -> np.ndarray:
 
 
 def drop_from_cache(paths: list[Path]) -> None:
-    """Tell the system to forget the pages of some files, which must have been synced."""
+    """Drop some files from the page cache; they must have been synced."""
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:

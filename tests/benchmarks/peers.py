@@ -1,4 +1,4 @@
-"""How other libraries read the same scans, each as its documentation says. What is not installed is left out."""
+"""How other libraries read the same scans, as documented by them. Libraries that are not installed are left out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def collated(mask: np.ndarray) -> np.ndarray:
 
 
 def _read_slice(item: dict[str, str]) -> dict[str, np.ndarray]:
-    """Read a slice as channels first, float32: what networks in PyTorch take."""
+    """Read a slice as channels-first float32, as for networks in PyTorch."""
     with h5py.File(item["image"], "r") as file:
         image = file["data"][:, :, 0]
     with h5py.File(item["label"], "r") as file:
@@ -46,7 +46,7 @@ def _rows(found: Any) -> int:
 
 
 def _cacheable(function: Callable[[Any], Any]) -> Any:
-    """Return a transform: MONAI caches what its own class of transforms returns, and nothing of plain functions."""
+    """Return a transform of MONAI's class, because MONAI does not cache the results of plain functions."""
     from monai.transforms import Transform
 
     class Read(Transform):
@@ -64,7 +64,7 @@ def _epoch(loader: Any, key: str, limit: int | None = None) -> Callable[[], int]
 
 
 def slice_cases(slices: Path, volume: Path, scratch: Path) -> tuple[list[Case], list[str]]:
-    """Return the cases of random 2D slices, and what is absent."""
+    """Return the cases of random 2D slices, and the missing libraries."""
     cases, absent = [], []
     stems = sorted(path.with_suffix("") for path in slices.glob("*.im"))
     items = [{"image": f"{stem}.im", "label": f"{stem}.seg"} for stem in stems]
@@ -114,7 +114,7 @@ def _torchio_reader(key: str) -> Callable[[Any], tuple[Any, np.ndarray]]:
 
 
 def _with_labels(volumes: Sequence[Path], scratch: Path) -> list[Path]:
-    """Write the volumes with a label map at hand: the best that TorchIO can be given for slices."""
+    """Write the volumes with a label map, the best input for slices in TorchIO."""
     found = []
     for path in volumes:
         found.append(scratch / f"{path.stem}-labels.h5")
@@ -150,7 +150,7 @@ def _torchio_slices(volume: Path) -> Case:
 
 
 class _quiet:
-    """A loader that warns at every epoch."""
+    """Silence a loader that warns in every epoch."""
 
     def __init__(self, loader: Any):
         self.loader = loader
@@ -165,7 +165,7 @@ class _quiet:
 
 
 def patch_cases(volumes: Sequence[Path], scratch: Path) -> tuple[list[Case], list[str]]:
-    """Return the cases of random 128 x 128 x 64 patches, and what is absent."""
+    """Return the cases of random 128 x 128 x 64 patches, and the missing libraries."""
     cases, absent = [], []
     if _have("monai", "torch"):
         cases += _monai_patches(volumes)

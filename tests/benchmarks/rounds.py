@@ -1,4 +1,4 @@
-"""Rounds: every case runs once in each, in a new order, so that what disturbs the machine disturbs all of them."""
+"""Rounds: every case runs once per round, in a new order, so that other load affects all cases equally."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Case(NamedTuple):
 
     Attributes:
         name: Its row in the table.
-        run: Does the work and returns how many elements were made.
-        before: Brings about what the run finds, untimed: a cold cache, for example.
+        run: Does the work and returns the number of elements.
+        before: Prepares the run, untimed: a cold cache, for example.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Case(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A ratio that is to be reached: `case` makes at least `least` times as many elements a second as `against`."""
+    """A target ratio: `case` makes at least `least` times as many elements per second as `against`."""
 
     case: str
     against: str
@@ -34,7 +34,7 @@ class Target(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Elements a second of each case, round by round."""
+    """Elements per second of each case in each round."""
 
     unit: str
     rates: dict[str, list[float]]

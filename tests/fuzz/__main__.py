@@ -1,6 +1,6 @@
-"""``python -m tests.fuzz``: read damaged files, on demand as many as you like.
+"""``python -m tests.fuzz``: read any number of damaged files.
 
-Exit status 1 if a file was read wrong, or ended in anything but a named error; files that were are kept.
+The exit status is 1 if a file was read wrong or failed without a named error; such files are kept.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main():
 
 
 def odd_files():
-    """Read the corpus in all ways, and count what comes of it."""
+    """Read the corpus in all ways, and count the verdicts."""
     counts = {mode: Counter() for mode in ("plain", "default", "isolate")}
     with tempfile.TemporaryDirectory() as folder:
         for name, (build, expected, _) in CORPUS.items():

@@ -1,4 +1,4 @@
-"""Odd and hostile files, each built by hand, with what has to become of it: read as h5py reads it, or refused."""
+"""Odd and hostile files, each built by hand, with the expected result: read as h5py reads it, or rejected."""
 
 import bz2
 import os
@@ -19,11 +19,11 @@ CORPUS = {}
 
 
 def odd(expected, plain=True):
-    """Add a builder of a file.
+    """Register a builder of a file.
 
     Args:
-        expected: What has to become of it.
-        plain: Whether plain h5py may be asked as well, which some files hang.
+        expected: The expected result.
+        plain: Whether plain h5py may read it too; some files make it hang.
     """
 
     def add(build):
@@ -376,7 +376,7 @@ def huge_chunk(path):
 
 @odd("refused", plain=False)
 def bomb(path):
-    """A gigabyte of zeros that is a megabyte in the file, where a chunk has 480 bytes."""
+    """A gigabyte of zeros that needs only a megabyte in the file."""
     file, made = _low(path, h5py.h5t.IEEE_F32LE, (4, 5, 6), _chunked(deflate=9))
     made.write_direct_chunk((0, 0, 0), zlib.compress(bytes(1 << 30), 1))
     file.close()
@@ -485,7 +485,7 @@ def booleans_that_are_neither(path):
 
 @odd("refused", plain=False)
 def bzip2_that_breaks_off(path):
-    """The filter of hdf5plugin goes round for ever."""
+    """The filter of hdf5plugin loops forever."""
     plan = _chunked()
     plan.set_filter(307, h5py.h5z.FLAG_OPTIONAL, (9,))
     file, made = _low(path, h5py.h5t.IEEE_F32LE, (4, 5, 6), plan)
@@ -513,14 +513,14 @@ def chunk_of_no_bytes_in_the_index(path):
 
 @odd("refused", plain=False)
 def index_of_more_than_the_shape(path):
-    """An array of chunks that is longer than the dataset: looked up, the library reads beyond its end."""
+    """A chunk array that does not match the dataset: the library reads beyond its end."""
     with h5py.File(path, "w", libver="latest") as f:
         f.create_dataset("volume", data=IMAGE, chunks=(2, 2, 2), maxshape=(4, 5, 6), compression="lzf")
     _give_shape(path, (4, 2, 6))
 
 
 def _give_shape(path, shape):
-    """Write another shape into a file of the newer kind, as extent and as its limit."""
+    """Write another shape into a file of the newer format, as extent and as maximum."""
     data, found = path.read_bytes(), struct.pack("<QQQ", 4, 5, 6)
     assert data.count(found) == 2
     data = bytearray(data.replace(found, struct.pack("<QQQ", *shape)))
@@ -586,7 +586,7 @@ def cut_in_half(path):
 
 @odd("refused")
 def not_closed(path):
-    """What is left of a file whose writer was killed."""
+    """The remains of a file whose writer was killed."""
     file = h5py.File(path, "w", libver="latest")
     file["volume"] = IMAGE
     file.flush()

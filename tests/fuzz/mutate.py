@@ -1,4 +1,4 @@
-"""Damaging files: bits, numbers, lengths, blocks; with the checksums of HDF5's newer metadata put right again."""
+"""Damage files: bits, numbers, lengths, blocks; and correct the checksums of HDF5's newer metadata."""
 
 import struct
 
@@ -24,7 +24,7 @@ def damaged(data, r):
 
 
 def _place(data, r):
-    """Return a place: anywhere, or among the metadata, which mostly come first."""
+    """Return an offset: anywhere, or in the metadata, which are mostly at the start."""
     return r.randrange(len(data) if r.random() < 0.4 else min(len(data), 2500))
 
 
@@ -44,7 +44,7 @@ def _number(data, r):
 
 
 def _nudge(data, r):
-    """Add a little to a number that is there."""
+    """Add a little to an existing number."""
     at, width = _place(data, r), r.choice([1, 2, 4, 8])
     value = int.from_bytes(data[at : at + width], "little") + r.choice([-8, -1, 1, 8, 512])
     data[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")[: len(data) - at]
@@ -61,7 +61,7 @@ def _grow(data, r):
 
 
 def _copy(data, r):
-    """Put a block in the place of another: a header where data are expected, an old index in a new one."""
+    """Replace a block by another: data by a header, a new index by an old one."""
     source, target, size = r.randrange(len(data)), _place(data, r), r.choice([4, 8, 16, 40, 100])
     block = data[source : source + size]
     data[target : target + len(block)] = block[: len(data) - target]
@@ -74,7 +74,7 @@ def _blank(data, r):
 
 
 def _point(data, r):
-    """Let an address lead to another structure, or to the one that it stands in."""
+    """Let an address point to another structure, or to its own."""
     known = [at for name in _STRUCTURES for at in _places(data, name)]
     pointers = [at for target in known for at in _places(data, target.to_bytes(8, "little"))]
     if pointers:
@@ -85,7 +85,7 @@ def _point(data, r):
 
 
 def _level(data, r):
-    """Let a node of a B-tree stand on another level."""
+    """Change the level of a B-tree node."""
     trees = _places(data, b"TREE")
     if trees:
         data[r.choice(trees) + 5] = r.choice([0, 1, 1, 2, 255])
@@ -105,7 +105,7 @@ _WAYS = [_point, _point, _level, _flip, _flip, _byte, _number, _number, _number,
 
 
 def mend_checksums(data):
-    """Put the checksums of the superblock and of all object headers right, as somebody who builds a file would."""
+    """Correct the checksums of the superblock and of all object headers, as the author of a crafted file would."""
     if data[:8] == b"\x89HDF\r\n\x1a\n" and len(data) >= 48 and data[8] in (2, 3):
         data[44:48] = struct.pack("<I", lookup3(data[:44]))
     at = data.find(b"OHDR")
@@ -130,7 +130,7 @@ def _rotated(value, bits):
 
 
 def lookup3(data):
-    """Return Bob Jenkins' hash of bytes (lookup3.c, ``hashlittle`` with 0), which HDF5 stores behind its metadata."""
+    """Return Bob Jenkins' hash of bytes (lookup3.c, ``hashlittle`` with 0), which HDF5 stores after its metadata."""
     data = bytes(data)
     a = b = c = (0xDEADBEEF + len(data)) & _MASK
     whole = max(0, (len(data) - 1) // 12)

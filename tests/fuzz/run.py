@@ -1,4 +1,4 @@
-"""Reading many bad files in processes that may die of them, and comparing what these saw."""
+"""Read many bad files in processes that may crash, and compare the results."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ PATIENCE = 300.0  # seconds, for a file that waits; one that is at work is ended
 
 
 class Reader:
-    """A worker, started again when a file has ended it."""
+    """A worker, restarted when a file has ended it."""
 
     def __init__(self, mode):
         self.mode = mode
         self._process = None
 
     def ask(self, path, is_slice):
-        """Send a file to be read; `answer` says what came of it."""
+        """Send a file to read; `answer` returns the result."""
         if self._process is None:
             command = [sys.executable, "-m", "tests.fuzz.worker", self.mode]
             self._process = subprocess.Popen(
@@ -36,7 +36,7 @@ class Reader:
             self._process.stdin.flush()
 
     def answer(self):
-        """Return what it saw, or that it crashed or hung."""
+        """Return what it read, or that it crashed or hung."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             ready = selector.select(PATIENCE)
@@ -66,7 +66,7 @@ def _named(status):
 
 
 def judge(plain, ours):
-    """Return what is to be said of each array that we saw: a list of (verdict, words).
+    """Return the verdict on each array that we read: a list of (verdict, words).
 
     ``read`` (as h5py), ``refused`` (by name), ``lenient`` (read, though h5py does not), ``wrong``, ``unnamed``
     (another error), ``crash``, ``hang``.
@@ -93,7 +93,7 @@ def _is_boolean_of(reference, ours):
 
 
 def make_case(case, folder):
-    """Write the file of a case, the same for the same number; returns its path, and whether it is a slice."""
+    """Write the file of a case (deterministic by its number); returns its path, and whether it is a slice."""
     r = random.Random(case)
     path = Path(folder) / f"case{case}.h5"
     if case % 3:
@@ -111,12 +111,12 @@ def fuzz(cases, folder, modes=("default", "isolate"), report=lambda *_: None):
 
     Args:
         cases: Their numbers.
-        folder: Where files are written, and removed again if nothing is wrong with them.
+        folder: Where files are written; removed again if the result is fine.
         modes: Ways to read.
-        report: Called with case, mode, verdict and words of all that is neither read nor refused.
+        report: Called with case, mode, verdict and words if a file is neither read nor rejected.
 
     Returns:
-        How often each verdict was given: mode to Counter; of plain h5py, how often it crashed or hung.
+        The counts of verdicts: mode to Counter; for plain h5py, how often it crashed or hung.
     """
     readers = {mode: Reader(mode) for mode in ("plain", *modes)}
     counts = {mode: Counter() for mode in readers}

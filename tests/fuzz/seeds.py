@@ -1,4 +1,4 @@
-"""Sound files in the layouts of both readers, and files of a random structure: what the fuzzer starts from."""
+"""Seeds of the fuzzer: valid files in the layouts of both readers, and files with a random structure."""
 
 import random
 from functools import cache
@@ -28,7 +28,7 @@ TYPES = ["<f4", ">f4", "<f8", "<f2", "<i2", ">i2", "u1", "i1", "<u4", "<i8", ">u
 
 @cache
 def sound_files(folder):
-    """Return (is it a slice, bytes of the file) of sound files, small enough that metadata is much of them."""
+    """Return (is it a slice, bytes of the file) of valid files, so small that much of them is metadata."""
     rng = np.random.default_rng(0)
     files = []
     path = Path(folder) / "seed.h5"
@@ -51,7 +51,7 @@ def sound_files(folder):
 
 
 def random_file(path, seed):
-    """Write a file of a random structure: types, layouts, filters, indices, attributes, chunks of other sizes.
+    """Write a file with a random structure: types, layouts, filters, indices, attributes, chunk sizes.
 
     Returns:
         Whether it is a slice.
@@ -107,7 +107,7 @@ def _random_dataset(file, key, shape, r, mask=False):
 
 
 def _random_chunk(made, dtype, r):
-    """Store a chunk as it comes: of any length, with any filters left out."""
+    """Store a raw chunk of any length, with any filters skipped."""
     corner = tuple(r.randrange(-(-n // c)) * c for n, c in zip(made.shape, made.chunks, strict=True))
     size = int(np.prod(made.chunks)) * dtype.itemsize
     length = r.choice([size, size, max(1, size // 2), size * 2, size - 1 or 1, r.randint(1, 64)])

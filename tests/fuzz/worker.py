@@ -1,4 +1,4 @@
-"""A process that reads files, one after the other, and says what it saw: a file may crash or hang it.
+"""A process that reads files one by one and reports the results; a file may crash or hang it.
 
 ``python -m tests.fuzz.worker MODE``, MODE being ``plain`` (h5py alone), ``default`` or ``isolate``. A line of JSON
 comes in for each file, ``{"path": ..., "slice": ...}``, and one goes out.
@@ -22,7 +22,7 @@ PROCESSOR_SECONDS = {"plain": 3, "default": 20}
 
 
 def _seen(array):
-    """Return what is to be compared: the type in native byte order, and the bytes."""
+    """Return the values to compare: the type in native byte order, and the bytes."""
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("="))
     return ["ok", array.dtype.str, hashlib.blake2b(array.tobytes(), digest_size=12).hexdigest(), array.size]
@@ -51,7 +51,7 @@ def _record(path, is_slice, wants_mask):
 
 
 def read_ours(path, is_slice, access):
-    """Read image and mask as a loader would, and once more through the library, whatever way they came before."""
+    """Read image and mask as a loader does, and once more with the library."""
     from medsegpy_core import ReadError, open_scan
     from medsegpy_core.hdf5.options import accessing
 
@@ -81,7 +81,7 @@ def _compare_parts(array, whole, seen, name):
 
 
 def _compare_ways(path, key, whole, seen, name):
-    """Read through the library what came by byte ranges."""
+    """Read with the library what was read by byte ranges."""
     from medsegpy_core import ReadError
     from medsegpy_core.hdf5 import open_array
     from medsegpy_core.hdf5.read import read_box

@@ -1,4 +1,4 @@
-"""The reader ``h5-slices``: what it lists, what it claims, what it opens."""
+"""The reader ``h5-slices``: listing, probing and opening."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def test_what_was_written_is_listed_and_read(tmp_path):
+def test_written_files_are_listed_and_read(tmp_path):
     written = write_slices(tmp_path, IMAGE, MASK, subject_id=2)
     written += write_slices(tmp_path, IMAGE + 1, subject_id=2, augmentation=1)
     written += write_slices(tmp_path, IMAGE + 2, MASK, subject_id=1, time_point=3)
@@ -43,7 +43,7 @@ def test_what_was_written_is_listed_and_read(tmp_path):
                 np.testing.assert_array_equal(scan.mask[...], MASK[:, :, k])
 
 
-def test_an_empty_folder_and_none(tmp_path):
+def test_an_empty_folder_and_a_missing_one(tmp_path):
     assert READER.scan(tmp_path) == []
     with pytest.raises(ReadError, match="nowhere"):
         READER.scan(tmp_path / "nowhere")
@@ -55,7 +55,7 @@ def test_paths_are_absolute(tmp_path, monkeypatch):
     assert list_slices(".")[0]["file_name"] == str(tmp_path / "0000001_V00-Aug00_001.im")
 
 
-def test_what_is_left_aside_is_named(tmp_path):
+def test_skipped_files_are_named(tmp_path):
     touch(
         tmp_path,
         "0000001_V00-Aug00_001.im",
@@ -88,13 +88,13 @@ def test_what_is_left_aside_is_named(tmp_path):
     assert "0000001_V00 lacks 002, 003" in gaps
 
 
-def test_long_lists_are_cut_with_a_count(tmp_path):
+def test_long_lists_are_shortened_with_a_count(tmp_path):
     touch(tmp_path, *(f"knee{i:03d}.im" for i in range(100)))
     with pytest.warns(DataWarning, match=r"slice names .*knee004\.im, \.\.\. \(100 in all\)"):
         assert READER.scan(tmp_path) == []
 
 
-def test_other_zeros_keep_their_path_and_find_their_mask(tmp_path):
+def test_names_with_other_zeros_find_their_mask(tmp_path):
     touch(
         tmp_path,
         "1_V0-Aug0_1.im",
@@ -114,7 +114,7 @@ def test_other_zeros_keep_their_path_and_find_their_mask(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["im", "seg"])
-def test_two_names_for_one_slice(tmp_path, suffix):
+def test_two_names_of_one_slice(tmp_path, suffix):
     touch(tmp_path, "0000001_V00-Aug00_001.im", f"0000001_V00-Aug00_1.{suffix}", "0000001_V00-Aug00_001.seg")
     with pytest.raises(RecordError, match=r"Aug00_(001|1)\.\w+ and .*Aug00_(001|1)\.\w+ are both slice 1"):
         READER.scan(tmp_path)
@@ -145,7 +145,7 @@ def test_any_set_of_names(tmp_path_factory, entries, order):
         Record.from_dict(d)
 
 
-def test_what_it_claims(tmp_path):
+def test_probe_recognizes_its_files(tmp_path):
     with h5py.File(tmp_path / "slice", "w") as f:
         f["data"] = IMAGE
     write_volume(tmp_path / "volume", IMAGE)
@@ -154,13 +154,13 @@ def test_what_it_claims(tmp_path):
     assert [READER.probe(tmp_path / n) for n in ("slice", "volume", "text", "broken", "none")] == [True] + [False] * 4
 
 
-def test_it_is_a_reader_that_pickles():
+def test_the_reader_can_be_pickled():
     assert isinstance(READER, Reader)
     assert pickle.loads(pickle.dumps(READER)) == READER
     assert (READER.name, READER.suffixes) == ("h5-slices", (".im",))
 
 
-def test_a_broken_file_is_a_read_error(tmp_path):
+def test_a_damaged_file_is_a_read_error(tmp_path):
     d = write_slices(tmp_path, IMAGE, subject_id=2)[0]
     os.truncate(d["file_name"], 300)
     with pytest.raises(ReadError, match=r"0000002_V00-Aug00_001\.im"), READER.open(Record.from_dict(d)):

@@ -22,7 +22,7 @@ class TestSlicesReader(ReaderTests):
 
 
 class TestOtherLayouts(ReaderTests):
-    """Label maps, channels, other orders of axes, big-endian numbers, and no mask."""
+    """Label maps, channels, other axis orders, big-endian numbers, and no mask."""
 
     reader = SlicesReader()
 

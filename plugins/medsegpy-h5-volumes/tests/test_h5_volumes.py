@@ -1,4 +1,4 @@
-"""The reader ``h5-volumes``: what it lists, what it claims, what it opens."""
+"""The reader ``h5-volumes``: listing, probing and opening."""
 
 import pickle
 import subprocess
@@ -22,7 +22,7 @@ def save(path, **arrays):
             f[key.replace("__", "/")] = array
 
 
-def test_what_was_written_is_listed_and_read(tmp_path):
+def test_written_files_are_listed_and_read(tmp_path):
     written = [
         write_volume(tmp_path / "0000002_V00.h5", IMAGE, MASK),
         write_volume(tmp_path / "0000002_V00-Aug04.hdf5", IMAGE, MASK, compression="gzip"),
@@ -83,7 +83,7 @@ def test_image_and_mask_in_two_files(tmp_path):
         READER.scan(tmp_path)
 
 
-def test_what_is_left_aside_is_named(tmp_path):
+def test_skipped_files_are_named(tmp_path):
     write_volume(tmp_path / "good.h5", IMAGE)
     write_slices(tmp_path, IMAGE, subject_id=1)
     save(tmp_path / "other.h5", weights=IMAGE)
@@ -98,14 +98,14 @@ def test_what_is_left_aside_is_named(tmp_path):
     assert "broken.h5 (not a readable HDF5 file" in broken
 
 
-def test_two_scans_of_one_name(tmp_path):
+def test_two_scans_with_the_same_name(tmp_path):
     write_volume(tmp_path / "a.h5", IMAGE)
     write_volume(tmp_path / "a.hdf5", IMAGE)
     with pytest.raises(RecordError, match=r"a\.h5 and .*a\.hdf5 both contain a scan 'a'"):
         READER.scan(tmp_path)
 
 
-def test_an_empty_folder_and_none(tmp_path):
+def test_an_empty_folder_and_a_missing_one(tmp_path):
     assert READER.scan(tmp_path) == []
     with pytest.raises(ReadError, match="nowhere"):
         READER.scan(tmp_path / "nowhere")
@@ -120,7 +120,7 @@ def test_slices_of_a_volume(tmp_path):
             np.testing.assert_array_equal(scan.mask[...], MASK[:, :, k])
 
 
-def test_what_it_claims(tmp_path):
+def test_probe_recognizes_its_files(tmp_path):
     write_volume(tmp_path / "volume", IMAGE)
     save(tmp_path / "many", A__volume=IMAGE)
     save(tmp_path / "slice", data=IMAGE)
@@ -132,7 +132,7 @@ def test_what_it_claims(tmp_path):
     assert [READER.probe(tmp_path / n) for n in names] == [True] * 2 + [False] * 5
 
 
-def test_it_is_a_reader_that_pickles():
+def test_the_reader_can_be_pickled():
     assert isinstance(READER, Reader)
     assert pickle.loads(pickle.dumps(READER)) == READER
     assert READER.name == "h5-volumes"

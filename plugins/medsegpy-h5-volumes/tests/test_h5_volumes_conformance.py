@@ -21,7 +21,7 @@ class TestVolumesReader(ReaderTests):
 
 
 class TestManyScansInAFile(ReaderTests):
-    """One group a scan; depth first; chunks that no slice fits."""
+    """One group per scan, depth first, with chunks that do not match slices."""
 
     reader = VolumesReader()
 
@@ -39,6 +39,6 @@ class TestManyScansInAFile(ReaderTests):
         return [Example(d, image, mask) for d in dicts]
 
     def test_listing(self, tmp_path):
-        """Without the axes, which `scan` cannot know, the arrays do not fit; the names do."""
+        """`scan` cannot know the axes, so only the names are checked."""
         self.examples(tmp_path)
         assert [d["scan_id"] for d in self.reader.scan(tmp_path)] == ["0000001_V00", "0000002_V01"]

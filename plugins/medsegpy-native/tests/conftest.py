@@ -1,4 +1,4 @@
-"""What all tests of the kernels share."""
+"""Fixtures for all tests of the kernels."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from medsegpy_core._util import stamps
 
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch):
-    """Take no file for young: the kernels leave those to NumPy."""
+    """Treat no file as young, because the kernels leave young files to NumPy."""
     monkeypatch.setattr(stamps, "YOUNG_NS", 0)

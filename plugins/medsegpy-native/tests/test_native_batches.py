@@ -1,4 +1,4 @@
-"""Batches are the same with the compiled native and without, and so are errors."""
+"""Batches and errors are the same with and without the compiled kernels."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ CHANNELS = 6
 
 @pytest.fixture
 def rows_left(monkeypatch):
-    """How many rows of each batch the native left to be read otherwise."""
+    """The number of rows of each batch that the kernels skipped."""
     left = []
 
     def counting(*args, real=NativeBackend.read_rows):
@@ -41,7 +41,7 @@ def without_kernels(make):
 
 
 def outcome(make):
-    """What a function returns, or the type and text of what it raises."""
+    """Return the result of a function, or the type and text of its error."""
     try:
         return make()
     except (ReadError, CategoryError, ShapeError) as error:
@@ -54,7 +54,7 @@ def loader_of(dicts, tag="DefaultDataLoader", size=(), categories=(0, (1, 4), 5)
 
 
 def same(dicts, **settings):
-    """Read twice by native, so that mapped files are mapped in the second pass, and once without."""
+    """Compare two passes with kernels (mapped files are mapped in the second) with one pass without."""
     loader = loader_of(dicts, **settings)
 
     def read(loader=loader):
@@ -146,7 +146,7 @@ def test_volumes(tmp_path_factory, shape, dtype, mask_dtype, tag, chunks, mmap):
         same(dicts, tag=tag, size=size, options={"mmap": mmap})
 
 
-def test_plain_slices_and_patches_leave_no_row(tmp_path, rows_left):
+def test_plain_slices_and_patches_skip_no_row(tmp_path, rows_left):
     image, mask = make_scan((40, 30, 10), "<f4", "u1", 0)
     (tmp_path / "slices").mkdir()
     slices = write_slices(tmp_path / "slices", image, mask)
@@ -219,7 +219,7 @@ def edit(dicts, number, key, value):
         file["data"][3, 4] = value
 
 
-def test_values_that_are_not_binary_are_told_of(slices):
+def test_values_that_are_not_binary_are_an_error(slices):
     edit(slices, 4, "sem_seg_file", 255)
     kind, text = same(slices)
     assert kind is ReadError
@@ -227,7 +227,7 @@ def test_values_that_are_not_binary_are_told_of(slices):
     assert slices[4]["sem_seg_file"] in text
 
 
-def test_a_category_that_the_file_does_not_have(slices):
+def test_a_category_beyond_the_channels_of_the_file(slices):
     kind, text = same(slices, categories=[0, 6])
     assert kind is CategoryError
     assert "channel 6" in text
@@ -282,7 +282,7 @@ def test_files_that_change_between_two_passes(slices, tmp_path, mmap, monkeypatc
     assert caught.value.path == Path(slices[6]["sem_seg_file"])
 
 
-def test_the_budget_of_a_read_holds(slices, monkeypatch):
+def test_the_limit_of_one_read_applies(slices, monkeypatch):
     loader = loader_of(slices)
     list(loader)
     monkeypatch.setenv("MEDSEGPY_MAX_READ", "1000")
@@ -290,7 +290,7 @@ def test_the_budget_of_a_read_holds(slices, monkeypatch):
         list(loader)
 
 
-def test_threads_and_kept_buffers_give_the_same_batches(slices):
+def test_threads_and_reused_buffers_give_the_same_batches(slices):
     plain = [[array.copy() for array in batch] for batch in loader_of(slices)]
     cfg = Config(SEED=0, CATEGORIES=[0, (1, 4), 5], NUM_WORKERS=3)
     loader = build_loader(cfg, slices, batch_size=3, shuffle=True, drop_last=False, reuse_buffers=True)
@@ -314,7 +314,7 @@ def test_a_loader_keeps_the_backend_that_it_was_built_with(slices, rows_left, mo
     assert not any(rows_left)
 
 
-def test_backends_pickle_by_name(slices, monkeypatch):
+def test_backends_are_pickled_by_name(slices, monkeypatch):
     native, plain = current_backend(), without_kernels(current_backend)
     assert (native.name, plain.name) == ("native", "numpy")
     assert pickle.loads(pickle.dumps(native)) is native

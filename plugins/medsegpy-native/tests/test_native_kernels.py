@@ -1,4 +1,4 @@
-"""The compiled functions by themselves, against plain NumPy and h5py."""
+"""The compiled functions, compared with plain NumPy and h5py."""
 
 import os
 import subprocess
@@ -71,14 +71,14 @@ def test_collating_is_a_logical_or(collation, voxels, density, dtype, bits, data
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 300), st.integers(2, 255), st.data())
-def test_one_byte_that_is_neither_0_nor_1_is_seen(channels, voxels, value, data):
+def test_one_byte_other_than_0_and_1_is_detected(channels, voxels, value, data):
     planes = np.zeros((voxels, channels), np.uint8)
     planes.reshape(-1)[data.draw(st.integers(0, planes.size - 1))] = value
     table = bit_table((0,), False, np.dtype("f4"))
     assert not native.kernels(None).collate(planes, channels, False, np.empty((voxels, 1), np.float32), table)
 
 
-def test_large_outputs_are_written_past_the_cache_with_the_same_values(tmp_path):
+def test_streaming_stores_write_the_same_values(tmp_path):
     rng = np.random.default_rng(0)
     planes = (rng.random((300_001, 6)) < 0.02).astype(np.uint8)
     planes[50_000:200_000] = 0
@@ -112,7 +112,7 @@ def stored_boxes(draw):
 
 @settings(max_examples=120, deadline=None)
 @given(stored_boxes(), st.booleans())
-def test_boxes_of_files_are_what_h5py_reads(tmp_path_factory, stored, mapped):
+def test_boxes_equal_those_of_h5py(tmp_path_factory, stored, mapped):
     shape, box, dtype, chunks = stored
     path = tmp_path_factory.mktemp("boxes") / "a.h5"
     low, high = (-(2**30), 2**30) if dtype[-1] == "4" else (-(2**7) if "i" in dtype else 0, 2**7)
@@ -144,7 +144,7 @@ def test_boxes_of_files_are_what_h5py_reads(tmp_path_factory, stored, mapped):
         ((40, 50, 60, 3), "3:40, 5:6, 0:60, 0:3"),
     ],
 )
-def test_boxes_of_any_form_are_what_h5py_reads(tmp_path, shape, box):
+def test_boxes_of_any_shape_equal_those_of_h5py(tmp_path, shape, box):
     values = np.random.default_rng(0).integers(-2000, 2000, shape).astype("<i2")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["data"] = values
@@ -166,7 +166,7 @@ def done(place):
     return not left(np.zeros((1, 4000), np.float32), place)
 
 
-def test_a_file_that_is_another_one_is_left_undone(file):
+def test_a_replaced_file_is_skipped(file):
     place = open_array(file, "data").place((slice(0, 4000),))
     assert done(place)
     os.utime(file, ns=(1, 1))
@@ -177,7 +177,7 @@ def test_a_file_that_is_another_one_is_left_undone(file):
     assert not done(place)  # and does not wait for somebody to write
 
 
-def test_a_file_that_ends_early_is_left_undone(file):
+def test_a_truncated_file_is_skipped(file):
     place = open_array(file, "data").place((slice(0, 4000),))
     status = file.stat()
     os.truncate(file, status.st_size - 4)
@@ -190,7 +190,7 @@ def test_a_file_that_ends_early_is_left_undone(file):
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_file_that_changes_while_it_is_read_is_left_undone(mapped, tmp_path):
+def test_a_file_that_changes_during_a_read_is_skipped(mapped, tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["data"] = np.zeros(8 << 20, np.float32)
@@ -228,14 +228,14 @@ def test_only_the_change_time_differs(file):
 
 @pytest.fixture
 def library():
-    """What inflates."""
+    """The decompression library."""
     if not current_backend().decodes:
         pytest.skip("libdeflate is not installed")
 
 
 @pytest.fixture
 def inflated(monkeypatch):
-    """Whether each read was done by the native."""
+    """Whether the kernels did each read."""
     seen = []
 
     def counting(*args, real=chunks.inflated):
@@ -261,7 +261,7 @@ def chunked(draw):
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunked(), st.sampled_from([None, "f4", "f8"]))
-def test_gzip_chunks_are_what_h5py_reads(tmp_path_factory, library, inflated, stored, out_dtype):
+def test_gzip_chunks_equal_those_of_h5py(tmp_path_factory, library, inflated, stored, out_dtype):
     shape, chunk, box, dtype, shuffle, level, empty = stored
     path = tmp_path_factory.mktemp("gzip") / "a.h5"
     rng = np.random.default_rng(0)
@@ -279,7 +279,7 @@ def test_gzip_chunks_are_what_h5py_reads(tmp_path_factory, library, inflated, st
     assert inflated == [True]
 
 
-def test_an_output_with_gaps_and_chunks_that_are_shared(tmp_path, library, inflated):
+def test_an_output_with_gaps_and_shared_chunks(tmp_path, library, inflated):
     values = np.random.default_rng(0).integers(0, 1000, (40, 50, 6)).astype(np.int16)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", data=values, chunks=(16, 16, 4), compression="gzip", shuffle=True)
@@ -295,7 +295,7 @@ def test_an_output_with_gaps_and_chunks_that_are_shared(tmp_path, library, infla
 
 
 @pytest.mark.parametrize("dtype", ["i2", "f4"])
-def test_large_datasets_are_decoded_a_part_at_a_time(tmp_path, library, inflated, monkeypatch, dtype):
+def test_large_datasets_are_decoded_in_parts(tmp_path, library, inflated, monkeypatch, dtype):
     monkeypatch.setattr(chunks, "_AT_ONCE", 5000)
     values = np.random.default_rng(0).integers(0, 1000, (40, 50, 6)).astype(np.int16)
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -324,7 +324,7 @@ def damaged(how, stored, size):
     "how",
     ["flipped", "cut", "too much", "too little", "noise", "a wrong checksum", "nothing", "an empty one that lies"],
 )
-def test_chunks_that_do_not_decode_to_their_size_are_refused(tmp_path, library, how, shuffle):
+def test_chunks_that_do_not_decode_to_their_size_are_rejected(tmp_path, library, how, shuffle):
     path = tmp_path / "a.h5"
     values = np.random.default_rng(0).integers(0, 200, (32, 32)).astype(np.float32)
     with h5py.File(path, "w") as file:
@@ -339,7 +339,7 @@ def test_chunks_that_do_not_decode_to_their_size_are_refused(tmp_path, library, 
     np.testing.assert_array_equal(open_array(path, "data")[:8], values[:8])
 
 
-def test_chunks_that_were_never_written_are_left_to_others(tmp_path, library, inflated):
+def test_unwritten_chunks_are_skipped(tmp_path, library, inflated):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("data", (32, 32), "f4", chunks=(8, 8), compression="gzip", fillvalue=5)
         data[:16] = 1
@@ -350,7 +350,7 @@ def test_chunks_that_were_never_written_are_left_to_others(tmp_path, library, in
 
 
 @pytest.mark.parametrize("mask", [1, 2, 3])
-def test_filters_that_were_left_out_for_a_chunk_are_not_undone(tmp_path, library, mask):
+def test_filters_skipped_for_a_chunk_are_not_decoded(tmp_path, library, mask):
     values = np.random.default_rng(0).integers(0, 200, (32, 32)).astype(np.float32)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("data", data=values, chunks=(8, 16), compression="gzip", shuffle=True)
@@ -389,13 +389,13 @@ def inflate(**changed):
         {"strides": [1] * 18, "chunks": [0, len(CHUNK), 0] + [1] * 9},
     ],
 )  # fmt: skip
-def test_chunks_that_do_not_fit_are_refused_before_anything_is_read(library, wrong):
+def test_chunks_that_exceed_the_output_are_rejected_before_reading(library, wrong):
     assert inflate()[0] == -1
     with pytest.raises(ValueError, match=r"chunk|Chunk"):
         inflate(**wrong)
 
 
-def test_parts_of_chunks_go_where_they_belong(library):
+def test_parts_of_chunks_are_copied_into_place(library):
     number, out = inflate()
     assert number == -1
     assert out.tolist() == list(range(64))
@@ -426,7 +426,7 @@ JOB = {"text": -1, "fd": 0, "map": -1, "offset": 0, "count0": 1, "stride0": 0, "
         {"text": 2}, {"stride1": -8}, {"count1": 2, "run": 2, "stride1": HUGE * 2 - 1},
     ],
 )  # fmt: skip
-def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
+def test_jobs_that_exceed_the_output_are_rejected_before_reading(wrong):
     out = np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="does not fit"):
         native.kernels(None).read_boxes(array("q", (JOB | wrong).values()), bytes(33), (), out, b"")
@@ -442,7 +442,7 @@ def test_jobs_that_do_not_fit_are_refused_before_anything_is_read(wrong):
         (array("q", JOB.values()), bytes(33), bytes(256 * 65), "256 rows"),
     ],
 )
-def test_arguments_that_are_none_are_refused(jobs, texts, table, message):
+def test_invalid_arguments_are_rejected(jobs, texts, table, message):
     with pytest.raises(ValueError, match=message):
         native.kernels(None).read_boxes(jobs, texts, (), np.zeros(4, np.float32), table)
     with pytest.raises(ValueError, match=r"do not match|256 rows"):
@@ -462,7 +462,7 @@ def test_arguments_that_are_none_are_refused(jobs, texts, table, message):
         ("native", False),
     ],
 )
-def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
+def test_the_allow_list_disables_it(monkeypatch, allowed, used):
     if allowed is None:
         monkeypatch.delenv("MEDSEGPY_LOAD_PLUGINS", raising=False)
     else:
@@ -475,7 +475,7 @@ def test_the_list_of_plugins_to_load_turns_it_off(monkeypatch, allowed, used):
 
 
 @pytest.mark.parametrize("wrong", [{"COMPILED": False}, {"INTERFACE": 99}])
-def test_kernels_that_are_not_there_or_of_another_time_are_not_used(monkeypatch, wrong):
+def test_missing_or_incompatible_kernels_are_not_used(monkeypatch, wrong):
     for name, value in wrong.items():
         monkeypatch.setattr(medsegpy_native, name, value)
     backend._installed.cache_clear()

@@ -1,4 +1,4 @@
-"""The reader passes the suite for readers, on files that nibabel wrote."""
+"""The reader passes the suite for readers, on files written by nibabel."""
 
 import nibabel as nib
 import numpy as np
@@ -43,13 +43,13 @@ class TestCompressed(TestPlain):
 
 
 class TestCompressedWithoutMemory(TestCompressed):
-    """Unpacked for each read."""
+    """Decompressed for each read."""
 
     reader = NiftiReader(cache_bytes=0)
 
 
 class TestOneFile(ReaderTests):
-    """Image channels and classes along the fourth axis, which is behind one of size 1."""
+    """Image channels and classes along the axis after a fourth axis of size 1."""
 
     reader = NiftiReader()
 
@@ -62,7 +62,7 @@ class TestOneFile(ReaderTests):
         return [Example(d, image, mask), Example(channels, np.stack([image, image + 1], -1), mask)]
 
     def test_listing(self, tmp_path):
-        """`scan` cannot know which volumes are which."""
+        """`scan` cannot know the meaning of the volumes."""
         self.examples(tmp_path)
         (d,) = self.reader.scan(tmp_path)
         assert "sem_seg_file" not in d

@@ -1,4 +1,4 @@
-"""Damaged files, files that change, files of the same size and time: other voxels are never given without a word."""
+"""Damaged files, changing files, files with the same size and time: wrong voxels are never returned silently."""
 
 import gzip
 import os
@@ -22,7 +22,7 @@ IMAGE = np.random.default_rng(0).integers(-300, 300, (4, 3, 2)).astype(np.int16)
 
 @pytest.fixture(params=["isal", "zlib"])
 def unpacker(request, monkeypatch):
-    """Unpack with isal, then without."""
+    """Decompress with isal, then without."""
     if request.param == "isal":
         pytest.importorskip("isal")
     else:
@@ -49,7 +49,7 @@ def check(folder):
     return CliRunner().invoke(cli, ["datasets", "check", str(folder)]).exit_code
 
 
-def test_every_flipped_bit_of_a_compressed_file_is_noticed(tmp_path, reader, unpacker, monkeypatch):
+def test_every_flipped_bit_of_a_compressed_file_is_detected(tmp_path, reader, unpacker, monkeypatch):
     monkeypatch.setattr(stamps, "YOUNG_NS", 0)  # each file is written once: no read has to be confirmed
     good, refused = gzip.compress(content_of(IMAGE, tmp_path), mtime=0), 0
     for bit in range(len(good) * 8):
@@ -68,7 +68,7 @@ def test_every_flipped_bit_of_a_compressed_file_is_noticed(tmp_path, reader, unp
 
 
 @pytest.mark.parametrize("at", [30, -20, -8, -6, -4, -1])
-def test_check_finds_damage_anywhere(tmp_path, at):
+def test_check_detects_damage_anywhere(tmp_path, at):
     folder = tmp_path / "scans"
     folder.mkdir()
     damaged = bytearray(gzip.compress(content_of(IMAGE, tmp_path)))
@@ -79,7 +79,7 @@ def test_check_finds_damage_anywhere(tmp_path, at):
     assert check(folder) == 1
 
 
-def test_what_may_follow_the_voxels(tmp_path, reader, unpacker):
+def test_bytes_after_the_voxels(tmp_path, reader, unpacker):
     content = content_of(IMAGE, tmp_path)
     path = tmp_path / "a.nii.gz"
     halves = gzip.compress(content[:400]) + gzip.compress(content[400:])
@@ -102,7 +102,7 @@ def test_what_may_follow_the_voxels(tmp_path, reader, unpacker):
 
 
 def test_a_part_that_ends_before_the_checksum(tmp_path):
-    """Without room to keep it, a file is unpacked as far as is needed, and to its end by `check`."""
+    """A file that is not cached is decompressed as far as needed, and to its end by `check`."""
     image = np.random.default_rng(0).integers(0, 9, (40, 40, 40)).astype(np.int16)
     path = tmp_path / "a.nii.gz"
     damaged = bytearray(gzip.compress(content_of(image, tmp_path)))
@@ -131,7 +131,7 @@ def test_check_reads_to_the_checksum_of_files_that_are_not_kept(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_another_file_of_the_same_size_and_time(tmp_path, reader, suffix):
-    """As `cp -p` and `rsync -t` leave it: first in place, then under a new inode; voxels, then the header alone."""
+    """Like `cp -p` and `rsync -t`: in place, then with a new inode; new voxels, then only a new header."""
     pack = gzip.compress if suffix == ".nii.gz" else bytes
     first = content_of(IMAGE, tmp_path)
     larger = bytearray(first)
@@ -150,7 +150,7 @@ def test_another_file_of_the_same_size_and_time(tmp_path, reader, suffix):
             assert np.array_equal(read(reader, path), image)
 
 
-def test_a_change_of_ctime_alone_is_no_error(tmp_path, reader):
+def test_a_new_ctime_alone_is_no_error(tmp_path, reader):
     for suffix in (".nii", ".nii.gz"):
         path = tmp_path / f"a{suffix}"
         nib.save(nib.Nifti1Image(IMAGE, np.eye(4)), path)
@@ -162,7 +162,7 @@ def test_a_change_of_ctime_alone_is_no_error(tmp_path, reader):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_file_that_is_rewritten_all_the_time_is_never_a_mixture(tmp_path, reader, suffix):
+def test_versions_of_a_constantly_rewritten_file_are_never_mixed(tmp_path, reader, suffix):
     shape = (64, 64, 40)
     versions = [content_of(np.full(shape, value, np.int16), tmp_path) for value in (1, 2)]
     if suffix == ".nii.gz":
@@ -196,7 +196,7 @@ def test_a_file_that_is_rewritten_all_the_time_is_never_a_mixture(tmp_path, read
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_file_of_the_future_is_read_as_any_other(tmp_path, reader, suffix):
+def test_a_file_with_a_future_time_is_read(tmp_path, reader, suffix):
     path = tmp_path / f"a{suffix}"
     nib.save(nib.Nifti1Image(IMAGE, np.eye(4)), path)
     os.utime(path, (4 * 10**9, 4 * 10**9))

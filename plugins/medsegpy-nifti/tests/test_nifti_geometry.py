@@ -1,4 +1,4 @@
-"""Spacing, affines and grids of NIfTI files, against nibabel."""
+"""Spacing, affines and grids of NIfTI files, compared with nibabel."""
 
 import itertools
 import struct
@@ -47,7 +47,7 @@ def pair(folder, image_affine=AFFINE, mask_affine=AFFINE, image=IMAGE, mask=MASK
 
 @st.composite
 def affines(draw):
-    """Affines that a NIfTI file can hold: oblique, of either handedness, in float32."""
+    """Affines that a NIfTI file can store: oblique, of either handedness, in float32."""
     angles = [draw(st.floats(-0.7, 0.7)) for _ in range(3)]
     mirrored = draw(st.sampled_from([1, -1]))
     matrix = np.eye(4)
@@ -57,13 +57,13 @@ def affines(draw):
 
 
 @given(affines())
-def test_spacing_and_directions_are_those_of_nibabel(affine):
+def test_spacing_and_directions_equal_those_of_nibabel(affine):
     assert spacing_of(affine) == pytest.approx(nib.affines.voxel_sizes(affine), rel=1e-6)
     assert axis_codes(affine) == nib.aff2axcodes(affine)
 
 
 @given(affines(), st.permutations(range(3)), st.tuples(*[st.sampled_from([1, -1])] * 3))
-def test_what_nibabel_reorients_is_put_back(affine, order, signs):
+def test_reorientation_by_nibabel_is_undone(affine, order, signs):
     source = nib.Nifti1Image(IMAGE, affine)
     turned = source.as_reoriented(np.array(list(zip(order, signs, strict=True))))
     how = alignment(Grid(turned.shape, turned.affine), Grid(IMAGE.shape, affine))
@@ -110,7 +110,7 @@ def test_grids_are_compared(tmp_path, shift, axis, flips):
 
 
 @pytest.mark.parametrize("tag", ["DefaultDataLoader", "PatchDataLoader"])
-def test_loaders_and_check_refuse_a_mask_on_another_grid(tmp_path, tag):
+def test_loaders_and_check_reject_a_mask_on_another_grid(tmp_path, tag):
     mirrored = AFFINE * [-1, 1, 1, 1]
     whole = pair(tmp_path / "set", AFFINE, mirrored)
     slices = [whole | {"slice_id": i, "scan_num_slices": 4} for i in range(1, 5)]
@@ -136,7 +136,7 @@ def test_a_mask_without_geometry_is_compared_by_index(tmp_path):
 
 
 def edited(path, *parts):
-    """Put values into a header: (offset, format, values)."""
+    """Change values in a header: (offset, format, values)."""
     content = bytearray(path.read_bytes())
     for offset, form, values in parts:
         content[offset : offset + struct.calcsize(form)] = struct.pack(form, *values)

@@ -1,4 +1,4 @@
-"""All loaders give the same batches as on the same data in HDF5."""
+"""All loaders give the same batches as for the same data in HDF5."""
 
 import nibabel as nib
 import numpy as np
@@ -55,7 +55,7 @@ def datasets(request, tmp_path):
 
 
 @pytest.mark.parametrize(("tag", "size"), TAGS)
-def test_batches_are_those_of_hdf5(datasets, tag, size):
+def test_batches_equal_those_of_hdf5(datasets, tag, size):
     loaders = [
         build_loader(Config(TAG=tag, IMG_SIZE=size, SEED=3, CATEGORIES=[2, (0, 1)], NUM_WORKERS=2), name, batch_size=5)
         for name in datasets
@@ -66,7 +66,7 @@ def test_batches_are_those_of_hdf5(datasets, tag, size):
 
 
 @pytest.mark.parametrize(("tag", "size"), TAGS)
-def test_whole_scans_are_those_of_hdf5(datasets, tag, size):
+def test_whole_scans_equal_those_of_hdf5(datasets, tag, size):
     def model(batch):
         middle = batch[..., batch.shape[-1] // 2 : batch.shape[-1] // 2 + 1]
         return (middle > 100).astype(np.float32).repeat(3, -1)

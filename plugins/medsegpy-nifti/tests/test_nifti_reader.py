@@ -1,4 +1,4 @@
-"""Values as nibabel reads them, and what the headers say."""
+"""Values and header metadata equal those of nibabel."""
 
 import gzip
 import struct
@@ -33,7 +33,7 @@ def opened(d):
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", "u2", "<i4", "f4", ">f4", "<f8", "i8"])
-def test_values_and_types_are_those_of_nibabel(tmp_path, suffix, kind, dtype):
+def test_values_and_types_equal_those_of_nibabel(tmp_path, suffix, kind, dtype):
     array = IMAGE.astype(dtype)
     made = kind(array, np.eye(4), dtype=dtype)
     made.header.set_data_dtype(dtype)
@@ -49,7 +49,7 @@ def test_values_and_types_are_those_of_nibabel(tmp_path, suffix, kind, dtype):
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4"])
 @pytest.mark.parametrize(("slope", "inter"), [(0.1, -3.0), (1.0, 5.0), (-2.5, 0.0)])
-def test_scaled_values_are_those_of_nibabel(tmp_path, suffix, dtype, slope, inter):
+def test_scaled_values_equal_those_of_nibabel(tmp_path, suffix, dtype, slope, inter):
     path = tmp_path / f"a{suffix}"
     array = RNG.integers(0, 100, (6, 5, 4)).astype(dtype)
     made = nib.Nifti1Image(array, np.eye(4))
@@ -101,7 +101,7 @@ def test_the_unit_and_the_size_of_voxels(tmp_path):
         assert scan.metadata["spacing"] == (0.31, 0.31, 0.7)
 
 
-def test_a_header_without_space_says_nothing(tmp_path):
+def test_a_header_without_a_space_declares_nothing(tmp_path):
     d = save(tmp_path / "a.nii", IMAGE, sform=(None, 0), qform=(None, 0))
     content = bytearray((tmp_path / "a.nii").read_bytes())
     content[252:256] = bytes(4)  # both codes: unknown
@@ -130,7 +130,7 @@ def test_spacing_and_affine_follow_the_axes_of_the_dict(tmp_path):
         assert np.allclose(scan.metadata["affine"] @ [1, 2, 3, 1], affine @ [3, 1, 2, 1])
 
 
-def test_labels_behind_a_scale_factor(tmp_path):
+def test_labels_with_a_scale_factor(tmp_path):
     d = save(tmp_path / "a.nii", IMAGE)
     save(tmp_path / "a_seg.nii", LABELS.astype("u1"))
     with (tmp_path / "a_seg.nii").open("r+b") as file:
@@ -168,7 +168,7 @@ def test_label_maps(tmp_path):
         assert np.array_equal(scan.mask[...], (LABELS == 1)[..., None])
 
 
-def test_axes_of_size_one_are_left_out(tmp_path):
+def test_axes_of_size_one_are_removed(tmp_path):
     for shape in ((11, 9, 7, 1), (11, 9, 7, 1, 1)):
         with opened(save(tmp_path / "a.nii", IMAGE.reshape(shape))) as scan:
             assert np.array_equal(scan.image[...], IMAGE)
@@ -182,7 +182,7 @@ def test_axes_of_size_one_are_left_out(tmp_path):
             assert np.array_equal(scan.image[...], small)
 
 
-def test_four_axes_need_a_word(tmp_path):
+def test_four_axes_need_a_declaration(tmp_path):
     array = RNG.normal(size=(5, 4, 3, 2)).astype("f4")
     d = save(tmp_path / "a.nii", array)
     with pytest.raises(ReadError, match=r"3 axes, found 5 x 4 x 3 x 2.*image_axes='HWDC'"), opened(d):
@@ -268,7 +268,7 @@ def damaged(content, at, form, *values):
         pytest.param(lambda c: c[:100], "this is not a NIfTI file, or it is truncated", id="short"),
     ],
 )
-def test_a_broken_header_is_a_read_error(tmp_path, damage, reason, compressed):
+def test_an_invalid_header_is_a_read_error(tmp_path, damage, reason, compressed):
     d = save(tmp_path / "a.nii", IMAGE)
     content = damage((tmp_path / "a.nii").read_bytes())
     (tmp_path / "a.nii").write_bytes(gzip.compress(content) if compressed else content)
@@ -287,7 +287,7 @@ def test_nothing_is_printed_about_odd_headers(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_file_that_is_replaced_is_told_from_the_first(tmp_path):
+def test_a_replaced_file_is_detected(tmp_path):
     for name in ("a.nii", "a.nii.gz"):
         d = save(tmp_path / name, IMAGE)
         with opened(d) as scan:
@@ -302,7 +302,7 @@ def test_a_file_that_is_replaced_is_told_from_the_first(tmp_path):
                 scan.image[...]
 
 
-def test_too_much_at_once_is_refused(tmp_path, monkeypatch):
+def test_too_large_reads_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSEGPY_MAX_READ", "1000")
     with opened(save(tmp_path / "a.nii", IMAGE)) as scan:
         assert np.array_equal(scan.image[:5, 0], IMAGE[:5, 0])
@@ -310,7 +310,7 @@ def test_too_much_at_once_is_refused(tmp_path, monkeypatch):
             scan.image[...]
 
 
-def test_memory_of_unpacked_files_is_bounded(tmp_path):
+def test_memory_of_decompressed_files_is_bounded(tmp_path):
     import tracemalloc
 
     noise = RNG.integers(0, 2**15, (128, 128, 64)).astype("i2")  # 2 MiB
