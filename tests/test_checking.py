@@ -141,7 +141,7 @@ def test_one_bad_file_is_one_finding_and_the_others_are_checked(dicts, break_it,
     for finding in found["findings"]:
         assert finding["file"] in (dicts[3]["file_name"], dicts[3]["sem_seg_file"])
         assert any(word in finding["message"] for word in words.split("|"))
-    # The check went on behind it.
+    # The check continued after it.
     not_finite(dicts[13])
     assert len(check()["findings"]) == len(kinds) + 1
 

@@ -137,7 +137,7 @@ def test_records(depth_first):
         assert Record.from_dict(d, "given").dataset == "given"
 
 
-# -- all is as if the dataset had been asked for by name
+# -- equivalent to the name of the dataset
 
 
 def lists():

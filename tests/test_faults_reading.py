@@ -319,7 +319,7 @@ def failing_disk(folder, data):
     try:
         (root / "data.h5").write_bytes(data)
         subprocess.run([unmount, root], check=True)
-        # Cut in the middle of the contents, wherever they lie; what the file system says of itself lies before.
+        # Cut in the middle of the contents; the metadata of the file system come before them.
         image = disk.read_bytes()
         at = image.find(data[-8192:])
         assert at > 0

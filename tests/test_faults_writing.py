@@ -170,7 +170,7 @@ def test_a_writer_that_is_killed(tmp_path, what, compression):
             with h5py.File(d["file_name"]) as file:
                 stored = file["data" if what == "slices" else "volume"][...]
             assert np.array_equal(stored, image[:, :, d["slice_id"] - 1, None] if what == "slices" else image)
-    # What a killed writer leaves has a name that nobody reads.
+    # A killed writer leaves only a temporary file, which is never read.
     assert all(name.endswith((".im", ".seg", ".h5", ".tmp")) for name in os.listdir(tmp_path))
 
 

@@ -23,7 +23,7 @@ def test_size_of_a_chunk_index(tmp_path, libver, limit):
                 "data", (4, 5, 6), "f4", maxshape=limit, chunks=(2, 2, 2), compression=compression, track_times=ordered
             )
             made[:2] = 3
-            for i in range(attributes):  # so many that the header goes on elsewhere
+            for i in range(attributes):  # so many that the header needs a continuation block
                 made.attrs[f"a{i}"] = np.zeros(50)
             header = h5py.h5o.get_info(made.id).addr
         expected = -(-limit[0] // 2) * 9 if libver == "latest" and None not in limit else None

@@ -240,7 +240,7 @@ def test_foreground_patches_are_centered_on_a_category_drawn_evenly(tmp_path):
     mask = np.zeros((40, 40, 40, 4), np.uint8)
     mask[5:15, 5:15, 5:15, 0] = 1  # a thousand voxels
     mask[30, 31, 32, 1] = 1  # one
-    mask[20, 20, 20, 3] = 1  # not asked for; category 2 is not there
+    mask[20, 20, 20, 3] = 1  # not selected; category 2 does not exist
     dicts = [save_volume(tmp_path, np.zeros((40, 40, 40), np.float32), mask)]
     cfg = Config(IMG_SIZE=(5, 4, 3), PATCHES_PER_SCAN=300, FOREGROUND_RATIO=1.0, SEED=0, CATEGORIES=[0, 1, 2])
     loader = RandomPatchDataLoader(cfg, dicts, shuffle=False, batch_size=300)

@@ -71,7 +71,7 @@ def visible(out):
 
 def test_work_of_a_killed_process_is_not_repeated(dicts, tmp_path):
     out = tmp_path / "out"
-    # The third name is printed before its scan is asked for: the process waits there to be killed.
+    # The third name is printed before its scan is read: the process waits there to be killed.
     process = start(dicts, out, waiting_at("0000002"), stdin=subprocess.PIPE)
     assert [process.stdout.readline().strip() for _ in range(3)] == [f"{n:07d}_V00" for n in range(3)]
     process.send_signal(signal.SIGKILL)
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_no_partial_files(dicts, tmp_path):
     assert str(out / "original.h5") in errors
     assert visible(out) == []
     assert not list(out.glob("**/*.tmp"))
-    # With room, it goes on from there.
+    # With free space, it continues from there.
     assert pack_dataset("original", out).scans_packed == 0
     assert whole(out)
 

@@ -141,7 +141,7 @@ class H5Array(LazyReads):
         out[...] = values
 
     def place(self, selection: Selection) -> Place | None:
-        """Say where a box lies in the file, see `LazyReads.place`."""
+        """Return the place of a box in the file, see `LazyReads.place`."""
         layout = self._layout
         vetted = layout.form.vetted
         found = layout.block(selection)

@@ -140,6 +140,7 @@ def read_contiguous(
     Raises:
         ReadError: The file ends early, or the device fails. Without a path.
     """
+    # If the bytes are in memory, NumPy can index them directly.
     if not isinstance(file, int):
         stored = stored_bytes(file, offset, math.prod(shape) * dtype.itemsize)
         out[...] = np.ndarray(shape, dtype, stored)[selection]
@@ -174,6 +175,7 @@ def _read_runs(
             _read_run(file, base + sum(map(int.__mul__, index, strides)), dtype, out[index], direct)
         return
     span = sum((n - 1) * stride for n, stride in zip(inner, strides[split:], strict=True)) + itemsize
+    # Read each span into scratch memory, in which `box` is a view of the selected elements.
     scratch = _scratch_bytes(span)
     box = np.ndarray(inner, dtype, scratch, strides=strides[split:])
     for index in outer:

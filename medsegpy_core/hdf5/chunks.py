@@ -132,6 +132,7 @@ class _InflatedChunks:
     def read_whole(self, stored: Array, out: Array) -> bool:
         """Read a whole dataset; `stored` has one row per chunk."""
         straight = self.fit(out)
+        # Zero the output, because the backend does not write all-zero chunks.
         whole = out if straight else np.empty(out.shape, self._dtype)
         whole[...] = 0
         strides, item, places = _geometry(self._shape, out.shape, self._dtype.itemsize)
@@ -155,6 +156,7 @@ class _InflatedChunks:
             for elements, (number, local, target) in zip(chunks, [pieces[i] for i in some], strict=True):
                 part = out[target]
                 part[...] = elements[local]
+                # A chunk that was used completely will not be needed again.
                 if part.shape != self._shape:
                     keep_chunk(self._layout, number, elements)
         return True
@@ -278,6 +280,7 @@ def _read_ahead(file: int | Array, table: array[int]) -> int | Array | Span:
         return file
     first = min(written)
     length = max(at + size for at, size in zip(table[::3], sizes, strict=True) if size) - first
+    # One large read is faster than many small ones, unless more than half of it are gaps.
     return file if length > 2 * total else read_span(file, first, length)
 
 
@@ -316,6 +319,7 @@ class _Chunks:
         if stored == 0:
             out[...] = fill_value(self._vetted)
             return
+        # If all filters were skipped for this chunk, it is a contiguous array.
         if mask & self._unfiltered == self._unfiltered:
             if stored != self._size:
                 raise ReadError(f"chunk {number} has {stored:,} bytes instead of {self._size:,}")
@@ -339,6 +343,7 @@ class _Chunks:
     def _decoded(self, raw: Array, number: int, mask: int) -> Array | None:
         """Return the elements of a chunk; None: it is known to be all zeros."""
         filters, size = self._vetted.filters, self._size
+        # Only an extreme compression ratio suggests zeros; hashing the bytes of other chunks would cost time.
         seen = (raw.tobytes(), mask, size, filters) if len(raw) * _ZERO_RATIO < size else None
         if seen is not None and seen in _zeros:
             return None

@@ -132,12 +132,12 @@ class Place(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where a box of one record lies in files.
+    """The places of a box of one record in files.
 
     Attributes:
-        image: The image.
-        mask: The mask with all its channels; None: it is not wanted.
-        channels: The channels of the mask, a byte each; None: they are the bits of one byte.
+        image: The place of the image.
+        mask: The mask with all its channels; None: not requested.
+        channels: The number of mask channels of one byte each; None: the channels are the bits of one byte.
     """
 
     image: Place

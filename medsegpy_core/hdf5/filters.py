@@ -153,6 +153,7 @@ def _stages(filters: Filters, mask: int, size: int) -> tuple[tuple[Filter, tuple
     for i, (number, values) in enumerate(filters):
         if mask >> i & 1:
             continue
+        # On write, this filter got `expected` bytes; the next one gets what this filter made of them.
         stages.append((FILTERS[number], values, expected))
         expected = FILTERS[number].encoded_size(expected)
     return tuple(reversed(stages))
@@ -183,7 +184,7 @@ class Deflate(Filter):
     """gzip."""
 
     def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
-        """Undo it, see `Filter.decode`."""
+        """See `Filter.decode`."""
         del values
         begin, failure = _inflater()
         inflater = begin()
@@ -208,7 +209,7 @@ class Bzip2(Filter):
     foreign = True
 
     def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
-        """Undo it, see `Filter.decode`."""
+        """See `Filter.decode`."""
         del values
         import bz2
 
@@ -240,7 +241,7 @@ class Shuffle(Filter):
         return size
 
     def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
-        """Undo it, see `Filter.decode`."""
+        """See `Filter.decode`."""
         del expected, size
         itemsize = values[0] if values else 1
         if itemsize <= 1 or len(data) < 2 * itemsize:
@@ -248,6 +249,7 @@ class Shuffle(Filter):
         source = np.frombuffer(data, np.uint8)
         count = len(source) // itemsize
         result = np.empty(len(source), np.uint8)
+        # The library does not shuffle bytes after the last whole element.
         whole = count * itemsize
         np.copyto(result[:whole].reshape(count, itemsize), source[:whole].reshape(itemsize, count).T)
         result[whole:] = source[whole:]
@@ -291,9 +293,12 @@ def _fletcher32(data: NDArray[np.uint8]) -> tuple[int, int]:
     sum1 = sum2 = 0
     for start in range(0, len(words), _WORDS_AT_ONCE):
         block = words[start : start + _WORDS_AT_ONCE].astype(np.uint64)
+        # Both sums of a block at once: the second sum adds up all intermediate values of the first. The blocks are so
+        # small that uint64 cannot overflow; Python's ints take up the totals.
         running = np.cumsum(block)
         sum2 += len(block) * sum1 + int(running.sum())
         sum1 += int(running[-1])
+    # An odd last byte is the high byte of a word.
     if len(data) % 2:
         sum1 += int(data[-1]) << 8
         sum2 += sum1
@@ -470,8 +475,9 @@ class PluginFilter(Filter):
         return True
 
     def decode(self, values: tuple[int, ...], data: Bytes, expected: int | None, size: int) -> Bytes:
-        """Undo it, see `Filter.decode`."""
+        """See `Filter.decode`."""
         del size
+        # Check first: some filters trust the sizes in the data, and read or write beyond their buffers.
         stored = bytes(data)
         found, decoded = self._undo(values, stored, expected) if self.is_sound(values, stored, expected) else (0, None)
         if decoded is None:
@@ -485,7 +491,7 @@ class PluginFilter(Filter):
         libc = _libc()
         function = _c_function(self.name)
         client = (ctypes.c_uint * max(1, len(values)))(*values)
-        # The filter frees the given buffer, and replaces it with its own.
+        # The filter frees the given buffer, and replaces it with its own; so allocate it as the library does.
         buffer = ctypes.c_void_p(libc.malloc(max(1, len(data))))
         if buffer.value is None:
             raise MemoryError(f"{len(data):,} bytes")
@@ -516,6 +522,7 @@ class Lz4(PluginFilter):
     def is_sound(self, values: tuple[int, ...], data: bytes, expected: int | None) -> bool:
         """Check the size (8 bytes) and the block size (4), big-endian, and the size (4) before each block."""
         del values, expected
+        # Limit the size as well: the filter allocates it before it decodes anything.
         size, block = int.from_bytes(data[:8]), int.from_bytes(data[8:12])
         return len(data) >= 12 and 0 < block <= _LARGEST and size <= _LARGEST and _blocks_fit(data, -(-size // block))
 

@@ -281,7 +281,7 @@ def _ask(operation: str, path: str, arguments: tuple[Any, ...], out: Array | Non
 
 
 def locate_by_helper(path: str, keys: Sequence[str]) -> Layout:
-    """Run `layout.look` in the helper."""
+    """Run `read.locate` in the helper."""
     layout: Layout = _ask("locate", path, (tuple(keys),))[1]
     return layout
 

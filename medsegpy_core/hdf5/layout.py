@@ -68,6 +68,7 @@ def contiguous_offset(dataset: Any, vetted: Vetted, path: str, key: str, compare
         return None
     if not compare:
         return int(offset)
+    # Read the start of the first row with the library, and compare it with the bytes at the reported offset.
     count = max(1, min(vetted.shape[-1], _COMPARED_BYTES // vetted.dtype.itemsize))
     first = np.empty(count, vetted.dtype)
     space = dataset.get_space()
@@ -152,6 +153,7 @@ def _sample(found: list[_Chunk]) -> list[_Chunk]:
     """
     if not found:
         return []
+    # Always include both ends of the index, and the chunk closest to the end of the file.
     chosen = [found[0], max(found, key=lambda chunk: chunk[1] + chunk[2]), found[-1]]
     size = sum(chunk[2] for chunk in chosen)
     for chunk in found:
@@ -171,6 +173,7 @@ def stored_chunk(dataset: Any, corner: tuple[int, ...], size: int) -> tuple[int,
         size: The stored size in the chunk index. The library may report another size, but then fill as many bytes as
             the index declares.
     """
+    # The buffer must be large enough for either size.
     space = np.empty(
         max(size, dataset.get_type().get_size() * math.prod(dataset.get_create_plist().get_chunk())), np.uint8
     )

@@ -115,7 +115,7 @@ class AtIndex(LazyReads):
         self._base.read_into((*selection[:axis], self._at, *selection[axis:]), out[self._expand])
 
     def place(self, selection: Selection) -> Place | None:
-        """Say where a box lies in the file, see `LazyReads.place`."""
+        """Return the place of a box in the file, see `LazyReads.place`."""
         axis = self._axis
         return self._base.place((*selection[:axis], self._at, *selection[axis:]))
 

@@ -53,9 +53,11 @@ class ReturnedBuffers:
         size = math.prod(shape) * np.dtype(dtype).itemsize + _CACHE_LINE
         with self._lock:
             kept = self._memory.setdefault(name, [])
+            # Index instead of iterating: a loop variable would be one more reference.
             for i in range(len(kept)):
                 if kept[i].size == size and _references(kept, i) == _UNSHARED:
                     return _aligned(kept[i], shape, dtype)
+            # All are in use: stop tracking the oldest, which stays valid for its holders.
             if len(kept) >= self._most:
                 kept.pop(0)
             kept.append(np.empty(size, np.uint8))

@@ -304,7 +304,7 @@ def test_threads_and_reused_buffers_give_the_same_batches(slices):
 def test_a_loader_keeps_the_backend_that_it_was_built_with(slices, rows_left, monkeypatch):
     native, plain = loader_of(slices), without_kernels(lambda: loader_of(slices))
     expected = [[array.copy() for array in batch] for batch in plain]
-    assert not rows_left  # the kernels were not asked
+    assert not rows_left  # the kernels were not called
     monkeypatch.setenv("MEDSEGPY_LOAD_PLUGINS", "")
     assert current_backend() is NUMPY
     for batch, other in zip(native, expected, strict=True):

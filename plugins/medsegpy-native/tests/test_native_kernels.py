@@ -56,7 +56,7 @@ def test_collating_is_a_logical_or(collation, voxels, density, dtype, bits, data
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     planes = (rng.random((voxels, channels)) < density * rng.random((voxels, 1))).astype(np.uint8)
     table = bit_table(categories, background, np.dtype(dtype))
-    # Any place in memory: aligned or not, with something behind it that must stay as it is.
+    # Any address in memory, aligned or not, followed by bytes that must not change.
     size = voxels * table[0].nbytes
     memory = np.full(size + 192, 77, np.uint8)
     first = data.draw(st.integers(0, 64))
@@ -174,7 +174,7 @@ def test_a_replaced_file_is_skipped(file):
     file.unlink()
     assert not done(place)
     os.mkfifo(file)
-    assert not done(place)  # and does not wait for somebody to write
+    assert not done(place)  # and does not wait for a writer
 
 
 def test_a_truncated_file_is_skipped(file):

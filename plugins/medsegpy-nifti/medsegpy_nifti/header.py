@@ -235,7 +235,7 @@ def _header_of(header: Any, pixdim: list[float], path: Path, stamp: Stamp, compr
 
 
 def _states_spacing(header: Any, pixdim: list[float], rank: int) -> bool:
-    """Say whether the voxel sizes mean something: programs that know none write 1 and leave sform and qform out."""
+    """Return whether the voxel sizes are meaningful: programs that do not know them write 1 without sform and qform."""
     codes = int(header["sform_code"]), int(header["qform_code"])
     return max(codes) > 0 or any(size != 1 for size in pixdim[1 : min(rank, 3) + 1])
 
