@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medsegpy_core.data.records import Record
-    from medsegpy_core.hdf5.extents import Place
 
     Array: TypeAlias = NDArray[Any]
 
@@ -80,11 +79,11 @@ class ReadsInto(LazyArray, Protocol):
 class HasPlace(LazyArray, Protocol):
     """A `LazyArray` that knows the location of boxes in its file, so that compiled kernels can read many in one call.
 
-    * ``place(selection)`` accepts the same selections as ``read_into``, but no empty axis, and returns the location, or
-      None if it is unknown, or if the box is compressed or not contiguous.
+    * ``place(selection)`` accepts the same selections as ``read_into``, but no empty axis, and returns the location
+      (``medsegpy_core.hdf5.extents.Place``), or None if it is unknown, or if the box is compressed or not contiguous.
     """
 
-    def place(self, selection: Selection) -> Place | None: ...
+    def place(self, selection: Selection) -> Any: ...
 
 
 class PackedMask(LazyArray, Protocol):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from medsegpy_evaluation.compare import Comparison, ComparisonError, compare_results
     from medsegpy_evaluation.evaluator import SemSegEvaluator, build_evaluator, inference_on_dataset
     from medsegpy_evaluation.metrics import MetricOptions
-    from medsegpy_evaluation.policy import MissingPolicy
     from medsegpy_evaluation.predictions import evaluate_predictions
     from medsegpy_evaluation.scoring import score_masks
+    from medsegpy_evaluation.settings import MissingPolicy
     from medsegpy_evaluation.surfaces import SurfaceDistances, surface_distances
 
 __all__ = [
@@ -46,9 +46,9 @@ _MODULES = {
     "compare": "Comparison ComparisonError compare_results",
     "evaluator": "SemSegEvaluator build_evaluator inference_on_dataset",
     "metrics": "MetricOptions",
-    "policy": "MissingPolicy",
     "predictions": "evaluate_predictions",
     "scoring": "score_masks",
+    "settings": "MissingPolicy",
     "surfaces": "SurfaceDistances surface_distances",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

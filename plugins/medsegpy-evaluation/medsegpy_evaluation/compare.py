@@ -1,12 +1,13 @@
-"""`compare_results`: which of two or more models is better, by how much, and how sure that is."""
+"""`compare_results`: models compared by subject, with intervals, sign-flip tests, Holm and ranks, and its page."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from string import Template
 from typing import Any, Final
 
 import numpy as np
@@ -15,20 +16,197 @@ from numpy.typing import NDArray
 
 from medsegpy_core.text import counted
 from medsegpy_evaluation.compared_results import (
+    EXACT,
+    FEWEST,
+    LEVEL,
     OF_METRICS,
     ComparisonError,
     Model,
     Source,
+    holm,
+    mean_interval,
+    mean_ranks,
     named,
     read_model,
     refuse_differences,
     selected,
+    sign_flip_tests,
 )
-from medsegpy_evaluation.paired import EXACT, FEWEST, LEVEL, holm, mean_interval, mean_ranks, sign_flip_tests
-from medsegpy_evaluation.results import versions
-from medsegpy_evaluation.writers import csv_text, json_text, save_file
+from medsegpy_evaluation.pictures import Differences, difference_chart, html
+from medsegpy_evaluation.report import HEAD, SCRIPT, Cell, metric_table, number, span, table
+from medsegpy_evaluation.results import csv_text, json_text, save_file, versions
 
-__all__ = ["COLUMNS", "Comparison", "ComparisonError", "compare_results"]
+__all__ = [
+    "COLUMNS",
+    "Comparison",
+    "ComparisonError",
+    "better_in",
+    "compare_results",
+    "comparison_page",
+    "overview",
+    "reasons",
+    "title",
+]
+
+
+_PAGE: Final = Template("""<!doctype html>
+<html lang="en">
+<head>
+$head
+<title>Comparison of $names</title>
+</head>
+<body>
+<h1>Comparison of $names</h1>
+$overview
+<h2>Differences</h2>
+<p class="note">A difference is that of the first model minus the second, averaged over the scans of each subject;
+means are over subjects. The interval (95 %) is a t interval over subjects. <em>p</em> is that of a two-sided sign-flip
+test over subjects; <em>p (Holm)</em> is corrected for all $tests tests of this table. Left out: scans in which a value
+is undefined for one of the models.</p>
+$table
+$reasons
+<h2>Ranks</h2>
+$ranks
+<h2>Subjects</h2>
+<p class="note">A dot is a subject; the circle is the mean, the bar its interval.</p>
+$charts
+<h2>How it was compared</h2>
+<p>Values of missing structures by the policy that all results share:</p>
+$policy
+$metrics
+<details><summary>Models, settings and versions</summary><pre>$settings</pre></details>
+$script
+</body>
+</html>
+""")
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """Return the page of a comparison."""
+    tests = comparison.settings["correction"]["tests"]
+    parts = {
+        "head": HEAD,
+        "script": SCRIPT,
+        "names": ", ".join(html(model["name"]) for model in comparison.models),
+        "overview": "".join(f"<p>{html(line)}</p>" for line in overview(comparison)),
+        "tests": str(tests),
+        "table": _table(comparison),
+        "reasons": "".join(f"<p>{html(line)}</p>" for line in reasons(comparison.rows)),
+        "ranks": _ranks_table(comparison),
+        "charts": "\n".join(_charts(comparison)),
+        "policy": _policy(comparison.settings["policy"]),
+        "metrics": metric_table(comparison.settings["metrics"]),
+        "settings": html(
+            json_text({key: getattr(comparison, key) for key in ("models", "settings", "versions")}), lines=True
+        ),
+    }
+    return _PAGE.substitute(parts)
+
+
+def overview(comparison: Comparison) -> list[str]:
+    """Return what is to be known of a comparison before its numbers, in lines."""
+    subjects = len({point["subject"] for point in comparison.subjects})
+    lines = [f"{counted(comparison.models[0]['scans'], 'scan')}, {counted(subjects, 'subject')} with values."]
+    if comparison.truth == "same":
+        lines.append("All models were scored with the same masks, by their fingerprints.")
+    return lines + comparison.notes
+
+
+def reasons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return why rows have no p-value, each reason once."""
+    return [f"No p-value for {reason}." for reason in dict.fromkeys(row["reason"] for row in rows) if reason]
+
+
+def better_in(row: Mapping[str, Any]) -> str:
+    """Say in how many subjects which model is better, such as ``"unet in 12 of 20, vnet in 7"``."""
+    if row["higher_is_better"] is None:
+        return "no direction is better"
+    return f"{row['a']} in {row['a_better']} of {row['n']}, {row['b']} in {row['b_better']}"
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """Return the metric of a row with its unit."""
+    return f"{row['metric']} ({row['unit']})" if row["unit"] else row["metric"]
+
+
+def _table(comparison: Comparison) -> str:
+    several = len(comparison.models) > 2
+    a, b = ("first", "second") if several else (model["name"] for model in comparison.models)
+    header = [*(["models"] if several else []), "category", "metric", "n", "left out", a, b, "difference"]
+    rows = [
+        [
+            *([f"{row['a']} - {row['b']}"] if several else []),
+            row["category"],
+            title(row),
+            str(row["n"]),
+            str(row["left_out"]),
+            number(row["mean_a"]),
+            number(row["mean_b"]),
+            number(row["mean_difference"]),
+            span(row["ci_low"], row["ci_high"]),
+            number(row["p"]),
+            number(row["p_holm"]),
+            better_in(row),
+        ]
+        for row in comparison.rows
+    ]
+    return table([*header, "95 % interval", "p", "p (Holm)", "better"], rows, text=2 + several)
+
+
+def _ranks_table(comparison: Comparison) -> str:
+    if not comparison.ranks:
+        return "<p>No metric with values has a better direction.</p>"
+    rows: list[list[Cell]] = [
+        [rank["model"], number(rank["mean_rank"]), span(rank["ci_low"], rank["ci_high"]), number(rank["first"])]
+        for rank in comparison.ranks
+    ]
+    cells = counted(comparison.ranks[0]["cells"], "pair")
+    note = (
+        '<p class="note">Models are ranked by their means over subjects, 1 is best; ranks are averaged over '
+        f"{cells} of category and metric. Intervals (95 %) and leads: over subjects drawn with replacement.</p>"
+    )
+    return note + table(["model", "mean rank", "95 % interval", "leads in share of draws"], rows)
+
+
+def _charts(comparison: Comparison) -> Iterable[str]:
+    dots: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
+    for point in comparison.subjects:
+        key = (point["a"], point["b"], point["metric"], point["category"])
+        dots.setdefault(key, []).append((point["subject"], point["difference"]))
+    charts: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in comparison.rows:
+        charts.setdefault((row["a"], row["b"], row["metric"]), []).append(row)
+    for (a, b, metric), rows in charts.items():
+        found = [
+            Differences(
+                row["category"],
+                dots.get((a, b, metric, row["category"]), []),
+                row["mean_difference"],
+                None if row["ci_low"] is None else (row["ci_low"], row["ci_high"]),
+            )
+            for row in rows
+        ]
+        higher = rows[0]["higher_is_better"]
+        side = f"{a} is higher" if higher is None else f"{a if higher else b} is better"
+        yield f"<h3>{html(title(rows[0]))}: {html(a)} - {html(b)}</h3>"
+        yield f'<p class="note">Right of zero {html(side)}.</p>{difference_chart(found)}'
+
+
+def _policy(policy: Mapping[str, Any]) -> str:
+    missed, hallucinated = policy.get("missed", {}), policy.get("hallucinated", {})
+    rows: list[list[Cell]] = [
+        [name, _rule(missed, name), _rule(hallucinated, name)] for name in dict.fromkeys((*missed, *hallucinated))
+    ]
+    words = "".join(
+        f"<p><strong>{html(key)}</strong>: {html(text)}</p>" for key, text in policy.items() if isinstance(text, str)
+    )
+    return table(["metric", "missed", "hallucinated"], rows, text=3) + words
+
+
+def _rule(rules: Mapping[str, Any], name: str) -> str:
+    rule = rules.get(name, "not stated")
+    return "undefined" if rule is None else str(rule)
+
 
 COLUMNS: Final = (
     "category",
@@ -113,8 +291,6 @@ class Comparison:
         Raises:
             OSError: A file cannot be written.
         """
-        from medsegpy_evaluation.compare_page import comparison_page
-
         folder = Path(folder)
         save_file(folder / "compare.csv", csv_text(COLUMNS, self.rows))
         save_file(folder / "compare.json", json_text(self.as_dict()))
@@ -259,9 +435,9 @@ def _test(
         else:
             row["reason"] = f"{counted(len(found), 'subject')}: a sign-flip test needs {FEWEST} to reach 0.05"
     differences: NDArray[np.float64] = np.zeros((len(tested), len(subjects)))
-    for number, (_, found) in enumerate(tested):
+    for nth, (_, found) in enumerate(tested):
         for point in found:
-            differences[number, place[point["subject"]]] = point["difference"]
+            differences[nth, place[point["subject"]]] = point["difference"]
     results = sign_flip_tests(differences, flips, seed)
     corrected = holm([p for p, _ in results])
     for (row, _), (p, exact), adjusted in zip(tested, results, corrected, strict=True):
@@ -283,13 +459,13 @@ def _ranks(
     scans_of: dict[str, list[str]] = {subject: [] for subject in subjects}
     for scan, facts in models[0].scans.items():
         scans_of[facts.subject].append(scan)
-    for number, (category, metric, higher) in enumerate(cells):
+    for nth, (category, metric, higher) in enumerate(cells):
         by_model = [model.values[category, metric] for model in models]
         for position, subject in enumerate(subjects):
             defined = [s for s in scans_of[subject] if all(by_scan[s] is not None for by_scan in by_model)]
             for place, by_scan in enumerate(by_model if defined else ()):
                 total = math.fsum(value for scan in defined if (value := by_scan[scan]) is not None)
-                values[place, number, position] = (1 if higher else -1) * total / len(defined)
+                values[place, nth, position] = (1 if higher else -1) * total / len(defined)
     ranked = int((~np.isnan(values[0])).any(axis=1).sum())
     if not ranked:
         return []

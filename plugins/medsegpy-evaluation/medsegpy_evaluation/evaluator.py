@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from medsegpy_core import ConfigError, MetadataCatalog, MetadataError
 from medsegpy_core.data import checked_affine, parse_scan_name
 from medsegpy_evaluation.pictures import category_colors
-from medsegpy_evaluation.policy import MissingPolicy
-from medsegpy_evaluation.prediction_files import file_stem
+from medsegpy_evaluation.prediction_files import file_stem, save_prediction
 from medsegpy_evaluation.report import write_report
-from medsegpy_evaluation.results import FailedScan, document_of
-from medsegpy_evaluation.saving import save_prediction
-from medsegpy_evaluation.scoring import ScanScores, problems_of, score_scan, workers
-from medsegpy_evaluation.settings import make_settings
+from medsegpy_evaluation.results import FailedScan, document_of, write_tables
+from medsegpy_evaluation.scores import ScanScores
+from medsegpy_evaluation.scoring import problems_of, score_scan, workers
+from medsegpy_evaluation.settings import MissingPolicy, make_settings
 from medsegpy_evaluation.statistics import Bootstrap
-from medsegpy_evaluation.writers import write_tables
 
 if TYPE_CHECKING:
     import os

@@ -77,7 +77,6 @@ def medsegpy_register_metrics() -> list[MetricSpec]:
 @hookimpl
 def medsegpy_register_commands() -> list[click.Command]:
     """Bring ``medsegpy evaluate`` and ``medsegpy compare``."""
-    from medsegpy_evaluation.command import evaluate
-    from medsegpy_evaluation.compare_command import compare
+    from medsegpy_evaluation.command import compare, evaluate
 
     return [evaluate, compare]

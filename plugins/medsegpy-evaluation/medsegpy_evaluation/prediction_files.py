@@ -1,4 +1,4 @@
-"""Predictions that lie in files, one a scan: found by name, opened, and brought into the order of the categories."""
+"""Prediction files: found by name, opened, put on the grid of the scan, in the order of the categories, and written."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote, unquote
 
 import numpy as np
 from attrs import evolve, field, frozen
-from numpy.typing import NDArray
 
 from medsegpy_core import MedSegPyError, ReadError, Record
-from medsegpy_core.data import channels_of
+from medsegpy_core.data import Alignment, Grid, alignment, channels_of, describe, same_spacing
 from medsegpy_core.errors import closest_match
 from medsegpy_core.hdf5 import names_in, open_array
 from medsegpy_core.reading import all_readers, find_reader, value_codes
 from medsegpy_core.text import some
 from medsegpy_core.typing import CategoryId, LazyArray
-from medsegpy_evaluation.scoring import Binarization, ScoreSettings, largest_channel, wrong_values
+from medsegpy_evaluation.scoring import largest_channel, wrong_values
+from medsegpy_evaluation.settings import Binarization, ScoreSettings
+
+if TYPE_CHECKING:
+    from medsegpy_core.typing import Array
+    from medsegpy_evaluation.settings import ScoreSettings
+
 
 __all__ = [
     "BACKGROUND",
@@ -34,11 +39,72 @@ __all__ = [
     "labelled",
     "list_predictions",
     "open_prediction",
+    "placed",
     "problems_of_layout",
+    "save_prediction",
     "scoring_settings",
 ]
 
-Array: TypeAlias = NDArray[Any]
+
+def placed(
+    prediction: Grid, file: Mapping[str, Any], resolved: Mapping[str, Any], shape: Sequence[int], *, trusted: bool
+) -> tuple[Alignment, list[str]]:
+    """Return how to bring a prediction onto the grid of a scan.
+
+    Affines are compared if both have one. Otherwise voxels are compared by index, and spacings that both state must
+    agree within 1 %: a spacing says how large voxels are, often rounded, and not where they lie.
+
+    Args:
+        prediction: Its grid.
+        file: What the file of the scan says of ``spacing`` and ``affine``.
+        resolved: What holds for the scan, by the dataset dict and the metadata. A prediction may be on either grid.
+        shape: Of the scan, spatial.
+        trusted: Whether the dataset says that voxels correspond by index whatever the files say (`trust_geometry`).
+
+    Returns:
+        The alignment (nothing moves if there is none), and what is wrong.
+    """
+    unmoved = Alignment(tuple(range(len(shape))), ())
+    grids = _grids_of_scan(prediction, file, resolved, shape)
+    found = {how for grid in grids if (how := _alignment(prediction, grid)) is not None}
+    if len(found) == 1:
+        return found.pop(), []
+    if sorted(prediction.shape) != sorted(shape) or trusted:
+        return unmoved, []  # the shape is looked at next
+    known = " or ".join(dict.fromkeys(map(describe, grids)))
+    if found:
+        return unmoved, [f"the prediction, {describe(prediction)}, fits two grids of the scan in two ways: {known}"]
+    if prediction.affine is None and prediction.shape != tuple(shape):
+        return unmoved, []
+    problem = f"the prediction is on another grid than the scan: {describe(prediction)}, not {known}"
+    return unmoved, [f"{problem}. Resample it to the scan, or write the affine that holds"]
+
+
+def _alignment(prediction: Grid, grid: Grid) -> Alignment | None:
+    if prediction.affine is not None and grid.affine is not None:
+        return alignment(prediction, grid)
+    if prediction.shape != grid.shape:
+        return None
+    # The thickness of a single slice does not matter.
+    axes = [axis for axis, n in enumerate(grid.shape) if n > 1]
+    sizes = [[s.spacing[a] for a in axes if a < len(s.spacing)] for s in (prediction, grid) if s.spacing is not None]
+    agree = len(sizes) < 2 or same_spacing(*sizes)
+    return Alignment(tuple(range(len(grid.shape))), ()) if agree else None
+
+
+def _grids_of_scan(
+    prediction: Grid, file: Mapping[str, Any], resolved: Mapping[str, Any], shape: Sequence[int]
+) -> list[Grid]:
+    """Return the grids that a prediction may be on, with as much as can be compared."""
+    stated = [Grid.of(shape, file), Grid.of(shape, resolved)]
+    exact = [grid for grid in stated if grid.affine is not None]
+    if prediction.affine is not None and exact:
+        return exact
+    # A spacing in the dataset dict holds, whatever the columns of the file's affine say.
+    spacings = [*(grid.spacing for grid in stated), Grid.of(shape, {"spacing": resolved.get("spacing")}).spacing]
+    known = dict.fromkeys(spacing for spacing in spacings if spacing is not None)
+    return [Grid(shape, None, spacing) for spacing in known] or [Grid(shape)]
+
 
 # The name of the channel that is none of the categories.
 BACKGROUND: Final = "background"
@@ -338,3 +404,44 @@ def default_channels(settings: ScoreSettings) -> tuple[str, ...]:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "no name"
+
+
+def save_prediction(
+    path: Path,
+    pred: Array,
+    form: Literal["labels", "probs"],
+    settings: ScoreSettings,
+    spacing: Sequence[float] | None,
+    affine: Any = None,
+) -> None:
+    """Write a prediction atomically, over an older one.
+
+    Args:
+        path: The file.
+        pred: H x W [x D] x C.
+        form: ``"probs"``: float32 as they are. ``"labels"``: binary, uint8, H x W [x D] x C: categories may overlap.
+        settings: Names the channels, and says what counts.
+        spacing: mm, kept as an attribute where it is known.
+        affine: 4 x 4, voxel index to RAS+ mm, kept as an attribute where it is known.
+    """
+    from medsegpy_core.hdf5 import atomic_h5
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == "probs":
+        data = np.asarray(pred, np.float32)
+    elif settings.binarization.activation == "softmax":
+        data = (largest_channel(pred)[..., None] == np.arange(pred.shape[-1])).view(np.uint8)
+    else:
+        # The background has no threshold of its own; it is written for completeness, never scored.
+        thresholds = (0.5,) * settings.background + settings.binarization.thresholds
+        data = np.empty(pred.shape, np.uint8)
+        for channel, threshold in enumerate(thresholds):
+            np.greater(pred[..., channel], threshold, out=data[..., channel], casting="unsafe")
+    with atomic_h5(path, overwrite=True) as file:
+        dataset = file.create_dataset(form, data=data, chunks=True, compression="gzip", compression_opts=1)
+        names = [name.encode(errors="surrogateescape") for name in default_channels(settings)]
+        dataset.attrs[CHANNELS_ATTRIBUTE] = np.array(names)
+        if spacing is not None:
+            dataset.attrs["spacing"] = np.asarray(spacing, np.float64)
+        if affine is not None:
+            dataset.attrs["affine"] = np.asarray(affine, np.float64)

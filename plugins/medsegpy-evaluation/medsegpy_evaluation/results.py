@@ -1,28 +1,114 @@
-"""The result of an evaluation as one document of plain values: what ``metrics.json`` holds and `evaluate` returns."""
+"""Results as documents and tables: ``metrics.csv``, ``metrics.json`` and ``summary.csv``."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Final
 
 from attrs import frozen
 
-from medsegpy_core.text import counted
-from medsegpy_evaluation.scoring import ScanScores, ScoreSettings
+from medsegpy_core.reading import replace_file
+from medsegpy_core.text import counted, printable
+from medsegpy_evaluation.scores import ScanScores
+from medsegpy_evaluation.settings import ScoreSettings
 from medsegpy_evaluation.statistics import Bootstrap, grouped_means, rms_cv, summarize
 
 __all__ = [
+    "METRIC_COLUMNS",
+    "SUMMARY_COLUMNS",
     "FailedScan",
+    "csv_text",
     "document_of",
+    "json_text",
     "ranking_metric",
+    "save_file",
     "undefined_lines",
     "unknown_line",
     "versions",
     "worst_first",
+    "write_tables",
 ]
+
+
+METRIC_COLUMNS: Final = ("scan", "subject", "category", "metric", "value")
+# What spreadsheets take for the beginning of a formula; and the apostrophe that says that it is none.
+_FORMULA: Final = ("=", "+", "-", "@", "'")
+_NUMBER: Final = re.compile(r"[+-]?\d+(\.\d+)?")
+SUMMARY_COLUMNS: Final = (
+    "category",
+    "metric",
+    "n",
+    "both_empty",
+    "missed",
+    "hallucinated",
+    "mean",
+    "sd",
+    "median",
+    "ci_low",
+    "ci_high",
+)
+
+
+def write_tables(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write ``metrics.csv``, ``summary.csv`` and ``metrics.json``.
+
+    Args:
+        folder: Made where it is not there.
+        document: What `SemSegEvaluator.evaluate` returns.
+    """
+    save_file(folder / "metrics.csv", csv_text(METRIC_COLUMNS, document["metrics"]))
+    save_file(folder / "summary.csv", csv_text(SUMMARY_COLUMNS, document["summary"]))
+    save_file(folder / "metrics.json", json_text(document))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV: the shortest form of a number that reads back as the same, an empty field for None.
+
+    Characters of names that cannot be seen are written as escapes, as everywhere but in JSON. Text that a spreadsheet
+    would take for a formula gets an apostrophe in front, and so does text that begins with one:
+    ``text.removeprefix("'")`` undoes it.
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(row[key]) for key in columns} for row in rows)
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON, with null for None, and nothing that JSON does not have."""
+    return _encodable(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
+
+
+def _encodable(text: str) -> str:
+    """Write what UTF-8 lacks (file names that are not valid UTF-8 have it) as escapes, which are those of JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def save_file(path: Path, content: str | bytes) -> None:
+    """Write a file, and the folder if it does not exist; readers see either the old content or the new.
+
+    Raises:
+        OSError: It cannot be written. What was there before is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, _encodable(content) if isinstance(content, str) else content)
+
 
 _FORMAT: Final = 1
 

@@ -7,16 +7,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from attrs import field, frozen
 from numpy.typing import NDArray
 
 from medsegpy_core.reading import UNLABELLED, UNLABELLED_UINT8
 from medsegpy_evaluation.calibration import has_probabilities
 from medsegpy_evaluation.metrics import MaskPair, Metric, MetricOptions, UndefinedMetricError, builtin
-from medsegpy_evaluation.policy import MissingPolicy, Status, status_of
+from medsegpy_evaluation.scores import ScanScores, StructureScores
+from medsegpy_evaluation.settings import MissingPolicy, ScoreSettings, status_of
 from medsegpy_evaluation.surfaces import joint_box
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     Bool: TypeAlias = NDArray[np.bool_]
 
 __all__ = [
-    "Binarization",
-    "ScanScores",
-    "ScoreSettings",
-    "StructureScores",
     "largest_channel",
     "problems_of",
     "score_masks",
@@ -42,108 +38,6 @@ __all__ = [
 _ROUNDING = 1e-5
 # Bytes that are looked at in one go: a slab stays in the cache for all that is asked of it.
 _SLAB = 1 << 21
-
-
-@frozen
-class Binarization:
-    """How predictions become masks.
-
-    Attributes:
-        activation: ``"sigmoid"``: each channel by itself, above its threshold. ``"softmax"``: the largest channel, the
-            first of those that are equal.
-        thresholds: One per category, for ``"sigmoid"``.
-    """
-
-    activation: Literal["sigmoid", "softmax"]
-    thresholds: tuple[float, ...]
-
-
-@frozen
-class ScoreSettings:
-    """What it takes to score a scan, in a form that pickles.
-
-    Attributes:
-        categories: The names of the categories that are scored, in the order of the channels.
-        background: Whether a channel for the background comes before those; it is not scored.
-        metrics: What is measured.
-        binarization: How predictions become masks.
-        options: What some of the metrics depend on.
-        policy: What metrics are worth where a structure is missing.
-    """
-
-    categories: tuple[str, ...]
-    background: bool
-    metrics: tuple[Metric, ...]
-    binarization: Binarization
-    options: MetricOptions = field(factory=MetricOptions)
-    policy: MissingPolicy = field(factory=MissingPolicy)
-
-    @property
-    def channels(self) -> int:
-        """How many channels a mask has."""
-        return len(self.categories) + self.background
-
-    def channel(self, category: int) -> int:
-        """The channel of the category at a position."""
-        return category + self.background
-
-    @property
-    def needing_spacing(self) -> list[str]:
-        """The names of the metrics that need the spacing."""
-        return [metric.name for metric in self.metrics if metric.spacing]
-
-    @property
-    def needing_probabilities(self) -> bool:
-        """Whether a metric needs probabilities."""
-        return any(metric.probabilities for metric in self.metrics)
-
-
-@frozen
-class StructureScores:
-    """One category in one scan.
-
-    Attributes:
-        category: Its name.
-        status: What became of it.
-        values: By the name of the metric; None: undefined.
-        voxels: How many voxels it has in the prediction and in the truth, unknown ones left out.
-        unknown: How many voxels of the scan are unknown in the truth.
-        errors: Wrong voxels in each slice (last spatial axis), where asked for.
-        truth: A text that differs if the truth differs: a voxel, what is unknown, or the shape. None: not recorded.
-        undefined: Why metrics have no value for what was predicted, by their names; missing structures are none of it.
-    """
-
-    category: str
-    status: Status
-    values: Mapping[str, float | None]
-    voxels: tuple[int, int]
-    unknown: int = 0
-    errors: tuple[int, ...] = field(default=(), repr=False)
-    truth: str | None = field(default=None, kw_only=True)
-    undefined: Mapping[str, str] = field(factory=dict, kw_only=True)
-
-
-@frozen
-class ScanScores:
-    """One scan.
-
-    Attributes:
-        scan: Its id.
-        subject: Whose it is; where nobody says, the scan's id stands in.
-        time_point: The visit, a number or text, or None.
-        spacing: mm, one per axis, or None.
-        shape: Spatial.
-        structures: One per category.
-        picture: A PNG of the slice with most wrong voxels, truth beside prediction; None where none was asked for.
-    """
-
-    scan: str
-    subject: int | str
-    time_point: int | str | None
-    spacing: tuple[float, ...] | None
-    shape: tuple[int, ...]
-    structures: tuple[StructureScores, ...]
-    picture: bytes | None = field(default=None, repr=False)
 
 
 @contextmanager

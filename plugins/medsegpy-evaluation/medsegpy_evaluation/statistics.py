@@ -9,8 +9,8 @@ import numpy as np
 from attrs import asdict, frozen
 from numpy.typing import NDArray
 
-from medsegpy_evaluation.policy import Status
-from medsegpy_evaluation.scoring import ScanScores
+from medsegpy_evaluation.scores import ScanScores
+from medsegpy_evaluation.settings import Status
 
 __all__ = ["Bootstrap", "as_text", "grouped_means", "rms_cv", "summarize"]
 

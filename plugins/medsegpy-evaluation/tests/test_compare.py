@@ -19,11 +19,12 @@ from scipy import stats
 from medsegpy_core import Config, MetadataCatalog, UnknownNameError
 from medsegpy_core.cli import cli
 from medsegpy_evaluation import ComparisonError, MissingPolicy, SemSegEvaluator, compare_results
-from medsegpy_evaluation.compare_page import comparison_page
+from medsegpy_evaluation.compare import comparison_page
+from medsegpy_evaluation.compared_results import EXACT, holm, mean_interval, sign_flip_tests
 from medsegpy_evaluation.metrics import MetricOptions, builtin
-from medsegpy_evaluation.paired import EXACT, holm, mean_interval, sign_flip_tests
 from medsegpy_evaluation.results import FailedScan, document_of
-from medsegpy_evaluation.scoring import Binarization, ScanScores, ScoreSettings, StructureScores
+from medsegpy_evaluation.scores import ScanScores, StructureScores
+from medsegpy_evaluation.settings import Binarization, ScoreSettings
 from medsegpy_evaluation.statistics import Bootstrap
 
 SHAPE = (12, 10, 6)

@@ -29,7 +29,7 @@ from medsegpy_core import (
 )
 from medsegpy_core.plugins.manager import PluginManager, default_manager, use_manager
 from medsegpy_evaluation import MissingPolicy, SemSegEvaluator, build_evaluator, inference_on_dataset, score_masks
-from medsegpy_evaluation.terminal import overview
+from medsegpy_evaluation.command import overview
 
 ALL = ["DSC", "VOE", "CV", "ASSD", "HD95", "HD", "NSD", "Precision", "Recall", "RVD"]
 SHAPE = (16, 14, 10)

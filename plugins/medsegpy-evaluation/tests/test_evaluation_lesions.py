@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from medsegpy_core import Config, ConfigError, DatasetCatalog, MetadataCatalog, scan_directory, write_volume
 from medsegpy_evaluation import MetricOptions, SemSegEvaluator, score_masks
+from medsegpy_evaluation.command import overview
 from medsegpy_evaluation.lesions import match_lesions
 from medsegpy_evaluation.metrics import METRICS
-from medsegpy_evaluation.terminal import overview
 
 LESIONS = ["LesionF1", "LesionPrecision", "LesionRecall", "LesionDSC", "LesionTP", "LesionFP", "LesionFN"]
 

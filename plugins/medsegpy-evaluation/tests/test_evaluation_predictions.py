@@ -34,7 +34,6 @@ from medsegpy_evaluation import (
     evaluate_predictions,
     inference_on_dataset,
     predictions,
-    store,
 )
 
 METRICS = ["DSC", "VOE", "ASSD", "HD95", "NSD", "RVD"]
@@ -365,8 +364,8 @@ def test_what_touches_a_file_and_not_its_content_changes_nothing(dataset, folder
     first = run(dataset, folder, tmp_path / "out")
     age(folder, tmp_path / "data")
     hashed = []
-    real = store.file_hash
-    monkeypatch.setattr(store, "file_hash", lambda path: hashed.append(path) or real(path))
+    real = predictions.file_hash
+    monkeypatch.setattr(predictions, "file_hash", lambda path: hashed.append(path) or real(path))
     done.clear()
     assert run(dataset, folder, tmp_path / "out") == first
     assert done == []

@@ -15,7 +15,7 @@ from medsegpy_core import Config, MetadataCatalog
 from medsegpy_core.drawing import PALETTE
 from medsegpy_evaluation import SemSegEvaluator
 from medsegpy_evaluation.metrics import METRICS
-from medsegpy_evaluation.pages import SCRIPT
+from medsegpy_evaluation.report import SCRIPT
 
 SHAPE = (24, 22, 8)
 NAMES = ["liver", "spleen", "left & right"]

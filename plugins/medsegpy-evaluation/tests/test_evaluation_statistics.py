@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsegpy_evaluation.charts import distribution_chart
-from medsegpy_evaluation.scoring import ScanScores, StructureScores
+from medsegpy_evaluation.pictures import distribution_chart
+from medsegpy_evaluation.scores import ScanScores, StructureScores
 from medsegpy_evaluation.statistics import Bootstrap, rms_cv, summarize
 
 

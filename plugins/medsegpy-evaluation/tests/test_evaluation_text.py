@@ -20,9 +20,9 @@ from medsegpy_core import Config, DatasetCatalog, MetadataCatalog, UnknownNameEr
 from medsegpy_core.cli import cli
 from medsegpy_core.text import printable
 from medsegpy_evaluation import SemSegEvaluator, compare_results, evaluate_predictions, score_masks
-from medsegpy_evaluation.pages import SCRIPT
+from medsegpy_evaluation.report import SCRIPT
+from medsegpy_evaluation.results import csv_text, json_text
 from medsegpy_evaluation.statistics import Bootstrap
-from medsegpy_evaluation.writers import csv_text, json_text
 
 HOSTILE = [
     '=HYPERLINK("http://x","y")',

@@ -14,7 +14,7 @@ import time
 import numpy as np
 from scipy import stats
 
-from medsegpy_evaluation.paired import holm, mean_interval, sign_flip_tests
+from medsegpy_evaluation.compared_results import holm, mean_interval, sign_flip_tests
 
 SUBJECTS, SCANS = 20, 4
 
