@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medsegpy_core.text import counted
-from medsegpy_evaluation.results import undefined_lines, unknown_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,6 +54,8 @@ def summary_table(document: Mapping[str, Any]) -> Table:
 
 def overview(document: Mapping[str, Any]) -> list[str]:
     """Return what else is to be said of an evaluation, in lines."""
+    from medsegpy_evaluation.results import undefined_lines, unknown_line
+
     scans = document["scans"]
     subjects = len({scan["subject"] for scan in scans})
     lines = [f"{counted(len(scans), 'scan')} of {counted(subjects, 'subject')} of {document['dataset']}."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsegpy_evaluation.pictures import distribution_chart
+from medsegpy_evaluation.pictures import Point, distribution_chart
 from medsegpy_evaluation.scores import ScanScores, StructureScores
 from medsegpy_evaluation.statistics import Bootstrap, rms_cv, summarize
 
@@ -81,6 +81,7 @@ def test_rms_cv():
 
 @pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [1e-9, 2e-9], [-3.0, 250.0], [0.1, 0.9, 0.95]])
 def test_charts_of_any_values(values):
-    svg = distribution_chart({"a": [(f"s{n}", v, False) for n, v in enumerate(values)], "b": []})
+    points = [Point(f"s{n}", v, marked=False, link=f"scan-{n}") for n, v in enumerate(values)]
+    svg = distribution_chart({"a": points, "b": []}, [(200, 0, 0), (0, 0, 200)])
     assert svg.count("<circle") == len(values)
     assert "nan" not in svg
