@@ -138,7 +138,7 @@ class Opener:
         """Open a record. `access` applies to reads of its arrays in this thread while it is open."""
         here = current_access()
         as_here = self.follows or here is self.access or here == self.access
-        return self._open(record) if as_here else self._open_so(record)
+        return self._open(record) if as_here else self._open_accessing(record)
 
     def opened(self, record: Record) -> CanonicalScan | None:
         """Return the arrays of a record if they keep no file open; None: they do, so open the record for each read.
@@ -168,10 +168,10 @@ class Opener:
 
     def _open(self, record: Record) -> AbstractContextManager[CanonicalScan]:
         kept = self._kept.get(record)
-        return self._open_anew(record) if kept is None else _Held(record, kept)
+        return self._open_fresh(record) if kept is None else _Held(record, kept)
 
     @contextmanager
-    def _open_anew(self, record: Record) -> Iterator[CanonicalScan]:
+    def _open_fresh(self, record: Record) -> Iterator[CanonicalScan]:
         category_ids = self.category_ids[record.dataset]
         with open_record(record, self._reader(record), category_ids, self.geometry) as opened:
             if opened.detached:
@@ -179,7 +179,7 @@ class Opener:
             yield opened
 
     @contextmanager
-    def _open_so(self, record: Record) -> Iterator[CanonicalScan]:
+    def _open_accessing(self, record: Record) -> Iterator[CanonicalScan]:
         with accessing(self.access), self._open(record) as opened:
             yield opened
 
