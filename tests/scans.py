@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -125,3 +127,21 @@ def sent_by_child(method, target, *arguments):
         return ours.recv()
     finally:
         process.join()
+
+
+def running(pid):
+    """Return whether a process is running; an ended one may still be a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return not state.strip().startswith("Z") and state.strip() != ""
+
+
+def all_end(pids, seconds=100):
+    """Wait for processes to end; return whether they did."""
+    deadline = time.monotonic() + seconds
+    while any(map(running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(running, pids))

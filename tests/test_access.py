@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from scans import make_scan, save_slices, save_volume, sent_by_child, settle
+from scans import all_end, make_scan, save_slices, save_volume, sent_by_child, settle
 
 from medsegpy_core import Config, ReadError, build_loader
 from medsegpy_core.hdf5 import extents, holds_dataset, isolation, open_array
@@ -287,20 +286,7 @@ def test_nothing_is_left_when_the_process_ends(path):
             [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
         )
         assert done.stderr == ""
-        deadline = time.monotonic() + 100
-        while running(int(done.stdout)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not running(int(done.stdout))
-
-
-def running(pid):
-    """Return whether a process is running; an ended one may still be a zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return not state.strip().startswith("Z") and state.strip() != ""
+        assert all_end([int(done.stdout)])
 
 
 # -- extents

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scans import make_scan, save_volume
+from scans import all_end, make_scan, save_volume
 
 from medsegpy_core import DatasetCatalog, ReadError, load_scan, pack_dataset, register_packed
 from medsegpy_core.packing import verify_packed
@@ -191,6 +191,28 @@ def test_an_unreadable_source_is_named_and_the_rest_is_kept(dicts, tmp_path):
     source.write_bytes(content)
     assert pack_dataset("original", out).scans_packed == 2
     assert whole(out)
+
+
+PARALLEL = """
+import functools, multiprocessing
+pack_dataset = functools.partial(pack_dataset, jobs=2)
+def watch(names, total):
+    for name in names:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        input()
+        yield name
+"""
+
+
+def test_workers_of_a_killed_process_end(dicts, tmp_path):
+    process = start(dicts, tmp_path / "out", PARALLEL, stdin=subprocess.PIPE)
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert all_end(workers)
+    assert pack_dataset("original", tmp_path / "out").scans_packed < 6
+    assert whole(tmp_path / "out")
 
 
 def test_in_several_processes_too(dicts, tmp_path):

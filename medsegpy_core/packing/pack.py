@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -354,7 +355,7 @@ class _Work:
             return
         # Not forked: threads of this process may hold locks.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(todo)), context) as pool:
+        with ProcessPoolExecutor(min(jobs, len(todo)), context, _end_with_parent) as pool:
             futures = {pool.submit(pack_scan, self.tasks[i], str(self._part(i))): i for i in todo}
             try:
                 for future in as_completed(futures):
@@ -445,3 +446,15 @@ class _Work:
 
 def _hash(values: Any) -> str:
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
+
+
+def _end_with_parent() -> None:
+    """End this worker process when the process that started it is killed: it would wait for tasks forever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
