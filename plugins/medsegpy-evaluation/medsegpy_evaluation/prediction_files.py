@@ -281,7 +281,7 @@ def is_label_map(
     Args:
         array: H x W [x D].
         form: What the file calls it.
-        names: Those of its channels; None: nobody says.
+        names: The names of its channels; None: unknown.
         values: Which labels mean what.
         settings: What is to be scored.
 
@@ -328,7 +328,7 @@ def decided(array: Array, names: Sequence[str] | None, settings: ScoreSettings) 
 
     Args:
         array: H x W [x D] x C.
-        names: Those of its channels; None: nobody says.
+        names: The names of its channels; None: unknown.
         settings: How probabilities become masks.
 
     Returns:

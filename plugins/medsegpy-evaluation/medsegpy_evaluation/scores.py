@@ -40,7 +40,7 @@ class ScanScores:
 
     Attributes:
         scan: Its id.
-        subject: Whose it is; where nobody says, the scan's id stands in.
+        subject: The subject; if it is unknown, the scan's id stands in.
         time_point: The visit, a number or text, or None.
         spacing: mm, one per axis, or None.
         shape: Spatial.
