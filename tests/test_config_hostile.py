@@ -68,7 +68,7 @@ def test_a_few_aliases_are_accepted(tmp_path):
         ("a.ini", "a = 1\n", "line 1"),
         ("a.yaml", '_BASE_: "b\\0.yaml"\n', "_BASE_"),
         ("a.yaml", "_BASE_: a.yaml\n", "circular"),
-        ("a.yaml", "x: " + "1" * 2**20, "at most"),
+        ("a.yaml", "x: " + "1" * 2**20, "the limit is"),
     ],
     ids=range(19),
 )
